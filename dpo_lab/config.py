@@ -1,0 +1,153 @@
+"""The knobs of a run: what they are called, what they do, what they start at.
+
+Plain dataclasses without torch, so that `dpo-lab train --help` answers at once. The string under each field is its
+one-line documentation: the command line prints it, the widgets show it as a tooltip.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+LossName = Literal[
+    "dpo", "cdpo", "robust", "ipo", "hinge", "sigmoid_norm", "exo_pair", "nca_pair", "bco_pair", "sppo_hard",
+    "apo_zero", "apo_down", "discopop", "dpop", "rpo", "simpo", "orpo", "cpo",
+]  # fmt: skip
+"""The keys of `losses.LOSSES`, which this file must not import (a test holds the two together)."""
+
+OptimizerName = Literal["adamw", "adam", "sgd", "rmsprop", "adafactor"]
+ScheduleName = Literal["constant", "linear", "cosine"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What SFT and DPO share: data shape, optimiser, schedule, and how often to look."""
+
+    epochs: float = 2.0
+    """Passes over the training data; fractions are allowed."""
+    max_steps: int | None = None
+    """Stop after this many optimiser steps, whatever `epochs` says."""
+    batch_size: int = 32
+    """Pairs (SFT: examples) per optimiser step, over all processes."""
+    micro_batch_size: int | None = None
+    """Pairs that one process puts through the model at a time; None lets `tokens_per_pass` decide."""
+    tokens_per_pass: int = 16384
+    """Most tokens that go through the model at a time; a larger batch is split and its gradients accumulated."""
+    learning_rate: float = 1e-4
+    """Peak learning rate; large pretrained models want 5e-7 to 5e-6."""
+    schedule: ScheduleName = "linear"
+    """How the learning rate falls after the warm-up: to zero, or not at all."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises from zero."""
+    optimizer: OptimizerName = "adamw"
+    """The update rule."""
+    weight_decay: float = 0.0
+    """Decay of weight matrices (not of biases or norms), decoupled for AdamW."""
+    adam_beta1: float = 0.9
+    """Memory of the gradient's mean (Adam, AdamW; momentum for SGD and RMSprop)."""
+    adam_beta2: float = 0.999
+    """Memory of the gradient's square (Adam, AdamW; RMSprop's alpha)."""
+    adam_epsilon: float = 1e-8
+    """Added to the root of the gradient's square."""
+    max_grad_norm: float | None = 1.0
+    """Clip the gradient to this norm; None leaves it."""
+    max_length: int = 1024
+    """Most tokens of prompt plus one completion; the prompt is shortened first, at its oldest part."""
+    precision: Precision = "float32"
+    """Arithmetic of the forward pass; weights, log-sum-exp and sums stay in float32."""
+    layout: Literal["shared", "separate"] = "shared"
+    """Rows: the prompt once with both completions (`shared`), or one row per completion (`separate`)."""
+    packing: bool = True
+    """Fill rows with several prompts instead of padding (shared layout)."""
+    group_by_length: bool = True
+    """Put pairs of similar length into the same batch; the order of the batches stays random."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    dropout: bool = False
+    """Keep the model's dropout; off by default, since policy and reference must be scored alike."""
+    seed: int = 0
+    """The one source of randomness: split, order, dropout, sampling."""
+    device: str = "auto"
+    """`auto` takes the GPU where there is one; or `cpu`, `cuda`, `cuda:1`, `mps`."""
+    log_every: int = 1
+    """Steps between two `Step` events; the device is waited for only then."""
+    evaluate_every: int | None = None
+    """Steps between two evaluations on the held-out data; None evaluates at the start and at the end."""
+    checkpoint_every: int | None = None
+    """Steps between two checkpoints; None writes one at the end and on interruption."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk."""
+
+    def __post_init__(self) -> None:
+        check = _Check(self)
+        check("epochs", self.epochs > 0, "must be positive", "1 to 3 are usual")
+        check("max_steps", self.max_steps is None or self.max_steps > 0, "must be positive", "None leaves it to epochs")
+        check("batch_size", self.batch_size >= 1, "must be at least 1", "32 is the usual start")
+        check("micro_batch_size", self.micro_batch_size is None or self.micro_batch_size >= 1, "must be at least 1",
+              "None lets tokens_per_pass decide")  # fmt: skip
+        check("tokens_per_pass", self.tokens_per_pass >= 1, "must be at least 1", "16384 is the usual start")
+        check("learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite",
+              "1e-4 for small models, 5e-7 to 5e-6 for large ones")  # fmt: skip
+        check("warmup", 0 <= self.warmup <= 1, "is a share of the steps and must lie in [0, 1]", "0.1 is usual")
+        check("weight_decay", 0 <= self.weight_decay < math.inf, "must not be negative", "0 or 0.01 are usual")
+        check("adam_beta1", 0 <= self.adam_beta1 < 1, "must lie in [0, 1)", "0.9 is usual")
+        check("adam_beta2", 0 <= self.adam_beta2 < 1, "must lie in [0, 1)", "0.999 is usual")
+        check("adam_epsilon", self.adam_epsilon > 0, "must be positive", "1e-8 is usual")
+        check("max_grad_norm", self.max_grad_norm is None or self.max_grad_norm > 0, "must be positive",
+              "1.0 is usual, None does not clip")  # fmt: skip
+        check("max_length", self.max_length >= 2, "must be at least 2", "it counts prompt plus completion")
+        check("log_every", self.log_every >= 1, "must be at least 1", "1 logs every step")
+        check("evaluate_every", self.evaluate_every is None or self.evaluate_every >= 1, "must be at least 1",
+              "None evaluates at the start and the end")  # fmt: skip
+        check("checkpoint_every", self.checkpoint_every is None or self.checkpoint_every >= 1, "must be at least 1",
+              "None writes one at the end")  # fmt: skip
+        check("keep_checkpoints", self.keep_checkpoints >= 1, "must be at least 1", "2 is usual")
+        for name, choices in (("optimizer", OptimizerName), ("schedule", ScheduleName), ("precision", Precision)):
+            allowed = choices.__args__
+            check(name, getattr(self, name) in allowed, "is not known", f"choose one of {', '.join(allowed)}")
+        check("layout", self.layout in ("shared", "separate"), "is not known", "choose shared or separate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig(TrainingConfig):
+    """Settings of a preference-tuning run."""
+
+    loss: LossName = "dpo"
+    """Which loss of the table `LOSSES`."""
+    beta: float | None = None
+    """Price of drifting from the reference: larger stays closer. None takes the loss's own (0.1 for dpo)."""
+    label_smoothing: float | None = None
+    """Share of labels believed to be flipped, in [0, ½), for the losses that have it."""
+    knobs: dict[str, float] = field(default_factory=dict)
+    """Further knobs of the chosen loss, such as `gamma` of simpo."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check = _Check(self)
+        known = LossName.__args__
+        check("loss", self.loss in known, "is not known", f"choose one of {', '.join(known)}")
+        check("beta", self.beta is None or 0 < self.beta < math.inf, "must be positive and finite",
+              "smaller values allow more drift from the reference, 0.1 is the usual start")  # fmt: skip
+        check("label_smoothing", self.label_smoothing is None or 0 <= self.label_smoothing < 0.5,
+              "must lie in [0, 0.5)", "at one half the labels say nothing; 0.1 is a usual guess")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(TrainingConfig):
+    """Settings of a supervised fine-tuning run: cross-entropy on the completions."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate; large pretrained models want 1e-5 to 2e-5."""
+
+
+class _Check:
+    """Raises with the value, the rule and the remedy."""
+
+    def __init__(self, config: object) -> None:
+        self.config = config
+
+    def __call__(self, name: str, holds: bool, rule: str, remedy: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} {rule}, got {getattr(self.config, name)!r}; {remedy}")
