@@ -1,0 +1,335 @@
+"""The table of losses: what the command line, the widgets, the course and the tests read.
+
+One entry per loss, with its formula in LaTeX, its own default knobs, what each knob does, and where it comes from.
+Adding a loss is a function in this folder, an entry here, and its name in `config.LossName`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from numbers import Real
+
+from torch import Tensor
+
+from dpo_lab.losses import anchored, gap, reference_free
+from dpo_lab.losses.modifiers import Divergence, divergence_named, under_divergence
+from dpo_lab.losses.pairs import PairScores
+
+SYMBOLS: dict[str, str] = {
+    r"a": "log π/π_ref of the chosen completion, in nats",
+    r"b": "log π/π_ref of the rejected completion, in nats",
+    r"z": "β(a − b), the margin between the implicit rewards",
+    r"\sigma": "the logistic function",
+    r"y_w, y_l": "the chosen and the rejected completion",
+    r"|y|": "the number of scored tokens",
+    r"\beta": "the knob beta",
+    r"\varepsilon": "the knob label_smoothing",
+    r"\lambda": "the knob lam",
+    r"\alpha": "the knob alpha",
+    r"\gamma": "the knob gamma",
+    r"\tau": "the knob tau",
+    r"p": "the knob length_power",
+}
+"""LaTeX to words: what the formulas of `LOSSES` abbreviate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """One row of the table `LOSSES`."""
+
+    function: Callable[..., Tensor]
+    """`(PairScores, *, knobs) -> (B,)`."""
+    formula: str
+    """The loss of one pair in LaTeX, in the symbols of `SYMBOLS`."""
+    needs_reference: bool
+    """Whether it reads the reference's log-probabilities; where not, no reference pass is needed."""
+    takes_divergence: bool = False
+    """Whether it sees the log-ratios only through their difference, so that f-divergences make sense."""
+    knobs: dict[str, float]
+    """The loss's own default knobs."""
+    directions: dict[str, str]
+    """What turning each knob does; the same keys."""
+    paper: str
+    """arXiv number, or a web address."""
+    equation: str
+    """Authors, year and place in the paper."""
+    summary: str
+    """One sentence."""
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def url(self) -> str:
+        return self.paper if self.paper.startswith("http") else f"https://arxiv.org/abs/{self.paper}"
+
+    def bind(self, *, divergence: str | Divergence = "reverse_kl", **knobs: float) -> Callable[[PairScores], Tensor]:
+        """The loss with its knobs settled: `(PairScores) -> (B,)`. Knobs not given keep this loss's defaults.
+
+        `divergence` is a name of `DIVERGENCES`, or a function from log-ratios to f'(u). Raises ValueError for unknown
+        knobs, for values outside a knob's range, and for a divergence under a loss that has no such form.
+        """
+        for knob, value in knobs.items():
+            self._check(knob, value)
+        settled = partial(self.function, **(self.knobs | knobs))
+        transform = divergence_named(divergence) if isinstance(divergence, str) else divergence
+        if transform is divergence_named("reverse_kl"):
+            return settled
+        if not self.takes_divergence:
+            able = ", ".join(name for name, spec in LOSSES.items() if spec.takes_divergence)
+            raise ValueError(
+                f"divergence must be reverse_kl for the loss {self.name}, got {divergence!r}; the others hold for "
+                f"losses that see the log-ratios through their difference only: {able}"
+            )
+        return lambda scores: settled(under_divergence(scores, transform))
+
+    def _check(self, knob: str, value: float) -> None:
+        if knob not in self.knobs:
+            own = ", ".join(f"{name} ({default:g})" for name, default in self.knobs.items())
+            raise ValueError(f"the loss {self.name} has no knob {knob!r}, got {knob}={value!r}; its knobs are {own}")
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise ValueError(f"{knob} must be a number, got {value!r}; {self.knobs[knob]:g} is the usual start")
+        holds, rule = _RANGES.get(f"{self.name}.{knob}") or _RANGES[knob]
+        if not (math.isfinite(value) and holds(float(value))):
+            raise ValueError(
+                f"{knob} {rule}, got {value!r}; {self.directions[knob]}, {self.knobs[knob]:g} is the usual start"
+            )
+
+
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "beta": (lambda value: value > 0, "must be positive and finite"),
+    "label_smoothing": (lambda value: 0 <= value < 0.5, "must lie in [0, 0.5)"),
+    "exo_pair.label_smoothing": (lambda value: 0 < value < 0.5, "must lie in (0, 0.5), for its logarithm is taken"),
+    "length_power": (lambda value: 0 <= value <= 1, "must lie in [0, 1]"),
+    "tau": (lambda value: 0 < value <= 1, "must lie in (0, 1]"),
+    "lam": (lambda value: value >= 0, "must not be negative"),
+    "alpha": (lambda value: value >= 0, "must not be negative"),
+    "gamma": (lambda value: value >= 0, "must not be negative"),
+}
+"""What each knob may be, wherever it occurs; `loss.knob` where one loss is stricter."""
+
+_DRIFT = "smaller values allow more drift from the reference"
+_TARGET = "smaller values ask for more drift from the reference"
+
+LOSSES: dict[str, LossSpec] = {
+    "dpo": LossSpec(
+        function=gap.dpo,
+        formula=r"-\log \sigma(z)",
+        needs_reference=True,
+        takes_divergence=True,
+        knobs={"beta": 0.1},
+        directions={"beta": _DRIFT},
+        paper="2305.18290",
+        equation="Rafailov et al. 2023, Eq. 7",
+        summary="Logistic regression on which of two completions was chosen, with the policy as the reward model.",
+    ),
+    "cdpo": LossSpec(
+        function=gap.cdpo,
+        formula=r"-(1-\varepsilon) \log \sigma(z) - \varepsilon \log \sigma(-z)",
+        needs_reference=True,
+        takes_divergence=True,
+        knobs={"beta": 0.1, "label_smoothing": 0.1},
+        directions={
+            "beta": _DRIFT,
+            "label_smoothing": "larger values trust the labels less and stop at a smaller margin",
+        },
+        paper="https://ericmitchell.ai/cdpo.pdf",
+        equation="Mitchell 2023, the conservative DPO loss",
+        summary="DPO that believes each label with probability 1 − ε only, and so stops at a finite margin.",
+    ),
+    "robust": LossSpec(
+        function=gap.robust,
+        formula=r"\frac{-(1-\varepsilon) \log \sigma(z) + \varepsilon \log \sigma(-z)}{1 - 2\varepsilon}",
+        needs_reference=True,
+        takes_divergence=True,
+        knobs={"beta": 0.1, "label_smoothing": 0.1},
+        directions={
+            "beta": _DRIFT,
+            "label_smoothing": "larger values undo more flipped labels, at the price of variance",
+        },
+        paper="2403.00409",
+        equation="Chowdhury et al. 2024, Section 3.1",
+        summary="DPO whose average over labels flipped at rate ε equals DPO on clean labels.",
+    ),
+    "ipo": LossSpec(
+        function=gap.ipo,
+        formula=r"\left(\frac{a}{|y_w|^p} - \frac{b}{|y_l|^p} - \frac{1}{2\beta}\right)^2",
+        needs_reference=True,
+        takes_divergence=True,
+        knobs={"beta": 0.1, "length_power": 1.0},
+        directions={
+            "beta": "smaller values ask for a wider gap",
+            "length_power": "1 takes means per token as libraries do, 0 the sums of the paper's formula",
+        },
+        paper="2310.12036",
+        equation="Azar et al. 2023, Eq. 17",
+        summary="Regression of the gap on a fixed target, so that even certain labels do not drive it to infinity.",
+    ),
+    "hinge": LossSpec(
+        function=gap.hinge,
+        formula=r"\max(0, 1 - z)",
+        needs_reference=True,
+        takes_divergence=True,
+        knobs={"beta": 0.1},
+        directions={"beta": _TARGET},
+        paper="2309.06657",
+        equation="Liu et al. 2023, hinge-norm; after SLiC-HF (2305.10425)",
+        summary="A support-vector margin: pairs with a margin of 1 are done.",
+    ),
+    "sigmoid_norm": LossSpec(
+        function=gap.sigmoid_norm,
+        formula=r"-\log \sigma\left(\beta \left(\frac{a}{|y_w|} - \frac{b}{|y_l|}\right)\right)",
+        needs_reference=True,
+        takes_divergence=True,
+        knobs={"beta": 5.0},
+        directions={"beta": _DRIFT},
+        paper="2411.15124",
+        equation="Lambert et al. 2024, Section 5, length-normalized DPO",
+        summary="DPO on log-ratios per token, so that length alone earns nothing.",
+    ),
+    "exo_pair": LossSpec(
+        function=gap.exo_pair,
+        formula=r"\sigma(z) \log \frac{\sigma(z)}{1-\varepsilon} + \sigma(-z) \log \frac{\sigma(-z)}{\varepsilon}",
+        needs_reference=True,
+        takes_divergence=True,
+        knobs={"beta": 0.1, "label_smoothing": 0.001},
+        directions={
+            "beta": _DRIFT,
+            "label_smoothing": "larger values trust the labels less and stop at a smaller margin",
+        },
+        paper="2402.00856",
+        equation="Ji et al. 2024, Eq. 16",
+        summary="The reverse KL from the label to the policy's own choice: mode-seeking where DPO covers.",
+    ),
+    "nca_pair": LossSpec(
+        function=anchored.nca_pair,
+        formula=r"-\log \sigma(\beta a) - \tfrac12 \log \sigma(-\beta a) - \tfrac12 \log \sigma(-\beta b)",
+        needs_reference=True,
+        knobs={"beta": 0.1},
+        directions={"beta": _DRIFT},
+        paper="2402.05369",
+        equation="Chen et al. 2024, Section 4.1",
+        summary="Noise-contrastive estimation: the chosen reward settles at log 2 and does not sink with the rejected.",
+    ),
+    "bco_pair": LossSpec(
+        function=anchored.bco_pair,
+        formula=r"-\log \sigma(\beta a) - \log \sigma(-\beta b)",
+        needs_reference=True,
+        knobs={"beta": 0.1},
+        directions={"beta": _DRIFT},
+        paper="2404.04656",
+        equation="Jung et al. 2024, Section 4, without the reward shift",
+        summary="Two yes-or-no questions in place of one comparison: chosen above zero, rejected below.",
+    ),
+    "sppo_hard": LossSpec(
+        function=anchored.sppo_hard,
+        formula=r"\left(a - \frac{1}{2\beta}\right)^2 + \left(b + \frac{1}{2\beta}\right)^2",
+        needs_reference=True,
+        knobs={"beta": 0.1},
+        directions={"beta": _TARGET},
+        paper="2405.00675",
+        equation="Wu et al. 2024, Eq. 4.7 with win probabilities 1 and 0",
+        summary="Self-play against the last policy: each log-ratio is regressed on its own target.",
+    ),
+    "apo_zero": LossSpec(
+        function=anchored.apo_zero,
+        formula=r"1 - \sigma(\beta a) + \sigma(\beta b)",
+        needs_reference=True,
+        knobs={"beta": 0.1},
+        directions={"beta": _DRIFT},
+        paper="2408.06266",
+        equation="D'Oosterlinck et al. 2024, Eq. 7",
+        summary="Chosen up and rejected down, for chosen answers better than the policy's own.",
+    ),
+    "apo_down": LossSpec(
+        function=anchored.apo_down,
+        formula=r"\sigma(\beta a) + 1 - \sigma(z)",
+        needs_reference=True,
+        knobs={"beta": 0.1},
+        directions={"beta": _DRIFT},
+        paper="2408.06266",
+        equation="D'Oosterlinck et al. 2024, Eq. 8",
+        summary="Both down, the rejected more, for chosen answers worse than the policy's own.",
+    ),
+    "discopop": LossSpec(
+        function=gap.discopop,
+        formula=r"-(1 - \sigma(z/\tau)) \log \sigma(z) + \sigma(z/\tau)\, e^{-z}",
+        needs_reference=True,
+        takes_divergence=True,
+        knobs={"beta": 0.1, "tau": 0.05},
+        directions={"beta": _DRIFT, "tau": "smaller values switch more abruptly between the two parts"},
+        paper="2406.08414",
+        equation="Lu et al. 2024, Section 4, LRML",
+        summary="A blend of logistic and exponential loss that a language model's search came up with.",
+    ),
+    "dpop": LossSpec(
+        function=anchored.dpop,
+        formula=r"-\log \sigma(\beta (a - b - \lambda \max(0, -a)))",
+        needs_reference=True,
+        knobs={"beta": 0.1, "lam": 50.0},
+        directions={"beta": _DRIFT, "lam": "larger values defend the chosen log-probability harder"},
+        paper="2402.13228",
+        equation="Pal et al. 2024, Eq. 3",
+        summary="DPO that pays when the chosen completion becomes less likely than under the reference.",
+    ),
+    "rpo": LossSpec(
+        function=anchored.rpo,
+        formula=r"-\log \sigma(z) - \alpha \frac{\log \pi(y_w|x)}{|y_w|}",
+        needs_reference=True,
+        knobs={"beta": 0.1, "alpha": 1.0},
+        directions={"beta": _DRIFT, "alpha": "larger values imitate the chosen completions more"},
+        paper="2404.19733",
+        equation="Pang et al. 2024, Eq. 1",
+        summary="DPO plus the cross-entropy of the chosen completion.",
+    ),
+    "simpo": LossSpec(
+        function=reference_free.simpo,
+        formula=r"-\log \sigma\left(\beta \left(\frac{\log \pi(y_w|x)}{|y_w|} - \frac{\log \pi(y_l|x)}{|y_l|}\right)"
+        r" - \gamma\right)",
+        needs_reference=False,
+        knobs={"beta": 2.0, "gamma": 1.0},
+        directions={
+            "beta": "smaller values ask for a wider margin per token, gamma / beta",
+            "gamma": "larger values ask for a wider margin per token, gamma / beta",
+        },
+        paper="2405.14734",
+        equation="Meng et al. 2024, Eq. 6",
+        summary="Compare mean log-probabilities and ask for a margin, without a reference.",
+    ),
+    "orpo": LossSpec(
+        function=reference_free.orpo,
+        formula=r"-\frac{\log \pi(y_w|x)}{|y_w|} - \lambda \log \sigma\left(\log \frac{P_w}{1-P_w}"
+        r" - \log \frac{P_l}{1-P_l}\right), \quad P = \pi(y|x)^{1/|y|}",
+        needs_reference=False,
+        knobs={"lam": 0.1},
+        directions={"lam": "larger values weigh the comparison more against the cross-entropy"},
+        paper="2403.07691",
+        equation="Hong et al. 2024, Eqs. 6 and 7",
+        summary="Supervised fine-tuning with an odds-ratio term that pushes the rejected completion away.",
+    ),
+    "cpo": LossSpec(
+        function=reference_free.cpo,
+        formula=r"-\log \sigma(\beta (\log \pi(y_w|x) - \log \pi(y_l|x))) - \alpha \frac{\log \pi(y_w|x)}{|y_w|}",
+        needs_reference=False,
+        knobs={"beta": 0.1, "alpha": 1.0},
+        directions={
+            "beta": "smaller values let the log-probabilities part further",
+            "alpha": "larger values imitate the chosen completions more",
+        },
+        paper="2401.08417",
+        equation="Xu et al. 2024, Section 3",
+        summary="DPO under a uniform reference, held in place by the cross-entropy of the chosen completion.",
+    ),
+}
+"""Every loss by name; the names are `config.LossName`."""
+
+
+def loss_named(name: str) -> LossSpec:
+    """The entry of that name, or a ValueError that lists the names."""
+    if name not in LOSSES:
+        raise ValueError(f"loss is not known, got {name!r}; choose one of {', '.join(LOSSES)}")
+    return LOSSES[name]
