@@ -1,0 +1,156 @@
+"""Checkpoints: a training state written whole or not at all, and read back only if it is intact and belongs to the run.
+
+A checkpoint is a folder `step-00000120` with the weights (safetensors), the optimiser's state and the random state
+(tensors, loaded without running code), and `manifest.json` with the step, the identity of the run and a SHA-256 of each
+file. It is written under a temporary name, flushed, and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+logger = logging.getLogger("dpo_lab")
+
+WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: nn.Module, optimizer: Any, identity: dict[str, Any], *, keep: int
+) -> Path:
+    """Write `folder/step-…`, keep the newest `keep`, return the path. An OSError names the folder and the remedy."""
+    path, partial = folder / f"step-{step:08d}", folder / f".step-{step:08d}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_model(model, str(partial / WEIGHTS))
+        torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, partial / STATE)
+        sums = {name: _sha256(partial / name) for name in (WEIGHTS, STATE)}
+        manifest = {"step": step, "identity": identity, "sha256": sums}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        for entry in partial.iterdir():
+            _flush(entry)
+        shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same step makes way
+        partial.rename(path)
+        _flush(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(
+            f"the checkpoint of step {step} cannot be written to {folder} ({error.strerror or error}); free space or "
+            "permissions there, then resume from the last complete checkpoint"
+        ) from error
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: Any, identity: dict[str, Any]) -> int:
+    """Put a checkpoint's state into model, optimiser and random generators; return its step.
+
+    Raises ValueError for a damaged checkpoint, and for one of another run, naming what differs.
+    """
+    manifest = read_manifest(path)
+    for name, expected in manifest["sha256"].items():
+        if not (path / name).is_file() or _sha256(path / name) != expected:
+            raise ValueError(
+                f"checkpoint {path} is damaged: {name} is not what was written; resume from an earlier one"
+            )
+    _compare(manifest["identity"], json.loads(json.dumps(identity)), path)
+    load_model(model, str(path / WEIGHTS), device=str(next(model.parameters()).device))
+    state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(state["optimizer"])
+    _set_random_state(state["random"])
+    return int(manifest["step"])
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / MANIFEST).is_file())
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest intact checkpoint in `folder`; damaged ones are named in the log and passed over."""
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            sums = read_manifest(path)["sha256"]
+        except ValueError as error:
+            logger.warning("%s", error)
+            continue
+        broken = [
+            name for name, expected in sums.items() if not (path / name).is_file() or _sha256(path / name) != expected
+        ]
+        if not broken:
+            return path
+        logger.warning("checkpoint %s is damaged (%s) and is passed over", path, ", ".join(broken))
+    return None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Step, identity and sums of a checkpoint. Raises ValueError where there is none or it cannot be read."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        return {
+            "step": int(manifest["step"]),
+            "identity": dict(manifest["identity"]),
+            "sha256": dict(manifest["sha256"]),
+        }
+    except FileNotFoundError:
+        raise ValueError(f"no checkpoint at {path}; give a folder named step-…, as in RUN/checkpoints") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"checkpoint {path} is damaged: its {MANIFEST} cannot be read ({error})") from None
+
+
+def _compare(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    flat_saved, flat_now = _flat(saved), _flat(now)
+    different = [
+        f"{name} was {flat_saved.get(name)!r} and is {flat_now.get(name)!r}"
+        for name in sorted(flat_saved.keys() | flat_now.keys())
+        if flat_saved.get(name) != flat_now.get(name)
+    ]
+    if different:
+        raise ValueError(
+            f"checkpoint {path} belongs to another run: {'; '.join(different)}; resume with the same settings and data, "
+            "or begin a new run from its model"
+        )
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+    return flat
+
+
+def _random_state() -> dict[str, Any]:
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

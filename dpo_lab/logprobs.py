@@ -1,0 +1,265 @@
+"""Log-probabilities of completions, log π(y|x). Knows nothing about preferences or β.
+
+B prompts with K completions each, N scored tokens, D width of the model, V vocabulary. Values are in nats; log-sum-exp
+and sums run in float32 whatever the precision of the model.
+
+The hidden states go through the output layer only where a completion token is predicted, and in chunks, so the
+(B, T, V) tensor of logits never exists. Where a model does more after its output layer than a matrix product
+(soft-capping, scaling), the fast path is found out on a small input and the model's own logits are used instead.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpo_lab.attention import can_share, use_shared_attention
+from dpo_lab.batching import Batch, Layout, make_batch, row_lengths, separate_rows, shared_rows, split_passes
+from dpo_lab.models import inner_model, output_layer
+from dpo_lab.preferences import TokenData
+
+SCORING_VERSION = 1
+"""Raised whenever a change here, in `batching` or in `attention` changes a value: cached log-probs then miss."""
+
+LOGITS_AT_ONCE = 2**25
+"""Most logits (N·V) that are kept for the backward pass: 128 MiB in float32. Beyond it they are computed again."""
+
+logger = logging.getLogger("dpo_lab")
+
+
+def token_logps(model: nn.Module, batch: Batch) -> Tensor:
+    """log π(y_t | x, y_<t) of every scored token, shape (N,), float32, with the gradient of the model's weights."""
+    hidden = hidden_states(model, batch) if scoring_path(model).chunked else None
+    if hidden is None:
+        logits = own_logits(model, batch).flatten(0, 1)[batch.predictors].float()  # (N, V)
+        return logits.log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0]
+    head = output_layer(model)
+    return _TargetLogps.apply(hidden.flatten(0, 1)[batch.predictors], head.weight, head.bias, batch.targets)
+
+
+def sequence_logps(model: nn.Module, batch: Batch) -> Tensor:
+    """log π(y|x) of every completion: the sum over its tokens, shape (B, K), float32. Divide by `batch.lengths` for a mean."""
+    return sum_per_sequence(token_logps(model, batch), batch)
+
+
+def sum_per_sequence(values: Tensor, batch: Batch) -> Tensor:
+    """Sum per-token `values` (N,) over each completion, shape (B, K), in float32."""
+    totals = values.new_zeros(batch.lengths.numel(), dtype=torch.float32)
+    return totals.index_add(0, batch.sequences, values.float()).view(batch.lengths.shape)
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module,
+    data: TokenData,
+    *,
+    layout: Layout = "shared",
+    tokens_per_pass: int = 16384,
+    precision: str = "float32",
+    progress: Callable[[np.ndarray, np.ndarray], None] | None = None,
+) -> np.ndarray:
+    """log π(y|x) of a whole data set, shape (N, K), float32, without gradients, longest first so that memory peaks at once.
+
+    `progress` is called after each pass with the indices scored and their values.
+    """
+    layout = usable_layout(model, layout, data)
+    device = next(model.parameters()).device
+    lengths = row_lengths(data, layout)
+    order = np.argsort(-lengths, kind="stable")
+    values = np.zeros((len(data), data.num_completions), np.float32)
+    was_training = model.training
+    model.eval()
+    try:
+        for indices in split_passes(order, lengths, tokens_per_pass=tokens_per_pass):
+            with autocast(device, precision):
+                logps = sequence_logps(model, make_batch(data, indices, layout).to(device))
+            values[indices] = logps.cpu().numpy()
+            if progress is not None:
+                progress(indices, values[indices])
+    finally:
+        model.train(was_training)
+    return values
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which policy and reference are both scored: bfloat16 or float16 products over float32 weights."""
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    enabled = dtype is not torch.float32
+    return torch.autocast(device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled)
+
+
+class Scorer(nn.Module):
+    """A model as a module whose forward pass is `token_logps`, so that data-parallel wrappers see one forward call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        return token_logps(self.model, batch)
+
+
+# ── inside the model ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
+    """The last hidden states, shape (R, T, D)."""
+    return inner_model(model).base_model(**_inputs(model, batch)).last_hidden_state
+
+
+def own_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """The model's own logits at every position, shape (R, T, V): the plain path, and the oracle of the fast one."""
+    return inner_model(model)(**_inputs(model, batch)).logits
+
+
+def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    if batch.spans is None:
+        return inputs | {"attention_mask": batch.attention_mask}
+    use_shared_attention(inner_model(model))
+    # A four-dimensional mask is passed on as it is, so no T × T mask is built; the attention reads the spans instead.
+    return inputs | {"attention_mask": batch.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool), "spans": batch.spans}
+
+
+class _TargetLogps(torch.autograd.Function):
+    """log softmax(h Wᵀ + b)[target] per row of h, without ever holding more logits than `LOGITS_AT_ONCE`.
+
+    Backward: ∂ log p_y / ∂ logits = onehot(y) − p. If all logits fit they are kept from the forward pass; otherwise each
+    chunk computes its own again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            chunks = _chunks(len(hidden), len(weight))
+            ctx.is_kept = len(chunks) == 1 and any(ctx.needs_input_grad)
+            cast = weight.to(hidden.dtype)
+            logps, normalisers = [], []
+            logits = hidden.new_zeros(0, len(weight), dtype=torch.float32)
+            for rows in chunks:
+                logits = _logits(hidden[rows], cast, bias)
+                normalisers.append(logits.logsumexp(-1))
+                logps.append(logits.gather(-1, targets[rows, None])[:, 0] - normalisers[-1])
+        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers), logits if ctx.is_kept else None)
+        return torch.cat(logps)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = upstream
+        hidden, weight, bias, targets, normalisers, kept = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_bias = torch.zeros_like(bias) if needs_bias else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            cast = weight.to(hidden.dtype)
+            for rows in _chunks(len(hidden), len(weight)):
+                logits = kept.clone() if ctx.is_kept else _logits(hidden[rows], cast, bias)
+                slope = logits.sub_(normalisers[rows, None]).exp_().mul_(-grad[rows, None])  # −g·p
+                slope.scatter_add_(-1, targets[rows, None], grad[rows, None])  # g·(onehot − p)
+                if grad_bias is not None:
+                    grad_bias += slope.sum(0)
+                slope = slope.to(hidden.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[rows] = slope @ cast
+                if grad_weight is not None:
+                    grad_weight += slope.T @ hidden[rows]
+        return grad_hidden, grad_weight, grad_bias, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    logits = (hidden @ weight.T).float()
+    return logits if bias is None else logits + bias.float()
+
+
+def _chunks(num_rows: int, num_vocab: int) -> list[slice]:
+    at_once = max(1, LOGITS_AT_ONCE // num_vocab)
+    return [slice(start, min(start + at_once, num_rows)) for start in range(0, max(num_rows, 1), at_once)]
+
+
+# ── which path a model can take ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class ScoringPath:
+    """What was found out about a model: whether the chunked output layer and the shared rows give its own values."""
+
+    chunked: bool = True
+    shared: bool = True
+    reason: str = ""
+    is_said: bool = False
+
+
+_PATHS: WeakKeyDictionary[nn.Module, ScoringPath] = WeakKeyDictionary()
+_TOLERANCE = 1e-3  # nats per token in float32; a wrong mask or a missing soft-cap is off by far more
+
+
+def scoring_path(model: nn.Module) -> ScoringPath:
+    """Find out once per model, on two small made-up pairs, which fast paths equal the plain one."""
+    if model not in _PATHS:
+        _PATHS[model] = path = ScoringPath()
+        with torch.autocast(next(model.parameters()).device.type, enabled=False):
+            _try_paths(model, path)
+    return _PATHS[model]
+
+
+def usable_layout(model: nn.Module, layout: Layout, data: TokenData) -> Layout:
+    """`layout`, or `separate` where sharing a prompt would not be exact for this model and data; says so once."""
+    if layout == "separate":
+        return layout
+    path = scoring_path(model)
+    window = _sliding_window(inner_model(model).config)
+    longest = int((data.prompt_lengths + data.completion_lengths.max(1)).max()) if len(data) else 0
+    if path.shared and (window is None or longest <= window):
+        return "shared"
+    reason = path.reason or f"it attends to a sliding window of {window} tokens and the longest sequence has {longest}"
+    if not path.is_said:
+        logger.warning("one row per completion is used instead of shared prompts: %s", reason)
+        path.is_said = True
+    return "separate"
+
+
+@torch.no_grad()
+def _try_paths(model: nn.Module, path: ScoringPath) -> None:
+    vocabulary = output_layer(model).weight.shape[0]
+    generator = np.random.default_rng(0)
+    draw = lambda num: generator.integers(0, vocabulary, num).astype(np.int32)
+    data = TokenData.from_rows([(draw(5), (draw(3), draw(4))), (draw(2), (draw(4), draw(1)))])
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        plain = separate_rows(data, [0, 1]).to(device)
+        logits = own_logits(model, plain).flatten(0, 1)[plain.predictors].float()
+        oracle = logits.log_softmax(-1).gather(-1, plain.targets[:, None])[:, 0]
+        tolerance = _TOLERANCE if next(model.parameters()).dtype is torch.float32 else 50 * _TOLERANCE
+        close = lambda values: bool((values - oracle).abs().max() < tolerance)
+        path.chunked = isinstance(output_layer(model), nn.Linear) and close(token_logps(model, plain))
+        if not path.chunked:
+            logger.warning(
+                "%s changes its logits after the output layer: all of them are computed",
+                type(inner_model(model)).__name__,
+            )
+        name = type(inner_model(model)).__name__
+        if not can_share(inner_model(model)):
+            path.shared, path.reason = False, f"{name} does not take another attention"
+        elif not close(token_logps(model, shared_rows(data, [0, 1]).to(device))):
+            path.shared, path.reason = False, f"{name} gives other values with shared prompts"
+    finally:
+        model.train(was_training)
+
+
+def _sliding_window(config: Any) -> int | None:
+    layers = getattr(config, "layer_types", None)
+    if layers is not None and not any("sliding" in layer or "chunked" in layer for layer in layers):
+        return None
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    return getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)

@@ -1,0 +1,349 @@
+"""One optimiser loop, told as a stream of events. Knows nothing about preferences.
+
+What is learnt from is a `Work`: it says which examples make up a step, what their loss is, and how to evaluate. The
+loop does the rest: learning rate, accumulation, clipping, the step, metrics, checkpoints, resuming.
+
+Gradients are of the mean over the whole batch, however it is cut into passes and spread over processes: every pass
+contributes the sum of its losses divided by the size of the whole batch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from torch import Tensor, nn
+
+from dpo_lab.checkpoints import load_checkpoint, save_checkpoint
+from dpo_lab.config import TrainingConfig
+from dpo_lab.logprobs import Scorer
+from dpo_lab.models import disable_dropout, pick_device
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step was taken. Metrics are means over its batch, before the step."""
+
+    step: int
+    num_steps: int
+    metrics: dict[str, float]
+    seconds: float  # since this process started training
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The held-out data was scored after `step` steps."""
+
+    step: int
+    metrics: dict[str, float]  # names begin with eval_
+    margins: tuple[float, ...] = ()  # implicit reward margin of every held-out pair, in the order of the data
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint stands complete on disk; training can go on from it."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of a run. `is_complete` is False when it was asked to stop before its last step."""
+
+    step: int
+    num_steps: int
+    is_complete: bool
+    metrics: dict[str, float]  # the last value of each metric
+    seconds: float
+
+
+Event = Step | Evaluation | Checkpoint | Finished
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss or the gradient is no longer a number."""
+
+
+class Work(Protocol):
+    """What the loop needs to know of what it learns from. Indices are those of the training data."""
+
+    def epoch(self, epoch: int) -> Sequence[np.ndarray]:
+        """The epoch's batches, one array of indices per optimiser step."""
+        ...
+
+    def passes(self, indices: np.ndarray) -> list[np.ndarray]:
+        """A batch cut into runs that go through the model one at a time."""
+        ...
+
+    def size(self, indices: np.ndarray) -> float:
+        """What the mean of the loss is over: pairs, or tokens."""
+        ...
+
+    def loss(self, scorer: nn.Module, indices: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss summed over a run, with gradient, and metrics summed over it, without."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> tuple[dict[str, float], tuple[float, ...]]:
+        """Metrics on held-out data (without the eval_ prefix) and margins; empty where there is none."""
+        ...
+
+    def describe(self, indices: np.ndarray) -> str:
+        """Name examples for an error message."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be resumed: hashes of the data, the loss, the reference."""
+        ...
+
+
+def optimise(
+    model: nn.Module,
+    work: Work,
+    config: TrainingConfig,
+    *,
+    checkpoints: Path | None = None,
+    resume: Path | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Iterator[Event]:
+    """Train `model` in place and tell what happens.
+
+    checkpoints: the folder for checkpoints; none are written without it.
+    resume: a checkpoint to go on from. The events that follow are those of the uninterrupted run, bit for bit on CPU.
+    stop: asked after every step; when it says True, a checkpoint is written and the stream ends.
+    """
+    if not config.dropout:
+        disable_dropout(model)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue]
+    accelerator, device = make_accelerator(config)
+    model.to(device)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError("no weight of the model requires a gradient; unfreeze some, or add an adapter")
+    scorer, optimizer = accelerator.prepare(Scorer(model), make_optimizer(model, config))
+    schedule = Schedule(work, config)
+    identity = {"settings": schedule.settings(), **work.identity()}
+    if config.dropout:
+        torch.manual_seed(config.seed)
+    step = load_checkpoint(resume, model, optimizer, identity) if resume is not None else 0
+    return _stream(
+        model, scorer, optimizer, accelerator, device, work, config, schedule, identity, step, checkpoints, stop
+    )
+
+
+def _stream(
+    model: nn.Module,
+    scorer: nn.Module,
+    optimizer: Any,
+    accelerator: Accelerator,
+    device: torch.device,
+    work: Work,
+    config: TrainingConfig,
+    schedule: Schedule,
+    identity: dict[str, Any],
+    step: int,
+    checkpoints: Path | None,
+    stop: Callable[[], bool] | None,
+) -> Iterator[Event]:
+    began, last, metrics = time.perf_counter(), {}, {}
+    tally = Tally(accelerator, work)
+    saved_at = step if step else None
+    is_stopped = False
+
+    def evaluation() -> Iterator[Evaluation]:
+        metrics, margins = work.evaluate(model)
+        if metrics:
+            named = {f"eval_{name}": value for name, value in metrics.items()}
+            last.update(named)
+            yield Evaluation(step, named, margins, time.perf_counter() - began)
+
+    def checkpoint() -> Iterator[Checkpoint]:
+        nonlocal saved_at
+        if checkpoints is not None and saved_at != step:
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                path = save_checkpoint(checkpoints, step, model, optimizer, identity, keep=config.keep_checkpoints)
+                yield Checkpoint(step, str(path))
+            saved_at = step
+
+    if step == 0:
+        yield from evaluation()
+    while step < schedule.num_steps and not is_stopped:
+        indices, epoch = schedule.batch(step)
+        learning_rate = schedule.learning_rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        model.train()
+
+        size = work.size(indices)
+        share = indices[accelerator.process_index :: accelerator.num_processes]
+        passes = work.passes(share) or [indices[:1]]  # a process without a share still joins the others' reductions
+        weight = accelerator.num_processes / size if len(share) else 0.0
+        for i, part in enumerate(passes):
+            is_last = i == len(passes) - 1
+            with nullcontext() if is_last else accelerator.no_sync(scorer):
+                loss, sums = work.loss(scorer, part, device)
+                accelerator.backward(loss * weight)
+            if len(share):
+                tally.add(sums)
+        norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
+        tally.close_step(step + 1, indices, size, torch.as_tensor(norm))
+
+        is_logged = (step + 1) % config.log_every == 0 or step + 1 == schedule.num_steps
+        is_stopped = stop is not None and stop()
+        if (
+            is_logged
+            or is_stopped
+            or is_due(config.checkpoint_every, step + 1)
+            or is_due(config.evaluate_every, step + 1)
+        ):
+            metrics = tally.read() | {"learning_rate": learning_rate, "epoch": epoch}  # before broken weights are kept
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+
+        if is_logged:
+            last.update(metrics)
+            yield Step(step, schedule.num_steps, metrics, time.perf_counter() - began)
+        if is_due(config.evaluate_every, step) and step < schedule.num_steps:
+            yield from evaluation()
+        if is_due(config.checkpoint_every, step):
+            yield from checkpoint()
+
+    is_complete = step == schedule.num_steps
+    if is_complete:
+        yield from evaluation()
+    yield from checkpoint()
+    model.eval()
+    yield Finished(step, schedule.num_steps, is_complete, dict(last), time.perf_counter() - began)
+
+
+def is_due(every: int | None, step: int) -> bool:
+    """Whether something that happens every `every` steps happens after `step` steps."""
+    return every is not None and step % every == 0
+
+
+class Schedule:
+    """Which batch and which learning rate belong to a step: functions of the step alone, so resuming needs no state."""
+
+    def __init__(self, work: Work, config: TrainingConfig) -> None:
+        self.work, self.config = work, config
+        self._epoch, self._batches = 0, list(work.epoch(0))
+        if not self._batches:
+            raise ValueError("there is nothing to train on: the training data is empty")
+        self.steps_per_epoch = len(self._batches)
+        num_steps = math.ceil(config.epochs * self.steps_per_epoch - 1e-9)
+        self.num_steps = max(1, num_steps if config.max_steps is None else min(num_steps, config.max_steps))
+        self.num_warmup = min(round(config.warmup * self.num_steps), self.num_steps - 1)
+
+    def batch(self, step: int) -> tuple[np.ndarray, float]:
+        """The indices of step `step` (counted from 0), and the epoch reached after it."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._batches = epoch, list(self.work.epoch(epoch))
+        return self._batches[position], (step + 1) / self.steps_per_epoch
+
+    def learning_rate(self, step: int) -> float:
+        """Rises linearly over the warm-up, then falls to zero along a line or half a cosine, or stays."""
+        if step < self.num_warmup:
+            return self.config.learning_rate * (step + 1) / (self.num_warmup + 1)
+        share_left = 1 - (step - self.num_warmup) / max(1, self.num_steps - self.num_warmup)
+        match self.config.schedule:
+            case "constant":
+                factor = 1.0
+            case "linear":
+                factor = share_left
+            case "cosine":
+                factor = 0.5 * (1 + math.cos(math.pi * (1 - share_left)))
+        return self.config.learning_rate * factor
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting that decides the numbers; those that only decide when to look are left out."""
+        watching = {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "device"}
+        return {name: value for name, value in vars(self.config).items() if name not in watching}
+
+
+class Tally:
+    """Metrics of the step in hand, and the losses not yet looked at: all stay on the device until someone asks."""
+
+    def __init__(self, accelerator: Accelerator, work: Work) -> None:
+        self.accelerator, self.work = accelerator, work
+        self.sums: dict[str, Tensor] = {}
+        self.unseen: list[tuple[int, np.ndarray, Tensor, Tensor]] = []  # step, its examples, loss, gradient norm
+
+    def add(self, sums: dict[str, Tensor]) -> None:
+        """Add one pass's sums to the step."""
+        for name, value in sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def close_step(self, step: int, indices: np.ndarray, size: float, norm: Tensor) -> None:
+        """The step's passes are through: turn sums into means over its whole batch."""
+        self.names = list(self.sums)
+        self.means = torch.stack([self.sums[name].double() for name in self.names]) / size
+        self.norm = norm.detach().double()
+        self.unseen.append((step, indices, self.means[self.names.index("loss")], self.norm))
+        self.sums = {}
+
+    def read(self) -> dict[str, float]:
+        """The step's metrics over all processes; waits for the device. Raises TrainingDiverged for any step not yet seen."""
+        means: Tensor = self.accelerator.reduce(self.means, "sum")  # pyright: ignore[reportAssignmentType]
+        for step, indices, loss, norm in self.unseen:
+            is_scaled = self.accelerator.scaler is not None  # float16 skips a step whose gradient overflows
+            if not math.isfinite(float(loss)) or not (math.isfinite(float(norm)) or is_scaled):
+                raise TrainingDiverged(
+                    f"step {step}: the loss is {float(loss):.4g} and the gradient norm {float(norm):.4g}, on "
+                    f"{self.work.describe(indices)}. The last checkpoint is from before this step. "
+                    "Try a lower learning rate, a longer warm-up or precision float32, and look at those rows"
+                )
+        self.unseen = []
+        return dict(zip(self.names, means.tolist(), strict=True)) | {"grad_norm": float(self.norm)}
+
+
+def make_accelerator(config: TrainingConfig) -> tuple[Accelerator, torch.device]:
+    """accelerate's view of the processes, and the device of this one."""
+    state = PartialState._shared_state
+    if not state or state.get("num_processes", 1) == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)  # a notebook may train on another device next
+    device = pick_device(config.device)
+    if config.precision == "float16" and device.type == "cpu":
+        raise ValueError(
+            "precision float16 needs a GPU, whose loss scaling it relies on; on a CPU use bfloat16 or float32"
+        )
+    # bfloat16 runs in the autocast that policy and reference share (`logprobs.autocast`); float16 needs the loss scaler.
+    accelerator = Accelerator(
+        cpu=device.type == "cpu", mixed_precision="fp16" if config.precision == "float16" else "no"
+    )
+    return accelerator, accelerator.device if accelerator.num_processes > 1 else device
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The named update rule. Weight decay is for matrices only."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    lr, betas, eps = config.learning_rate, (config.adam_beta1, config.adam_beta2), config.adam_epsilon
+    match config.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+        case "adam":
+            return torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=True)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=lr, momentum=config.adam_beta1)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, lr=lr, alpha=config.adam_beta2, eps=eps, momentum=config.adam_beta1)
+        case "adafactor":
+            return torch.optim.Adafactor(groups, lr=lr)

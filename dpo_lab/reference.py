@@ -1,0 +1,227 @@
+"""The reference's log-probabilities, computed once, kept on disk, never wrong.
+
+DPO needs log π_ref(y|x) of every pair, and the reference never changes: so it is scored in one pass before training, and
+no second model has to stay in memory. The store is content-addressed. The key of a pair is made of the reference's
+weights and configuration, the token ids of prompt and completions after truncation, the precision, and the version of
+the scoring code. The loss, β, the learning rate, the order and the output folder are not in it, so they change nothing;
+whatever would change a value changes the key, so nothing stale is ever served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sqlite3
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from dpo_lab.batching import Layout
+from dpo_lab.logprobs import SCORING_VERSION, score
+from dpo_lab.models import inner_model
+from dpo_lab.preferences import TokenData
+
+logger = logging.getLogger("dpo_lab")
+
+CACHE_VARIABLE = "DPO_LAB_CACHE"
+_UNHASHED_SETTINGS = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "torch_dtype")
+
+
+class CachedLogps(NamedTuple):
+    """What a call of `ReferenceCache.logps` found and did."""
+
+    values: np.ndarray  # (N, K) float32, nats
+    num_found: int
+    num_computed: int
+
+
+class ReferenceCache:
+    """Summed log-probs of completions under frozen models, in one SQLite file that several processes may share.
+
+    path: the file; by default `reference.sqlite` in the folder that DPO_LAB_CACHE names, or in ~/.cache/dpo-lab.
+    Rows are committed after every pass through the model: an interruption, even `kill -9`, loses at most that pass.
+    A damaged file is set aside and begun anew, a damaged row is computed again; both are logged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = Path(path) if path is not None else default_cache_path()
+        if self.path.is_dir():
+            self.path = self.path / "reference.sqlite"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._store = self._open()
+        except (OSError, sqlite3.OperationalError) as error:
+            raise _unwritable(self.path, error) from error
+
+    def logps(
+        self,
+        model: nn.Module,
+        data: TokenData,
+        *,
+        precision: str = "float32",
+        layout: Layout = "shared",
+        tokens_per_pass: int = 16384,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> CachedLogps:
+        """log π(y|x) of every completion in `data`: found in the store, or computed now and stored.
+
+        progress: called with (pairs done, pairs to compute) after each pass.
+        """
+        keys = row_keys(fingerprint(model), data, scoring_conditions(model, precision))
+        values, is_missing = self.lookup(keys, data.num_completions)
+        # A pair that stands several times in the data is computed once.
+        first_of = {keys[i]: int(i) for i in np.flatnonzero(is_missing)[::-1]}
+        to_compute = np.array(sorted(first_of.values()), np.int64)
+        num_done = 0
+
+        def keep(indices: np.ndarray, scored: np.ndarray) -> None:
+            nonlocal num_done
+            rows = to_compute[indices]
+            for row, value in zip(rows, scored, strict=True):
+                if not np.isfinite(value).all():
+                    raise FloatingPointError(
+                        f"the reference gives log-probs {value.tolist()} for row {int(data.source_rows[row])}; "
+                        "its weights are broken, or float16 overflows: try precision bfloat16 or float32"
+                    )
+            values[rows] = scored
+            self._write([keys[row] for row in rows], scored)
+            num_done += len(rows)
+            if progress is not None:
+                progress(num_done, len(to_compute))
+
+        if len(to_compute):
+            score(
+                model, data.select(to_compute), layout=layout, tokens_per_pass=tokens_per_pass,
+                precision=precision, progress=keep,
+            )  # fmt: skip
+            for i in np.flatnonzero(is_missing):
+                values[i] = values[first_of[keys[i]]]
+        return CachedLogps(values, num_found=len(data) - int(is_missing.sum()), num_computed=len(to_compute))
+
+    def lookup(self, keys: list[bytes], num_completions: int) -> tuple[np.ndarray, np.ndarray]:
+        """Stored values (N, K) for the keys, and which are missing (N,). Computes nothing."""
+        values = np.zeros((len(keys), num_completions), np.float32)
+        found: dict[bytes, bytes] = {}
+        num_damaged = 0
+        for start in range(0, len(keys), 500):
+            part = keys[start : start + 500]
+            marks = ",".join("?" * len(part))
+            query = f"SELECT key, value, checksum FROM logps WHERE key IN ({marks})"  # noqa: S608  only question marks
+            for key, value, checksum in self._store.execute(query, part):
+                if len(value) == 4 * num_completions and zlib.crc32(key + value) == checksum:
+                    found[key] = value
+                else:
+                    num_damaged += 1
+        if num_damaged:
+            logger.warning("%d damaged rows in %s are computed again", num_damaged, self.path)
+        is_missing = np.ones(len(keys), bool)
+        for i, key in enumerate(keys):
+            if key in found:
+                values[i] = np.frombuffer(found[key], "<f4")
+                is_missing[i] = False
+        return values, is_missing
+
+    def __len__(self) -> int:
+        """Pairs stored."""
+        return self._store.execute("SELECT count(*) FROM logps").fetchone()[0]
+
+    def close(self) -> None:
+        self._store.close()
+
+    def __enter__(self) -> ReferenceCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write(self, keys: list[bytes], values: np.ndarray) -> None:
+        rows = [
+            (key, blob := value.astype("<f4").tobytes(), zlib.crc32(key + blob))
+            for key, value in zip(keys, values, strict=True)
+        ]
+        try:
+            with self._store:  # one transaction: all of the pass, or nothing
+                self._store.executemany("INSERT OR REPLACE INTO logps VALUES (?, ?, ?)", rows)
+        except sqlite3.OperationalError as error:
+            raise _unwritable(self.path, error) from error
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            return _connect(self.path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            aside = self.path.with_name(f"{self.path.name}.damaged-{os.getpid()}")
+            self.path.rename(aside)
+            for suffix in ("-wal", "-shm"):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            logger.warning(
+                "%s is damaged (%s): set aside as %s, its log-probs are computed again", self.path, error, aside.name
+            )
+            return _connect(self.path)
+
+
+def default_cache_path() -> Path:
+    """`reference.sqlite` in the folder that DPO_LAB_CACHE names, or in ~/.cache/dpo-lab."""
+    folder = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "dpo-lab"
+    return Path(folder).expanduser() / "reference.sqlite"
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the configuration and every weight's name, type, shape and bytes, as hex."""
+    settings = inner_model(model).config.to_dict()
+    kept = {key: value for key, value in settings.items() if key not in _UNHASHED_SETTINGS}
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def scoring_conditions(model: nn.Module, precision: str) -> str:
+    """What besides weights and tokens decides a value: the precision, the kind of device, the scoring code."""
+    parameter = next(model.parameters())
+    return f"{precision} {parameter.dtype} {parameter.device.type} v{SCORING_VERSION}"
+
+
+def row_keys(model_fingerprint: str, data: TokenData, conditions: str) -> list[bytes]:
+    """One 16-byte key per row of `data`."""
+    prefix = hashlib.blake2b(f"{model_fingerprint} {conditions}".encode(), digest_size=16)
+    keys = []
+    for bounds in data.bounds:
+        digest = prefix.copy()
+        digest.update((bounds - bounds[0]).astype("<i8").tobytes())
+        digest.update(np.asarray(data.ids[bounds[0] : bounds[-1]], "<i4").tobytes())
+        keys.append(digest.digest())
+    return keys
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    store = sqlite3.connect(path, timeout=60)
+    try:
+        verdict = store.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+        store.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
+        store.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing; a power cut the last pass
+        store.execute(
+            "CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, value BLOB, checksum INTEGER) WITHOUT ROWID"
+        )
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _unwritable(path: Path, error: Exception) -> OSError:
+    return OSError(
+        f"the reference cache {path} cannot be written ({error}); free space or permissions there, "
+        f"or name another folder with --cache or {CACHE_VARIABLE}"
+    )
