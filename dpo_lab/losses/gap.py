@@ -40,8 +40,8 @@ def robust(scores: PairScores, *, beta: float, label_smoothing: float) -> Tensor
     """[(1−ε)·ℓ(z) − ε·ℓ(−z)] / (1−2ε): its mean over labels flipped at rate ε is the clean `dpo` loss. `(B,)`, nats.
 
     A larger `label_smoothing` ε, in [0, ½), pushes harder, not softer: it undoes the flips that `cdpo` only hedges
-    against. The price is variance, which grows as 1/(1−2ε), and no lower bound: for ε > 0 the loss falls without end
-    as z grows. ε = 0 is `dpo`; policy = reference costs log 2 for every ε.
+    against. The price is variance, which grows with 1/(1−2ε), and no lower bound: for ε > 0 the loss falls without end
+    as z grows. `beta` as in `dpo`. ε = 0 is `dpo`; policy = reference costs log 2 for every ε.
     Chowdhury et al. 2024 (2403.00409), Section 3.1.
     """
     z = beta * log_ratio_gap(scores)

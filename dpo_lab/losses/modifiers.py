@@ -129,6 +129,9 @@ def wpo_weights(
 
 
 def _expm1(x: Tensor) -> Tensor:
-    """e^x − 1, along its tangent beyond x = 30. Equal in value and slope there; both stay finite."""
-    exact = x.clamp(max=_LARGEST_EXPONENT)
-    return torch.expm1(exact) + (x - exact) * math.exp(_LARGEST_EXPONENT)
+    """e^x − 1, along its tangent beyond x = 30. Equal in value and slope there; both stay finite.
+
+    Two one-sided pieces, each with slope exactly 0 where the other speaks. A difference x − min(x, 30) would have the
+    same values, but its slope there is 1e13 − 1e13, which drowns the e^x beside it.
+    """
+    return torch.expm1(x.clamp(max=_LARGEST_EXPONENT)) + torch.relu(x - _LARGEST_EXPONENT) * math.exp(_LARGEST_EXPONENT)

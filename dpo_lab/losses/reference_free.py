@@ -63,4 +63,4 @@ def _log_odds(mean_logp: Tensor) -> Tensor:
     """
     exact = mean_logp.clamp(max=_SUREST)
     log_odds = exact - torch.log(-torch.expm1(exact))
-    return log_odds + (mean_logp - exact) / -math.expm1(_SUREST)  # the slope at −1e-6; the term is 0 below it
+    return log_odds + torch.relu(mean_logp - _SUREST) / -math.expm1(_SUREST)  # the slope at −1e-6

@@ -47,7 +47,7 @@ class LossSpec:
     needs_reference: bool
     """Whether it reads the reference's log-probabilities; where not, no reference pass is needed."""
     takes_divergence: bool = False
-    """Whether it sees the log-ratios only through their difference, so that f-divergences make sense."""
+    """Whether it sees the policy only through the difference of the log-ratios, so that f-divergences make sense."""
     knobs: dict[str, float]
     """The loss's own default knobs."""
     directions: dict[str, str]
@@ -83,7 +83,7 @@ class LossSpec:
             able = ", ".join(name for name, spec in LOSSES.items() if spec.takes_divergence)
             raise ValueError(
                 f"divergence must be reverse_kl for the loss {self.name}, got {divergence!r}; the others hold for "
-                f"losses that see the log-ratios through their difference only: {able}"
+                f"losses that see the policy through the difference of the log-ratios only: {able}"
             )
         return lambda scores: settled(under_divergence(scores, transform))
 
@@ -207,7 +207,7 @@ LOSSES: dict[str, LossSpec] = {
     ),
     "nca_pair": LossSpec(
         function=anchored.nca_pair,
-        formula=r"-\log \sigma(\beta a) - \tfrac12 \log \sigma(-\beta a) - \tfrac12 \log \sigma(-\beta b)",
+        formula=r"-\log \sigma(\beta a) - \frac{1}{2} \log \sigma(-\beta a) - \frac{1}{2} \log \sigma(-\beta b)",
         needs_reference=True,
         knobs={"beta": 0.1},
         directions={"beta": _DRIFT},
