@@ -59,8 +59,6 @@ class TrainingConfig:
     """Arithmetic of the forward pass; weights, log-sum-exp and sums stay in float32."""
     layout: Literal["shared", "separate"] = "shared"
     """Rows: the prompt once with both completions (`shared`), or one row per completion (`separate`)."""
-    packing: bool = True
-    """Fill rows with several prompts instead of padding (shared layout)."""
     group_by_length: bool = True
     """Put pairs of similar length into the same batch; the order of the batches stays random."""
     gradient_checkpointing: bool = False

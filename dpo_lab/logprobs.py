@@ -250,8 +250,19 @@ def _try_paths(model: nn.Module, path: ScoringPath) -> None:
         name = type(inner_model(model)).__name__
         if not can_share(inner_model(model)):
             path.shared, path.reason = False, f"{name} does not take another attention"
-        elif not close(token_logps(model, shared_rows(data, [0, 1]).to(device))):
-            path.shared, path.reason = False, f"{name} gives other values with shared prompts"
+        else:
+            try:
+                path.shared = close(token_logps(model, shared_rows(data, [0, 1]).to(device)))
+            except (
+                RuntimeError,
+                ValueError,
+                TypeError,
+                IndexError,
+            ) as error:  # a model that cannot take such a row at all
+                logger.debug("shared rows fail in %s: %s", name, error)
+                path.shared = False
+            if not path.shared:
+                path.reason = f"{name} gives other values with shared prompts"
     finally:
         model.train(was_training)
 

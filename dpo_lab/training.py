@@ -126,12 +126,13 @@ class ExampleWork:
     def __init__(self, data: TokenData, held: TokenData | None, config: TrainingConfig, layout: Layout) -> None:
         self.data, self.held, self.config, self.layout = data, held, config, layout
         self.lengths = row_lengths(data, layout)
+        self.order_lengths = row_lengths(data, "shared")  # the order of the data does not depend on the layout
         self.scored = scored_lengths(data)
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         config = self.config
         return epoch_batches(
-            self.lengths, config.batch_size, seed=config.seed, epoch=epoch, group_by_length=config.group_by_length
+            self.order_lengths, config.batch_size, seed=config.seed, epoch=epoch, group_by_length=config.group_by_length
         )
 
     def passes(self, indices: np.ndarray) -> list[np.ndarray]:

@@ -1,0 +1,53 @@
+"""The command `dpo-lab`. `options` says what can be asked, `commands` does it and is loaded only when one runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from dpo_lab.cli.options import COMMANDS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. A mistake of the user is one message on standard error and status 2."""
+    options = parse(arguments)
+    logging.basicConfig(format="dpo-lab: %(message)s", level=logging.WARNING)
+    logging.getLogger("dpo_lab").setLevel(logging.INFO)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from dpo_lab.cli import commands
+
+    try:
+        return commands.execute(options)
+    except (ValueError, OSError, FloatingPointError, ArithmeticError) as error:
+        if os.environ.get("DPO_LAB_TRACEBACK"):
+            raise
+        print(f"dpo-lab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dpo-lab: interrupted", file=sys.stderr)
+        return 130
+
+
+def parse(arguments: Sequence[str] | None = None) -> object:
+    """The options that a command line stands for."""
+    return tyro.cli(
+        tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[_commands()]],
+        prog="dpo-lab",
+        description="Learn Direct Preference Optimization by running it. `dpo-lab train` alone trains on the embedded "
+        "model and data; `dpo-lab COMMAND --help` lists the options of a command.",
+        args=None if arguments is None else list(arguments),
+    )
+
+
+def _commands():
+    """The union of all commands, as tyro wants it."""
+    union = None
+    for name, options in COMMANDS.items():
+        member = Annotated[options, tyro.conf.subcommand(name, description=(options.__doc__ or "").strip())]
+        union = member if union is None else union | member
+    return union

@@ -1,0 +1,182 @@
+"""The commands of `dpo-lab` and their options: every option is a field, and its help is the line under the field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dpo_lab.config import DPOConfig, LossName, Precision, SFTConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """Where the model and the data come from."""
+
+    model: str = "embedded"
+    """`embedded`, a folder that save_pretrained wrote (RUN/model), or a Hub id."""
+    pairs: str = "embedded"
+    """`embedded`, a file (.jsonl .json .jsonl.gz .parquet .csv), a folder, or a Hub id."""
+    split: str | None = None
+    """Which split of the data, where it has several; None takes train."""
+    limit: int | None = None
+    """Use at most this many rows, drawn with the seed."""
+    on_bad_row: Literal["raise", "skip"] = "raise"
+    """Stop at a row that cannot be used, or leave it out, count it and list it."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a Hub model. Read it first."""
+    cache: Path | None = None
+    """File or folder of the reference's log-probs; None takes ~/.cache/dpo-lab or DPO_LAB_CACHE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(InputOptions):
+    """What a run leaves behind."""
+
+    run: Path | None = None
+    """Folder of the run; None makes runs/COMMAND-DATE-TIME."""
+    resume: bool = False
+    """Go on with the run in --run from its last checkpoint."""
+    held_out: str | None = None
+    """Data to evaluate on; None takes the embedded test split, or splits off --validation."""
+    validation: float = 0.1
+    """Share of the data split off for evaluation, by prompt, where --held-out is not given; 0 evaluates nothing."""
+    samples: int = 8
+    """Held-out prompts answered before and after training; 0 samples nothing."""
+    sample_temperature: float = 0.7
+    """Temperature of those answers; 0 is greedy."""
+    max_new_tokens: int = 128
+    """Longest sampled answer, in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(DPOConfig, RunOptions):
+    """Align a model with preference pairs (DPO and its family)."""
+
+    kl_prompts: int = 64
+    """Held-out prompts on which the KL from the reference is estimated at the end; 0 leaves it out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTOptions(SFTConfig, RunOptions):
+    """Fine-tune a model on good answers (prompt/completion or messages rows, or the chosen side of pairs)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions(InputOptions):
+    """Score pairs under the reference once and keep the log-probs, so that training starts at once."""
+
+    max_length: int = 1024
+    """Most tokens of prompt plus one completion, as in training."""
+    precision: Precision = "float32"
+    """Arithmetic of the forward pass, as in training."""
+    tokens_per_pass: int = 16384
+    """Most tokens that go through the model at a time."""
+    device: str = "auto"
+    """`auto` takes the GPU where there is one."""
+    seed: int = 0
+    """Seed of --limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(CacheOptions):
+    """Accuracy, margins, rewards and KL of a model on pairs, against its reference."""
+
+    reference: str = "embedded"
+    """The frozen model that rewards are measured against."""
+    loss: LossName = "dpo"
+    """The loss to report, from the table of losses."""
+    beta: float | None = None
+    """Scale of the implicit rewards; None takes the loss's own."""
+    kl_prompts: int = 64
+    """Prompts on which the KL from the reference is estimated; 0 leaves it out."""
+    max_new_tokens: int = 128
+    """Longest sampled answer, in tokens."""
+    table: Path | None = None
+    """Write one line per pair to this .csv or .jsonl file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """Let a model answer prompts: from the command line, from a file of rows, or from standard input."""
+
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """What to ask; none takes --pairs, or reads one prompt per line from standard input."""
+    model: str = "embedded"
+    """`embedded`, a folder that save_pretrained wrote (RUN/model), or a Hub id."""
+    pairs: str | None = None
+    """Take the prompts of these rows: `embedded`, a file, a folder, or a Hub id."""
+    limit: int | None = 8
+    """At most this many prompts of --pairs."""
+    system: str | None = None
+    """A system turn put before each prompt."""
+    raw: bool = False
+    """Continue the text as it is, without a chat template."""
+    num_samples: int = 1
+    """Answers per prompt."""
+    temperature: float = 0.7
+    """0 is greedy, 1 is the model's own distribution."""
+    top_p: float = 1.0
+    """Keep only the likeliest tokens that together have this probability."""
+    max_new_tokens: int = 128
+    """Longest answer, in tokens."""
+    seed: int = 0
+    """Seed of the sampling."""
+    device: str = "auto"
+    """`auto` takes the GPU where there is one."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a Hub model. Read it first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Put runs side by side: the settings that differ, the results, the curves."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders."""
+    figure: Path | None = None
+    """Write the overlaid curves to this .png file."""
+    csv: Path | None = None
+    """Write the table to this .csv file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossesOptions:
+    """Print the table of losses: formula, knobs, source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """Train on the embedded model and data, and show before and after. Two minutes on a laptop."""
+
+    run: Path | None = None
+    """Folder of the run; None makes runs/demo-DATE-TIME."""
+    seed: int = 0
+    """The one source of randomness."""
+    device: str = "auto"
+    """`auto` takes the GPU where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabOptions:
+    """Open the course in JupyterLab, on this machine only."""
+
+    port: int = 8888
+    """Port on the loopback address; the next free one is taken if it is in use."""
+    browser: bool = True
+    """Open the browser."""
+
+
+COMMANDS = {
+    "train": TrainOptions,
+    "sft": SFTOptions,
+    "cache": CacheOptions,
+    "evaluate": EvaluateOptions,
+    "sample": SampleOptions,
+    "compare": CompareOptions,
+    "losses": LossesOptions,
+    "demo": DemoOptions,
+    "lab": LabOptions,
+}

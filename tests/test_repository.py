@@ -1,0 +1,158 @@
+"""The house holds together: floors, maps, environment and metadata tell the truth."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "dpo_lab"
+
+
+def floors() -> dict[str, int]:
+    """Room → floor, read from the table in the package's map."""
+    text = (PACKAGE / "README.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| `([a-z_]+)(?:\.py|/)` \|", text, re.MULTILINE)
+    return {name: int(floor) for floor, name in rows}
+
+
+def rooms() -> set[str]:
+    """Every module or folder of the package, but for the lazy front door."""
+    entries = (p for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file())
+    return {p.stem for p in entries} - {"__init__", "__main__"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names under dpo_lab that a file imports anywhere, lazily too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "dpo_lab":
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "dpo_lab"}
+    return found
+
+
+def test_the_map_lists_every_room_and_no_other():
+    assert set(floors()) == rooms()
+
+
+def test_imports_go_to_lower_floors_only():
+    level, wrong = floors(), []
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room in ("__init__", "__main__", "_data"):
+            continue
+        for target in imports_of(path):
+            parts = target.split(".")
+            if len(parts) > 1 and parts[1] in level and parts[1] != room and level[parts[1]] >= level[room]:
+                wrong.append(
+                    f"{path.relative_to(ROOT)} (floor {level[room]}) imports {target} (floor {level[parts[1]]})"
+                )
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_no_two_modules_import_each_other():
+    modules = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PACKAGE.rglob("*.py")
+    }
+    graph = {
+        name: {target for target in imports_of(path) if target in modules and target != name}
+        for name, path in modules.items()
+        if name not in ("dpo_lab", "dpo_lab.__main__")
+    }
+    # The front door of a folder may load its own rooms lazily; a room may name its folder's front door in no other way.
+    graph.pop("dpo_lab.cli", None)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' → '.join(error.args[1])}")
+
+
+def test_the_table_of_losses_and_the_command_line_know_the_same_names():
+    from dpo_lab.config import LossName
+    from dpo_lab.losses import LOSSES
+
+    assert set(LossName.__args__) == set(LOSSES)
+
+
+def test_every_configuration_field_has_its_line_of_documentation():
+    from dpo_lab.cli import options
+
+    missing = []
+    for path in (PACKAGE / "config.py", PACKAGE / "cli" / "options.py"):
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, ast.ClassDef):
+                continue
+            for field, following in zip(node.body, [*node.body[1:], None], strict=True):
+                is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                if isinstance(field, ast.AnnAssign) and not is_text:
+                    missing.append(f"{node.name}.{ast.unparse(field.target)}")
+    assert not missing
+    assert options.COMMANDS
+
+
+def test_conda_installs_what_the_metadata_asks_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert pip[0] == "--constraint constraints.txt"
+    extras = re.fullmatch(r"--editable \.\[(.*)\]", pip[1])
+    assert extras is not None
+    assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
+    (python,) = (entry for entry in environment["dependencies"] if str(entry).startswith("python="))
+    lowest = tuple(map(int, project["requires-python"].removeprefix(">=").split(".")))
+    assert tuple(map(int, python.removeprefix("python=").split("."))) >= lowest
+
+
+def test_every_requirement_is_pinned_and_allows_its_pin():
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    pins = {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+    asked = [
+        *project["dependencies"],
+        *(entry for extra in project["optional-dependencies"].values() for entry in extra),
+    ]
+    for entry in map(Requirement, asked):
+        pin = pins[canonicalize_name(entry.name)]
+        version = str(pin.specifier).removeprefix("==")
+        assert entry.specifier.contains(version), f"{entry} does not allow its pin {version}"
+    assert str(pins["torch"].specifier) == "==2.13.0"
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, dpo_lab; print([m for m in ('torch', 'transformers', 'matplotlib', 'ipywidgets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_exported_name_exists():
+    import dpo_lab
+
+    missing = [name for name in dpo_lab.__all__ if not hasattr(dpo_lab, name)]
+    assert not missing
+
+
+def test_no_file_names_a_path_of_one_machine():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split(
+        "\n"
+    )
+    wrong = []
+    for name in filter(None, tracked):
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".toml", ".yml", ".txt", ".ipynb", ""} and path.is_file():
+            text = path.read_text(errors="replace")
+            wrong += [name] if re.search(r"/(home|Users|root|work)/\w+/|/tmp/\w", text) else []
+    assert not wrong
