@@ -10,6 +10,7 @@ transformers' own scaled-dot-product attention.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def shared_attention(
         first = slice(start, ends[0])
         outputs.append(_attend(query[:, :, first], key[:, :, first], value[:, :, first], dropout, scaling))
         prompt = slice(start, prompt_end)
-        for begin, end in zip(ends, ends[1:], strict=False):
+        for begin, end in pairwise(ends):
             own = slice(begin, end)
             keys = torch.cat([key[:, :, prompt], key[:, :, own]], 2)
             values = torch.cat([value[:, :, prompt], value[:, :, own]], 2)
@@ -56,7 +57,7 @@ def shared_attention(
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
-    """Causal attention in which the last query sees all keys: with fewer queries than keys, the early keys are a prompt."""
+    """Causal attention whose last query sees all keys: where the queries are fewer, the early keys are a prompt."""
     num_queries, num_keys = query.shape[2], key.shape[2]
     if num_queries == num_keys:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling, is_causal=True)

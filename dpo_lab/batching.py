@@ -29,8 +29,8 @@ Layout = Literal["shared", "separate"]
 class Batch:
     """What a model needs to score B·K completions, and what is needed to read its answer.
 
-    `predictors` are flat positions in (R·T): the hidden state there predicts the token of `targets`. The shift by one is
-    made here and nowhere else.
+    `predictors` are flat positions in (R·T): the hidden state there predicts the token of `targets`. The shift by one
+    is made here and nowhere else.
     """
 
     input_ids: Tensor  # (R, T)

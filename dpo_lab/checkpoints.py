@@ -118,8 +118,8 @@ def _compare(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
     ]
     if different:
         raise ValueError(
-            f"checkpoint {path} belongs to another run: {'; '.join(different)}; resume with the same settings and data, "
-            "or begin a new run from its model"
+            f"checkpoint {path} belongs to another run: {'; '.join(different)}; resume with the same settings and "
+            "data, or begin a new run from its model"
         )
 
 

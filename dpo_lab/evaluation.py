@@ -65,9 +65,9 @@ def evaluate(
     data = preferences
     if not isinstance(data, TokenData):
         data, _ = tokenize_pairs(preferences, tokenizer, max_length=max_length)
-    spec = LOSSES[loss] if loss in LOSSES else None
-    if spec is None:
+    if loss not in LOSSES:
         raise ValueError(f"loss {loss!r} is not known; choose one of {', '.join(LOSSES)}")
+    spec = LOSSES[loss]
     knobs = {} if beta is None else {"beta": beta}
     bound = spec.bind(**knobs)
     options: dict[str, Any] = {"layout": layout, "precision": precision, "tokens_per_pass": tokens_per_pass}

@@ -45,7 +45,7 @@ def token_logps(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def sequence_logps(model: nn.Module, batch: Batch) -> Tensor:
-    """log π(y|x) of every completion: the sum over its tokens, shape (B, K), float32. Divide by `batch.lengths` for a mean."""
+    """log π(y|x) of every completion, the sum over its tokens: (B, K), float32. Divide by `batch.lengths` for a mean."""
     return sum_per_sequence(token_logps(model, batch), batch)
 
 
@@ -65,9 +65,9 @@ def score(
     precision: str = "float32",
     progress: Callable[[np.ndarray, np.ndarray], None] | None = None,
 ) -> np.ndarray:
-    """log π(y|x) of a whole data set, shape (N, K), float32, without gradients, longest first so that memory peaks at once.
+    """log π(y|x) of a whole data set, shape (N, K), float32, without gradients.
 
-    `progress` is called after each pass with the indices scored and their values.
+    The longest rows come first, so that memory peaks at once. `progress` is called after each pass with the indices scored and their values.
     """
     layout = usable_layout(model, layout, data)
     device = next(model.parameters()).device
@@ -131,8 +131,8 @@ def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
 class _TargetLogps(torch.autograd.Function):
     """log softmax(h Wᵀ + b)[target] per row of h, without ever holding more logits than `LOGITS_AT_ONCE`.
 
-    Backward: ∂ log p_y / ∂ logits = onehot(y) − p. If all logits fit they are kept from the forward pass; otherwise each
-    chunk computes its own again.
+    Backward: ∂ log p_y / ∂ logits = onehot(y) − p. If all logits fit they are kept from the forward pass; otherwise
+    each chunk computes its own again.
     """
 
     @staticmethod

@@ -296,7 +296,7 @@ class Tally:
         self.sums = {}
 
     def read(self) -> dict[str, float]:
-        """The step's metrics over all processes; waits for the device. Raises TrainingDiverged for any step not yet seen."""
+        """The step's metrics over all processes; waits for the device. Raises TrainingDiverged for a step not yet seen."""
         means: Tensor = self.accelerator.reduce(self.means, "sum")  # pyright: ignore[reportAssignmentType]
         for step, indices, loss, norm in self.unseen:
             is_scaled = self.accelerator.scaler is not None  # float16 skips a step whose gradient overflows
@@ -320,7 +320,7 @@ def make_accelerator(config: TrainingConfig) -> tuple[Accelerator, torch.device]
         raise ValueError(
             "precision float16 needs a GPU, whose loss scaling it relies on; on a CPU use bfloat16 or float32"
         )
-    # bfloat16 runs in the autocast that policy and reference share (`logprobs.autocast`); float16 needs the loss scaler.
+    # bfloat16 runs in the autocast that policy and reference share (`logprobs.autocast`); float16 needs the scaler.
     accelerator = Accelerator(
         cpu=device.type == "cpu", mixed_precision="fp16" if config.precision == "float16" else "no"
     )

@@ -35,8 +35,8 @@ def load_policy(
 ) -> tuple[Any, Any]:
     """A causal language model in evaluation mode and its tokenizer.
 
-    source: "embedded", a folder that `save_pretrained` wrote, or a Hub id such as "HuggingFaceTB/SmolLM2-135M-Instruct".
-    dtype: of the weights in memory. float32 is right for training; `precision` of the configuration sets the arithmetic.
+    source: "embedded", a folder that `save_pretrained` wrote, or a Hub id ("HuggingFaceTB/SmolLM2-135M-Instruct").
+    dtype: of the weights in memory. float32 is right for training; the configuration's `precision` sets the arithmetic.
 
     A tokenizer without a pad token takes its end token for padding (padding is masked by length, so nothing changes);
     one without a chat template gets the plain default when messages are rendered. Both are said in the log.
@@ -122,7 +122,7 @@ def _check_source(name: str) -> None:
         return
     if path.is_file():
         raise ValueError(f"{name} is a file; a model is a folder with config.json, safetensors and a tokenizer")
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or os.sep != "/" and os.sep in name
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name)
     if looks_like_path or not name.strip():
         raise ValueError(f"no model folder at {name!r}; check the path, or give a Hub id (owner/name) or 'embedded'")
 

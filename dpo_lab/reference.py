@@ -1,7 +1,7 @@
 """The reference's log-probabilities, computed once, kept on disk, never wrong.
 
-DPO needs log π_ref(y|x) of every pair, and the reference never changes: so it is scored in one pass before training, and
-no second model has to stay in memory. The store is content-addressed. The key of a pair is made of the reference's
+DPO needs log π_ref(y|x) of every pair, and the reference never changes: so it is scored in one pass before training,
+and no second model has to stay in memory. The store is content-addressed. The key of a pair is made of the reference's
 weights and configuration, the token ids of prompt and completions after truncation, the precision, and the version of
 the scoring code. The loss, β, the learning rate, the order and the output folder are not in it, so they change nothing;
 whatever would change a value changes the key, so nothing stale is ever served.
@@ -113,7 +113,7 @@ class ReferenceCache:
         for start in range(0, len(keys), 500):
             part = keys[start : start + 500]
             marks = ",".join("?" * len(part))
-            query = f"SELECT key, value, checksum FROM logps WHERE key IN ({marks})"  # noqa: S608  only question marks
+            query = f"SELECT key, value, checksum FROM logps WHERE key IN ({marks})"
             for key, value, checksum in self._store.execute(query, part):
                 if len(value) == 4 * num_completions and zlib.crc32(key + value) == checksum:
                     found[key] = value

@@ -98,8 +98,8 @@ def train_sft(
 ) -> Iterator[Event]:
     """Fine-tune `model` (in place) on completions; yields the same events as `train_dpo`.
 
-    The loss is the cross-entropy of the completion's tokens, −log π(y_t | x, y_<t), as a mean over all completion tokens
-    of the batch; the prompt is not learnt. Preference rows are taken by their chosen answer.
+    The loss is the cross-entropy of the completion's tokens, −log π(y_t | x, y_<t), as a mean over all completion
+    tokens of the batch; the prompt is not learnt. Preference rows are taken by their chosen answer.
     """
     config = config or SFTConfig()
     data = _tokens(examples, tokenizer, config, tokenize_examples, "examples")

@@ -11,12 +11,8 @@ from tests.conftest import random_pairs
 
 
 def one_pair(prompt=(10, 11), chosen=(20, 21, 22), rejected=(30, 31)) -> TokenData:
-    return TokenData.from_rows(
-        [
-            tuple(np.array(part, np.int32) for part in (prompt,))
-            + (tuple(np.array(c, np.int32) for c in (chosen, rejected)),)
-        ]
-    )
+    ids = [np.array(part, np.int32) for part in (prompt, chosen, rejected)]
+    return TokenData.from_rows([(ids[0], (ids[1], ids[2]))])
 
 
 def test_a_shared_row_worked_by_hand():

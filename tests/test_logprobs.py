@@ -210,7 +210,8 @@ def test_other_architectures_agree_with_the_plain_computation(name):
             tf.Qwen2Config(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
                            num_key_value_heads=2, **small)),
         "gpt_neox": lambda: tf.GPTNeoXForCausalLM(
-            tf.GPTNeoXConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, **small)),
+            tf.GPTNeoXConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, **small)
+        ),
     }[name]().eval()  # fmt: skip
     data = random_pairs(4)
     expected = [float(by_hand(model, r.prompt, c).sum()) for r in map(data.row, range(4)) for c in r.completions]

@@ -133,7 +133,8 @@ def test_every_requirement_is_pinned_and_allows_its_pin():
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import sys, dpo_lab; print([m for m in ('torch', 'transformers', 'matplotlib', 'ipywidgets') if m in sys.modules])"
+    heavy = ("torch", "transformers", "matplotlib", "ipywidgets", "datasets")
+    code = f"import sys, dpo_lab; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

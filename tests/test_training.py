@@ -75,7 +75,7 @@ def test_the_first_step_starts_at_log_2_with_a_gradient():
 @pytest.mark.parametrize("name", LossName.__args__)
 def test_every_loss_trains(name):
     config = DPOConfig(**{**SETTINGS, "epochs": 8, "learning_rate": 1e-3}, loss=name)
-    model, events = run(config, data=random_pairs(8))
+    _, events = run(config, data=random_pairs(8))
     assert all(map(math.isfinite, losses_of(events)))
     assert losses_of(events)[-1] < losses_of(events)[0]
     margins = [e.metrics["rewards/margins"] for e in events if isinstance(e, Step)]
@@ -107,7 +107,7 @@ def test_weights_multiply_the_loss_of_their_pair():
     rows = [random_pairs(4).row(i) for i in range(4)]
     weigh = lambda ws: TokenData.from_rows([(r.prompt, r.completions, w) for r, w in zip(rows, ws, strict=True)])
     only_two, _ = run(data=weigh([1, 0, 1, 0]))
-    half, _ = run(DPOConfig(**{**SETTINGS}), data=weigh([1, 0, 1, 0]), model=tiny_llama())
+    half, _ = run(DPOConfig(**SETTINGS), data=weigh([1, 0, 1, 0]), model=tiny_llama())
     all_four, _ = run(data=weigh([1, 1, 1, 1]))
     assert torch.equal(weights(only_two), weights(half))
     assert not torch.allclose(weights(only_two), weights(all_four), atol=1e-4)
@@ -260,8 +260,8 @@ def test_sft_lowers_the_cross_entropy_of_completions_only():
     examples = TokenData.from_rows([(r.prompt, (r.completions[0],)) for r in rows])
     model = tiny_llama()
     expected = -score(model, examples).sum() / examples.completion_lengths.sum()
-    events = list(train_sft(model, None, examples, SFTConfig(batch_size=16, epochs=20, learning_rate=1e-2, device="cpu"),
-                            held_out=examples))  # fmt: skip
+    config = SFTConfig(batch_size=16, epochs=20, learning_rate=1e-2, device="cpu")
+    events = list(train_sft(model, None, examples, config, held_out=examples))
     assert losses_of(events)[0] == pytest.approx(expected, rel=1e-5)
     assert losses_of(events)[-1] < 0.3 * expected
     last = [e for e in events if isinstance(e, Evaluation)][-1]
@@ -308,7 +308,7 @@ def test_mistakes_are_told_at_the_call_not_at_the_first_event():
         train_dpo(tiny_llama(), None, TokenData.from_rows([(np.array([5]), (np.array([6]),))]))
     with pytest.raises(ValueError, match="gamma"):
         train_dpo(tiny_llama(), None, data, DPOConfig(knobs={"gamma": 1.0}))
-    with pytest.raises(ValueError, match="token id 63 has no embedding: the model has 20|has no embedding"):
+    with pytest.raises(ValueError, match=r"token id \d+ has no embedding: the model has 20"):
         train_dpo(tiny_llama(vocab_size=20), None, data)
     with pytest.raises(ValueError, match="no usable rows"):
         train_dpo(tiny_llama(), None, TokenData.from_rows([]))

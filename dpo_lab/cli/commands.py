@@ -49,7 +49,7 @@ from dpo_lab.preferences import (
     tokenize_pairs,
 )
 from dpo_lab.reference import ReferenceCache
-from dpo_lab.runs import Run, comparison_figure, compare_runs, load_runs
+from dpo_lab.runs import Run, compare_runs, comparison_figure, load_runs
 from dpo_lab.sampling import generate
 from dpo_lab.training import loss_of, train_dpo, train_sft
 
@@ -350,7 +350,8 @@ def lab(options: LabOptions) -> int:
         raise ValueError("JupyterLab is not installed; run `make lab`, or pip install 'dpo-lab[course]'") from None
     command = [
         sys.executable, "-m", "jupyter", "lab", f"--notebook-dir={notebooks.parent}", "--ServerApp.ip=127.0.0.1",
-        f"--ServerApp.port={options.port}", "--LabApp.default_url=/lab/tree/notebooks/README.md?factory=Markdown%20Preview",
+        f"--ServerApp.port={options.port}",
+        "--LabApp.default_url=/lab/tree/notebooks/README.md?factory=Markdown%20Preview",
     ]  # fmt: skip
     return subprocess.call(command if options.browser else [*command, "--no-browser"], env=dict(os.environ))
 
