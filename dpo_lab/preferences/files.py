@@ -1,0 +1,220 @@
+"""Bytes on disk → raw rows, each with its place. Knows file kinds, not what a preference is.
+
+A reader yields `(place, row)`. A line that cannot be read arrives as a `BadRow` in place of the row, so that
+the caller decides whether to stop; what spoils the whole file (a truncated gzip, a broken JSON list) raises.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dpo_lab.preferences.reports import BadRow, Place, shown
+
+RawRow = tuple[Place, dict[str, Any] | BadRow]
+
+DATA_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv")
+_ROW_KEYS = {"prompt", "chosen", "rejected", "messages", "conversations", "instruction", "question", "preferred_output"}
+_CSV_JSON = {"prompt", "chosen", "rejected", "completion", "messages", "conversations", "tools"}
+
+
+def data_suffix(path: Path) -> str | None:
+    """The supported suffix of a file name, `.jsonl.gz` before `.gz`; None where there is none."""
+    name = path.name.lower()
+    return next((suffix for suffix in sorted(DATA_SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), None)
+
+
+def read_file(path: Path) -> Iterator[RawRow]:
+    """Rows of one file. Checks at the call that the file can be opened and that its kind is known."""
+    suffix = data_suffix(path)
+    if suffix is None:
+        raise ValueError(f"{path} has a file kind that is not read; use one of {', '.join(DATA_SUFFIXES)}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist; check the path, it is relative to {Path.cwd()}") from None
+    except PermissionError:
+        raise PermissionError(f"no permission to read {path}; change its mode or read a copy of your own") from None
+    if not start:
+        raise ValueError(f"{path} is empty; it should hold rows of preferences")
+    if suffix == ".parquet":
+        return _parquet(path)
+    if suffix == ".csv":
+        return _csv(path)
+    return _whole_stream(path, _json_lines(path) if suffix.startswith(".jsonl") else _json(path))
+
+
+def has_bom(path: Path) -> bool:
+    """Whether a text file begins with a UTF-8 byte order mark (read, and skipped)."""
+    return data_suffix(path) in (".jsonl", ".json", ".csv") and path.open("rb").read(3) == b"\xef\xbb\xbf"
+
+
+def _whole_stream(path: Path, rows: Iterator[RawRow]) -> Iterator[RawRow]:
+    """Tells what is wrong with a compressed stream that breaks off."""
+    last = "before the first row"
+    try:
+        for place, row in rows:
+            yield place, row
+            last = f"after {place.short}"
+    except EOFError:
+        raise ValueError(f"{path} breaks off {last}: the gzip stream has no end; copy or download it again") from None
+    except (gzip.BadGzipFile, zlib.error) as problem:
+        raise ValueError(f"{path} is not a sound gzip file ({problem}, {last}); copy or download it again, "
+                         "or take .gz off the name if it is not compressed") from None  # fmt: skip
+
+
+def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _refuse_utf16(start: bytes, place: Place) -> None:
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise BadRow(None, "begins with a UTF-16 byte order mark", "save the file as UTF-8", place)
+
+
+def _json_lines(path: Path) -> Iterator[RawRow]:
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            place = Place(path.name, line=number)
+            if number == 1:
+                _refuse_utf16(line, place)
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                yield place, _parsed_line(line, place)
+
+
+def _parsed_line(line: bytes, place: Place) -> dict[str, Any] | BadRow:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as problem:
+        return BadRow(None, f"is not UTF-8: byte 0x{line[problem.start]:02x} at offset {problem.start} of the line",
+                      "save the file as UTF-8", place)  # fmt: skip
+    except json.JSONDecodeError as problem:
+        return BadRow(None, f"is not JSON: {problem.msg} at column {problem.colno}",
+                      "write one JSON object per line", place)  # fmt: skip
+    except RecursionError:
+        return BadRow(None, "is nested too deeply to be a row", "write one JSON object per line", place)
+    return _object(row, place)
+
+
+def _object(row: object, place: Place) -> dict[str, Any] | BadRow:
+    if isinstance(row, dict):
+        return row
+    return BadRow(None, f"must be an object with named fields, got {shown(row)}",
+                  'write {"prompt": ..., "chosen": ..., "rejected": ...}', place)  # fmt: skip
+
+
+def _decoded(path: Path) -> str:
+    with _open(path) as file:
+        data = file.read()
+    _refuse_utf16(data, Place(path.name, line=1))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        # utf-8-sig counts from behind the byte order mark; count from the file's start.
+        start = problem.start + (3 if data.startswith(b"\xef\xbb\xbf") and len(problem.object) < len(data) else 0)
+        place = Place(path.name, line=data.count(b"\n", 0, start) + 1)
+        raise BadRow(None, f"is not UTF-8: byte 0x{data[start]:02x} at offset {start} of the file",
+                     "save the file as UTF-8", place) from None  # fmt: skip
+
+
+def _json(path: Path) -> Iterator[RawRow]:
+    """A list of rows, an object that holds one list of rows, or JSON lines in spite of the name."""
+    text = _decoded(path)
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as problem:
+        if problem.msg == "Extra data" and text.lstrip().startswith("{"):
+            yield from _json_lines(path)
+            return
+        place = Place(path.name, line=problem.lineno)
+        rule = "holds no JSON" if not text.strip() else f"is not JSON: {problem.msg} at column {problem.colno}"
+        raise BadRow(None, rule, "write a list of objects", place) from None
+    except RecursionError:
+        raise BadRow(None, "is nested too deeply", "write a list of objects", Place(path.name)) from None
+    for index, row in enumerate(_rows_of(document, path)):
+        place = Place(path.name, row=index)
+        yield place, _object(row, place)
+
+
+def _rows_of(document: object, path: Path) -> list[Any]:
+    if isinstance(document, list):
+        return document
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} must hold a list of rows, got {shown(document)}; write a list of objects")
+    if _ROW_KEYS & document.keys():
+        return [document]  # a single JSON line
+    lists = [key for key, value in document.items() if isinstance(value, list)]
+    if len(lists) != 1:
+        found = f"lists under {', '.join(map(repr, lists))}" if lists else "no list"
+        raise ValueError(f"{path} holds an object with {found}; it should hold one list of rows, or be that list")
+    return document[lists[0]]
+
+
+def _csv(path: Path) -> Iterator[RawRow]:
+    """A header and rows. A cell of a message or tools column may hold JSON."""
+    text = _decoded(path)
+    limit = csv.field_size_limit(len(text) + 1)  # room for long texts; one setting for all of Python, so put back below
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        header = next(reader, None)
+        if not header or len(set(header)) < len(header):
+            raise ValueError(f"{path} needs a header of distinct column names in line 1, got {shown(header)}; "
+                             "write prompt,chosen,rejected")  # fmt: skip
+        rows, places = [], []
+        try:
+            for cells in reader:
+                if cells:
+                    places.append(Place(path.name, line=reader.line_num))
+                    rows.append(cells)
+        except csv.Error as problem:
+            raise BadRow(None, f"is not CSV: {problem}", 'quote texts with " and double the quotes inside',
+                         Place(path.name, line=reader.line_num)) from None  # fmt: skip
+    finally:
+        csv.field_size_limit(limit)
+    for place, cells in zip(places, rows, strict=True):
+        if len(cells) != len(header):
+            yield place, BadRow(None, f"has {len(cells)} cells under a header of {len(header)}",
+                                "quote texts that hold commas or line ends", place)  # fmt: skip
+        else:
+            yield place, {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
+
+
+def _cell(name: str, cell: str) -> Any:
+    if name in _CSV_JSON and cell.lstrip().startswith("[{"):
+        try:
+            return json.loads(cell)
+        except json.JSONDecodeError:
+            return cell  # a text that happens to begin like this
+    return cell
+
+
+def _parquet(path: Path) -> Iterator[RawRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as problem:
+        raise ValueError(f"{path} is not a sound parquet file ({problem}); copy or download it again") from None
+    return _parquet_rows(path, file)
+
+
+def _parquet_rows(path: Path, file: Any) -> Iterator[RawRow]:
+    # `datasets` writes mixed structures as arrow's JSON type, which pyarrow hands back as text.
+    encoded = [column.name for column in file.schema_arrow if "json" in str(getattr(column.type, "extension_name", ""))]
+    with file:
+        index = 0
+        for batch in file.iter_batches(batch_size=1000):
+            for row in batch.to_pylist():
+                for name in encoded:
+                    row[name] = None if row[name] is None else json.loads(row[name])
+                yield Place(path.name, row=index), row
+                index += 1

@@ -1,0 +1,207 @@
+"""The layouts in which preference data comes: where the prompt is, where the answers are, what parts them.
+
+`LAYOUTS` (pairs) and `EXAMPLE_LAYOUTS` (prompt and completion) are the tables. What a layout cannot take apart
+is refused with a `BadRow`; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from dpo_lab.preferences.messages import Message, check_messages, last_shared_answer, text_of
+from dpo_lab.preferences.reports import BadRow, shown
+
+Raw = Mapping[str, Any]
+Said = str | list[Message]  # plain text, or turns
+
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+
+
+class Split(NamedTuple):
+    """What a layout found: the prompt, its answers, and the fields it used up."""
+
+    prompt: Said
+    answers: tuple[Said, ...]
+    used: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+
+
+def need(raw: Raw, name: str) -> Any:
+    if raw.get(name) is None:
+        raise BadRow(name, f"is missing; the row has {', '.join(map(str, raw)) or 'no field'}", f"add {name!r}")
+    return raw[name]
+
+
+def _said(value: object, name: str, from_arrow: bool) -> Said:
+    return text_of(value, name) if isinstance(value, str) else check_messages(value, name, from_arrow=from_arrow)
+
+
+def as_turns(said: Said, role: str) -> list[Message]:
+    return [{"role": role, "content": said}] if isinstance(said, str) else said
+
+
+def _explicit(raw: Raw, arrow: bool) -> Split:
+    """A prompt of its own. Answers that are whole conversations are cut where the prompt ends."""
+    prompt = _said(need(raw, "prompt"), "prompt", arrow)
+    chosen, rejected = (_said(need(raw, name), name, arrow) for name in ("chosen", "rejected"))
+    used = ("prompt", "chosen", "rejected")
+    if all(isinstance(part, str) for part in (prompt, chosen, rejected)):
+        return Split(prompt, (chosen, rejected), used)
+    # One list among the three makes the row a conversation.
+    chosen, rejected = as_turns(chosen, "assistant"), as_turns(rejected, "assistant")
+    if isinstance(prompt, list):
+        size = len(prompt)
+        if chosen[:size] == prompt == rejected[:size]:
+            chosen, rejected = chosen[size:], rejected[size:]
+        return Split(prompt, (chosen, rejected), used)
+    if chosen[0]["role"] == "assistant" == rejected[0]["role"]:
+        return Split(as_turns(prompt, "user"), (chosen, rejected), used)
+    whole = _whole_conversations(chosen, rejected)
+    if not any(turn.get("content", "").strip() == prompt.strip() for turn in whole.prompt if isinstance(turn, dict)):
+        raise BadRow("prompt", f"is not among the turns that chosen and rejected share, got {shown(prompt)}",
+                     "take it out, or make chosen and rejected the answers alone")  # fmt: skip
+    return Split(whole.prompt, whole.answers, used, whole.remarks)
+
+
+def _whole_conversations(chosen: list[Message], rejected: list[Message]) -> Split:
+    at = last_shared_answer(chosen, rejected)
+    answers = chosen[at:], rejected[at:]
+    late = [sum(turn["role"] == "assistant" for turn in answer) > 1 for answer in answers]
+    return Split(chosen[:at], answers, ("chosen", "rejected"), _parting(*late))
+
+
+def _parting(chosen_goes_on: bool, rejected_goes_on: bool) -> tuple[str, ...]:
+    return ("split_early",) if chosen_goes_on else ("run_on",) if rejected_goes_on else ()
+
+
+def _implicit(raw: Raw, arrow: bool) -> Split:
+    """chosen and rejected are whole message lists: split at the last assistant turn before which they agree."""
+    chosen, rejected = (check_messages(need(raw, name), name, from_arrow=arrow) for name in ("chosen", "rejected"))
+    return _whole_conversations(chosen, rejected)
+
+
+def _transcript(raw: Raw, arrow: bool) -> Split:
+    r"""chosen and rejected are texts of `\n\nHuman:` and `\n\nAssistant:` turns, as in hh-rlhf.
+
+    The border is the last `\n\nAssistant:` up to which both texts agree, never a common character prefix: that
+    would move the words with which both answers begin into the prompt.
+    """
+    chosen, rejected = (text_of(need(raw, name), name) for name in ("chosen", "rejected"))
+    border = chosen.rfind(ASSISTANT)
+    while border >= 0 and not rejected.startswith(chosen[: border + len(ASSISTANT)]):
+        border = chosen.rfind(ASSISTANT, 0, border)
+    if border < 0:
+        name = "rejected" if ASSISTANT in chosen and ASSISTANT not in rejected else "chosen"
+        rule = "and rejected share no turn" if ASSISTANT in chosen and ASSISTANT in rejected else "has no prompt"
+        raise BadRow(name, f"{rule}: a transcript needs {ASSISTANT!r} after what both have in common",
+                     "give the prompt in a field of its own, or write transcripts")  # fmt: skip
+    at = border + len(ASSISTANT)
+    answers = chosen[at:], rejected[at:]
+    for name, answer in zip(("chosen", "rejected"), answers, strict=True):
+        if answer.rfind(HUMAN) > answer.rfind(ASSISTANT):
+            raise BadRow(name, "ends with a human turn", "end the transcript with the assistant's answer")
+    late = [ASSISTANT in answer for answer in answers]
+    silent = () if all(answer.strip() for answer in answers) else ("silent",)
+    return Split(chosen[:at], answers, ("chosen", "rejected"), _parting(*late) + silent)
+
+
+def _instruction_prompt(raw: Raw) -> tuple[list[Message], tuple[str, ...]]:
+    """instruction + input (or question) as one user turn, after the turns of `history` where there are any."""
+    name = "instruction" if "instruction" in raw else "question"
+    text = text_of(need(raw, name), name)
+    if raw.get("input"):
+        text = f"{text}\n\n{text_of(raw['input'], 'input')}" if text else text_of(raw["input"], "input")
+    turns: list[Message] = []
+    for index, exchange in enumerate(raw.get("history") or []):
+        if not isinstance(exchange, list | tuple) or len(exchange) != 2:
+            raise BadRow(f"history[{index}]", f"must be a question and its answer, got {shown(exchange)}",
+                         "write [question, answer]")  # fmt: skip
+        turns += [{"role": role, "content": text_of(part, f"history[{index}]")}
+                  for role, part in zip(("user", "assistant"), exchange, strict=True)]  # fmt: skip
+    return [*turns, {"role": "user", "content": text}], (name, "input", "history")
+
+
+def _instruction(raw: Raw, arrow: bool) -> Split:
+    """instruction, input, output + chosen and rejected. `output` is kept as a column; it takes no part."""
+    prompt, used = _instruction_prompt(raw)
+    answers = tuple(as_turns(_said(need(raw, name), name, arrow), "assistant") for name in ("chosen", "rejected"))
+    return Split(prompt, answers, (*used, "chosen", "rejected"))
+
+
+def _sharegpt(raw: Raw, arrow: bool) -> Split:
+    """ShareGPT: conversations of {from, value} + chosen and rejected turns."""
+    prompt = check_messages(need(raw, "conversations"), "conversations", from_arrow=arrow)
+    answers = tuple(as_turns(_said(need(raw, name), name, arrow), "assistant") for name in ("chosen", "rejected"))
+    return Split(prompt, answers, ("conversations", "chosen", "rejected"))
+
+
+def _openai(raw: Raw, arrow: bool) -> Split:
+    """OpenAI's fine-tuning files: input.messages, preferred_output, non_preferred_output."""
+    request = need(raw, "input")
+    if not isinstance(request, dict) or "messages" not in request:
+        raise BadRow("input", f"must hold messages, got {shown(request)}", 'write {"messages": [...]}')
+    names = ("preferred_output", "non_preferred_output")
+    answers = tuple(check_messages(need(raw, name), name, from_arrow=arrow) for name in names)
+    return Split(check_messages(request["messages"], "input.messages", from_arrow=arrow), answers, ("input", *names))
+
+
+def _has(*names: str) -> Callable[[Raw], bool]:
+    return lambda raw: all(raw.get(name) is not None for name in names)
+
+
+def _pair_of(kind: type) -> Callable[[Raw], bool]:
+    return lambda raw: isinstance(raw.get("chosen"), kind) or isinstance(raw.get("rejected"), kind)
+
+
+class Layout(NamedTuple):
+    """When it applies, how it is taken apart, and how to describe it to somebody whose row fits none."""
+
+    applies: Callable[[Raw], bool]
+    split: Callable[[Raw, bool], Split]
+    fields: str
+
+
+# The first that applies wins; a field of its own for the prompt says most.
+LAYOUTS: dict[str, Layout] = {
+    "explicit": Layout(_has("prompt"), _explicit, "prompt, chosen, rejected"),
+    "sharegpt": Layout(_has("conversations"), _sharegpt, "conversations, chosen, rejected"),
+    "openai": Layout(_has("preferred_output"), _openai, "input, preferred_output, non_preferred_output"),
+    "instruction": Layout(lambda raw: _has("instruction")(raw) or _has("question")(raw), _instruction,
+                          "instruction (or question), input, chosen, rejected"),
+    "implicit": Layout(_pair_of(list), _implicit, "chosen, rejected (whole message lists)"),
+    "transcript": Layout(_pair_of(str), _transcript, r"chosen, rejected (texts with \n\nHuman: and \n\nAssistant:)"),
+}  # fmt: skip
+
+
+def _completion(raw: Raw, arrow: bool) -> Split:
+    prompt, completion = (_said(need(raw, name), name, arrow) for name in ("prompt", "completion"))
+    if isinstance(prompt, list) or isinstance(completion, list):
+        prompt, completion = as_turns(prompt, "user"), as_turns(completion, "assistant")
+    return Split(prompt, (completion,), ("prompt", "completion"))
+
+
+def _conversation(name: str) -> Callable[[Raw, bool], Split]:
+    def split(raw: Raw, arrow: bool) -> Split:
+        """The last assistant turn is the completion, all before it the prompt."""
+        turns = check_messages(need(raw, name), name, from_arrow=arrow)
+        if turns[-1]["role"] != "assistant":
+            raise BadRow(name, f"must end with an assistant turn, ends with one of the {turns[-1]['role']}",
+                         "add the answer that is to be learnt")  # fmt: skip
+        return Split(turns[:-1], (turns[-1:],), (name,))
+
+    return split
+
+
+def _alpaca(raw: Raw, arrow: bool) -> Split:
+    prompt, used = _instruction_prompt(raw)
+    answer = as_turns(text_of(need(raw, "output"), "output"), "assistant")
+    return Split(prompt, (answer,), (*used, "output"))
+
+
+EXAMPLE_LAYOUTS: dict[str, Layout] = {
+    "completion": Layout(_has("prompt", "completion"), _completion, "prompt, completion"),
+    "messages": Layout(_has("messages"), _conversation("messages"), "messages"),
+    "conversations": Layout(_has("conversations"), _conversation("conversations"), "conversations"),
+    "alpaca": Layout(_has("instruction", "output"), _alpaca, "instruction, input, output"),
+}

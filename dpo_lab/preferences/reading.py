@@ -1,0 +1,266 @@
+"""Sources → rows with prompt, chosen, rejected (pairs) or prompt, completion (examples), and the report on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from dpo_lab.preferences.layouts import EXAMPLE_LAYOUTS, LAYOUTS
+from dpo_lab.preferences.reports import BadRow, ReadReport
+from dpo_lab.preferences.rows import Row, example_row, pair_row
+from dpo_lab.preferences.sources import open_source
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.getLogger(__name__)
+
+OnBadRow = Literal["raise", "skip"]
+Rows = TypeVar("Rows", bound="Sequence[dict[str, Any]] | datasets.Dataset")
+
+
+def read_preferences(
+    source: object,
+    split: str | None = None,
+    *,
+    layout: str | None = None,
+    on_bad_row: OnBadRow = "raise",
+    limit: int | None = None,
+    seed: int = 0,
+) -> tuple[list[dict[str, Any]], ReadReport]:
+    """Rows of prompt, chosen, rejected, and what was left out on the way.
+
+    `source` is a file (.jsonl, .json, .jsonl.gz, .json.gz, .parquet, .csv), a folder of such files, a Hub id
+    (`owner/name` or `owner/name:configuration`), "embedded", a `datasets.Dataset`, a mapping of splits, or a list of
+    dicts. Without `split`, the training split is read. `layout` is found row by row (see `LAYOUTS`) unless given.
+
+    Prompt and answers are plain text where the source has plain text, else message lists. Instruction rows are
+    conversations of one user turn. `system`, `tools` and `weight` stay beside them, and so do all other columns.
+
+    A row that cannot be used raises BadRow, or with on_bad_row="skip" is left out and listed in the report. Rows whose
+    chosen equals rejected are always left out and listed. `limit` draws that many usable rows, evenly by `seed`.
+    """
+    return _read(source, split, pair_row, ("train",), _known(layout, LAYOUTS), on_bad_row, limit, seed)
+
+
+def read_examples(
+    source: object,
+    split: str | None = None,
+    *,
+    layout: str | None = None,
+    on_bad_row: OnBadRow = "raise",
+    limit: int | None = None,
+    seed: int = 0,
+) -> tuple[list[dict[str, Any]], ReadReport]:
+    """Rows of prompt, completion for supervised fine-tuning; arguments as in `read_preferences`.
+
+    Of a conversation the last assistant turn is the completion, of a preference row the chosen answer. Without
+    `split`, a split called sft is read before the training split.
+    """
+    known = _known(layout, EXAMPLE_LAYOUTS | LAYOUTS)
+    return _read(source, split, example_row, ("sft", "train"), known, on_bad_row, limit, seed)
+
+
+def load_preferences(
+    source: object,
+    split: str | None = None,
+    *,
+    layout: str | None = None,
+    on_bad_row: OnBadRow = "raise",
+    limit: int | None = None,
+    seed: int = 0,
+) -> datasets.Dataset | list[dict[str, Any]]:
+    """`read_preferences` as a `datasets.Dataset`; the report is logged where anything was left out or split early.
+
+    Where `datasets` is not installed, or cannot hold the values exactly, the rows come as a list of dicts.
+    """
+    rows, report = read_preferences(source, split, layout=layout, on_bad_row=on_bad_row, limit=limit, seed=seed)
+    return _told(rows, report)
+
+
+def load_examples(
+    source: object,
+    split: str | None = None,
+    *,
+    layout: str | None = None,
+    on_bad_row: OnBadRow = "raise",
+    limit: int | None = None,
+    seed: int = 0,
+) -> datasets.Dataset | list[dict[str, Any]]:
+    """`read_examples` as a `datasets.Dataset`, like `load_preferences`."""
+    rows, report = read_examples(source, split, layout=layout, on_bad_row=on_bad_row, limit=limit, seed=seed)
+    return _told(rows, report)
+
+
+def check_on_bad_row(on_bad_row: str) -> None:
+    if on_bad_row not in ("raise", "skip"):
+        raise ValueError(f"on_bad_row must be 'raise' or 'skip', got {on_bad_row!r}; skip counts and lists such rows")
+
+
+def _known(layout: str | None, layouts: Collection[str]) -> str | None:
+    if layout is not None and layout not in layouts:
+        raise ValueError(f"layout {layout!r} is not known; choose one of {', '.join(layouts)}, or None to find it")
+    return layout
+
+
+def _read(
+    source: object,
+    split: str | None,
+    convert: Callable[..., Row],
+    prefer: tuple[str, ...],
+    layout: str | None,
+    on_bad_row: OnBadRow,
+    limit: int | None,
+    seed: int,
+) -> tuple[list[dict[str, Any]], ReadReport]:
+    check_on_bad_row(on_bad_row)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}; None keeps all rows")
+    opened = open_source(source, split, prefer)
+    report = ReadReport(opened.name, opened.split, notes=opened.notes)
+    rows: list[dict[str, Any]] = []
+    seen: set[bytes] = set()
+    for place, raw in opened.rows:
+        report.rows_read += 1
+        try:
+            if isinstance(raw, BadRow):
+                raise raw
+            row = convert(raw, layout, from_arrow=opened.from_arrow)
+        except BadRow as problem:
+            problem = problem if problem.place else problem.at(place)
+            if on_bad_row == "raise":
+                raise problem from None
+            report.bad.append(problem)
+            continue
+        if "rejected" in row.fields and row.fields["chosen"] == row.fields["rejected"]:
+            report.identical.append(place)
+            continue
+        report.layouts[row.layout] += 1
+        for remark in row.remarks:
+            getattr(report, remark).append(place)
+        fingerprint = _fingerprint(row.fields)
+        if fingerprint in seen:
+            report.duplicates.append(place)
+        seen.add(fingerprint)
+        rows.append(row.fields)
+    if not rows:
+        nothing = "no rows" if not report.rows_read else f"no usable row among {report.rows_read:,}"
+        raise ValueError(f"{opened.name} holds {nothing}; each row needs a prompt and answers\n{report.summary()}")
+    if limit is not None and limit < len(rows):
+        report.not_drawn = len(rows) - limit
+        rows = [rows[index] for index in sorted(random.Random(seed).sample(range(len(rows)), limit))]
+    report.rows_kept = len(rows)
+    return rows, report
+
+
+def _fingerprint(fields: dict[str, Any]) -> bytes:
+    names = ("prompt", "chosen", "rejected", "completion", "system", "tools")
+    return hashlib.blake2b(_content([fields.get(name) for name in names]), digest_size=16).digest()
+
+
+def _content(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, default=str).encode()
+
+
+def _told(rows: list[dict[str, Any]], report: ReadReport) -> datasets.Dataset | list[dict[str, Any]]:
+    if report.is_remarkable:
+        logger.warning(report.summary())
+    try:
+        import datasets
+    except ImportError:
+        return rows
+    return as_dataset(rows, datasets)
+
+
+def as_dataset(rows: list[dict[str, Any]], datasets: Any) -> datasets.Dataset | list[dict[str, Any]]:
+    """The rows as a Dataset that gives back exactly these values; a field that a row lacks comes back as None.
+
+    Arrow would give all structs of a column the same fields, filled up with None: a tool call's arguments would come
+    back with those of other tools. So columns of anything but plain values and plain messages are kept as JSON.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    features = {}
+    for name, values in columns.items():
+        features[name] = _exact_feature([value for value in values if value is not None], datasets)
+        if features[name] is None:
+            logger.warning("column %r cannot be kept exactly in a datasets.Dataset: the rows are a list of dicts", name)
+            return rows
+        if type(features[name]).__name__ == "Json":
+            columns[name] = [None if value is None else json.dumps(value) for value in values]
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def _exact_feature(values: list[Any], datasets: Any) -> Any:
+    """The feature under which `datasets` gives back the same values, None if there is none."""
+    import pyarrow as pa
+
+    kinds = {type(value) for value in values}
+    if kinds == {list} and all(_is_plain_conversation(value) for value in values):
+        return [{"role": datasets.Value("string"), "content": datasets.Value("string")}]
+    if len(kinds) == 1 and kinds.isdisjoint({list, dict, tuple}):
+        try:
+            return datasets.features.features.generate_from_arrow_type(pa.array(values).type)
+        except (pa.ArrowException, OverflowError):
+            return None
+    if not kinds:
+        return datasets.Value("string")
+    return datasets.Json() if hasattr(datasets, "Json") and _survives_json(values) else None
+
+
+def _is_plain_conversation(value: list[Any]) -> bool:
+    return all(
+        isinstance(turn, dict)
+        and turn.keys() == {"role", "content"}
+        and isinstance(turn["role"], str)
+        and isinstance(turn["content"], str)
+        for turn in value
+    )
+
+
+def _survives_json(values: Sequence[Any]) -> bool:
+    """Whether `datasets` reads the JSON back as it was: its parser rounds some floats and stops at 64-bit integers."""
+    from datasets.utils.json import ujson_loads
+
+    try:
+        return all(ujson_loads(json.dumps(value)) == value for value in values)
+    except (TypeError, ValueError):
+        return False
+
+
+def split_rows(rows: Rows, validation: float = 0.1, seed: int = 0) -> tuple[Rows, Rows]:
+    """(train, validation): about that share of the rows, and all rows of a prompt on the same side.
+
+    Prompts are taken for validation in the order of a hash of their content and `seed`, as long as that brings the
+    share closer: the order of the rows plays no part, and new rows move few of the old ones.
+    """
+    if not 0 < validation < 1:
+        raise ValueError(f"validation is a share and must lie in (0, 1), got {validation}; 0.1 is usual")
+    groups: dict[bytes, list[int]] = {}
+    prompts = rows["prompt"] if hasattr(rows, "column_names") else [row["prompt"] for row in rows]  # type: ignore[index]
+    for index, prompt in enumerate(prompts):
+        key = hashlib.blake2b(_content([seed, prompt]), digest_size=16).digest()
+        groups.setdefault(key, []).append(index)
+    if len(groups) < 2:
+        raise ValueError(
+            f"{len(prompts)} rows with {len(groups)} distinct prompt(s) cannot be split: the same prompt would stand "
+            "on both sides; add rows with other prompts, or give validation data of its own"
+        )
+    ordered = [groups[key] for key in sorted(groups)]
+    target = validation * len(prompts)
+    held_out: list[int] = []
+    taken = 0
+    for group in ordered:
+        closer = abs(len(held_out) + len(group) - target) < abs(len(held_out) - target)
+        if closer and taken < len(ordered) - 1:
+            held_out += group
+            taken += 1
+    held = set(held_out or min(ordered, key=len))
+    sides = [index for index in range(len(prompts)) if index not in held], sorted(held)
+    if hasattr(rows, "select"):
+        return rows.select(sides[0]), rows.select(sides[1])  # type: ignore[union-attr]
+    return [rows[index] for index in sides[0]], [rows[index] for index in sides[1]]  # type: ignore[return-value]

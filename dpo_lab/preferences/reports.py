@@ -1,0 +1,192 @@
+"""What was read, left out, shortened: places, bad rows, and the two reports. Counts only, no reading here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row came from. Lines count from 1, as editors do; row indices from 0, as Python does."""
+
+    source: str
+    line: int | None = None
+    row: int | None = None
+
+    def __str__(self) -> str:
+        if self.line is not None:
+            return f"{self.source}, line {self.line}"
+        return self.source if self.row is None else f"{self.source}, row index {self.row}"
+
+    @property
+    def short(self) -> str:
+        """Only the number, for lists."""
+        return f"line {self.line}" if self.line is not None else f"row {self.row}"
+
+
+class BadRow(ValueError):
+    """A row that cannot be used: where it is, which field, which rule it breaks, what to do."""
+
+    def __init__(self, field: str | None, rule: str, remedy: str, place: Place | None = None) -> None:
+        self.field, self.rule, self.remedy, self.place = field, rule, remedy, place
+        where = f"{place}: " if place else ""
+        what = f"field {field!r} " if field else ""
+        super().__init__(f"{where}{what}{rule}; {remedy}")
+
+    def at(self, place: Place) -> BadRow:
+        return BadRow(self.field, self.rule, self.remedy, place)
+
+
+def shown(value: object, width: int = 60) -> str:
+    """A value for an error message: its repr, cut where it gets long."""
+    text = repr(value)
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _listed(items: Sequence[str], most: int = 6) -> str:
+    more = len(items) - most
+    return ", ".join(items[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _places(places: Sequence[Place]) -> str:
+    return _listed([place.short for place in places])
+
+
+@dataclass
+class ReadReport:
+    """What became of every row of a source. `rows_read` = `rows_kept` + bad + identical + not drawn."""
+
+    source: str
+    split: str | None = None
+    rows_read: int = 0
+    rows_kept: int = 0
+    layouts: Counter[str] = field(default_factory=Counter)
+    bad: list[BadRow] = field(default_factory=list)
+    """Rows left out because they cannot be used (only with on_bad_row="skip")."""
+    identical: list[Place] = field(default_factory=list)
+    """Rows left out because chosen = rejected states no preference."""
+    split_early: list[Place] = field(default_factory=list)
+    """The two conversations part before the last assistant turn of chosen; the pair is split where they part."""
+    run_on: list[Place] = field(default_factory=list)
+    """Only the rejected conversation goes on after the shared part with more than one assistant turn."""
+    silent: list[Place] = field(default_factory=list)
+    """Transcripts in which an assistant turn is there but empty: kept, the answer is the end token alone."""
+    wrapped: list[Place] = field(default_factory=list)
+    """Plain-text rows with a `system` or `tools` column: the prompt became a user turn, to carry them."""
+    duplicates: list[Place] = field(default_factory=list)
+    """Rows that repeat an earlier row word for word: kept, and so counted twice in training."""
+    not_drawn: int = 0
+    """Usable rows beyond `limit`."""
+    notes: list[str] = field(default_factory=list)
+    """What else a reader should know about the source, such as splits that were not read."""
+
+    @property
+    def is_remarkable(self) -> bool:
+        """Whether anything was left out or read in a way that the reader might not expect."""
+        return bool(self.bad or self.identical or self.split_early or self.run_on or self.silent or self.wrapped)
+
+    def summary(self) -> str:
+        layouts = ", ".join(f"{name} {count:,}" if len(self.layouts) > 1 else name for name, count in
+                            self.layouts.most_common())  # fmt: skip
+        split = f" [{self.split}]" if self.split else ""
+        lines = [f"{self.source}{split}: {_counted(self.rows_read, 'row')} read, {self.rows_kept:,} kept"
+                 + (f" (layout: {layouts})" if layouts else "")]  # fmt: skip
+        if self.bad:
+            lines.append(f"left out, unusable: {len(self.bad):,}")
+            lines += [f"  {problem}" for problem in self.bad[:5]]
+            if len(self.bad) > 5:
+                lines.append(f"  and {len(self.bad) - 5:,} more in `report.bad`")
+        for places, what in (
+            (self.identical, "left out, chosen = rejected states no preference"),
+            (self.split_early, "split early, the answers part before the last assistant turn"),
+            (self.run_on, "rejected answer runs on into a further turn"),
+            (self.silent, "answers that are an empty turn"),
+            (self.wrapped, "plain prompts made a user turn, to carry a system or tools column"),
+            (self.duplicates, "repeats of an earlier row, kept"),
+        ):
+            if places:
+                lines.append(f"{what}: {len(places):,} ({_places(places)})")
+        if self.not_drawn:
+            lines.append(f"not drawn, beyond the limit: {self.not_drawn:,}")
+        return "\n".join([*lines, *self.notes])
+
+
+@dataclass
+class TokenReport:
+    """What became of every row on its way to token ids. `rows` = `kept` + dropped + identical."""
+
+    max_length: int
+    rows: int = 0
+    kept: int = 0
+    dropped: list[BadRow] = field(default_factory=list)
+    """Rows that could not be made to fit or to render (only with on_bad_row="skip")."""
+    identical: list[int] = field(default_factory=list)
+    """Rows left out because both answers have the same tokens (after truncation)."""
+    prompts_shortened: int = 0
+    completions_cut: int = 0
+    """Completions, not rows: a pair can have two. A cut completion has no end token."""
+    empty_prompts: int = 0
+    """Rows whose prompt has no token, so that the first completion token has no predictor and is not scored."""
+    border_moved: int = 0
+    """Rows whose last prompt token merges with the completion's first: that token is scored with the completion."""
+    unstable_prompts: int = 0
+    """Rows whose rendered prompt does not begin the rendered whole (a template that rewrites earlier turns)."""
+    foreign_turns: int = 0
+    """Completions with a tool's or user's turn inside, which is scored although the model does not write it."""
+    mean_prompt: float = 0.0
+    mean_completion: float = 0.0
+    longest_prompt: int = 0
+    longest_completion: int = 0
+    longest: int = 0
+    """Tokens of the longest prompt with one of its completions."""
+    template: str = "none"
+    """Whose chat template was used: `none` (plain text), `tokenizer`, `default`, or `mixed`."""
+    end_tokens: list[str] = field(default_factory=list)
+    """The token with which completions end; empty where the tokenizer has none."""
+
+    def measure(self, prompts: np.ndarray, completions: np.ndarray) -> None:
+        """Take the lengths from (N,) prompt and (N, K) completion lengths, in tokens."""
+        self.kept = len(prompts)
+        if not self.kept:
+            return
+        self.mean_prompt, self.longest_prompt = float(prompts.mean()), int(prompts.max())
+        self.mean_completion, self.longest_completion = float(completions.mean()), int(completions.max())
+        self.longest = int((prompts + completions.max(axis=1)).max())
+        self.empty_prompts = int((prompts == 0).sum())
+
+    def summary(self) -> str:
+        end = " or ".join(self.end_tokens) or "none: the tokenizer has no end token"
+        lines = [
+            f"{_counted(self.rows, 'row')} tokenised, {self.kept:,} kept",
+            f"prompt: {self.mean_prompt:.0f} tokens on average, at most {self.longest_prompt:,}; "
+            f"completion: {self.mean_completion:.0f}, at most {self.longest_completion:,}; "
+            f"together at most {self.longest:,} of the {self.max_length:,} allowed",
+            f"chat template: {self.template}; end token: {end}",
+        ]
+        for count, what in (
+            (self.prompts_shortened, "prompts shortened at their oldest part"),
+            (self.completions_cut, "completions cut, which have no end token now"),
+            (self.empty_prompts, "empty prompts: nothing predicts the first completion token, so it is not scored"),
+            (self.border_moved, "prompts whose last token merges with the completion and is scored with it"),
+            (self.unstable_prompts, "prompts that the template renders otherwise once an answer follows"),
+            (self.foreign_turns, "completions with a tool's or user's turn inside, which is scored too"),
+        ):
+            if count:
+                lines.append(f"{what}: {count:,}")
+        if self.identical:
+            rows = _listed([f"row {row}" for row in self.identical])
+            lines.append(f"left out, both answers have the same tokens: {len(self.identical):,} ({rows})")
+        if self.dropped:
+            lines.append(f"left out, unusable: {len(self.dropped):,}")
+            lines += [f"  {problem}" for problem in self.dropped[:5]]
+            if len(self.dropped) > 5:
+                lines.append(f"  and {len(self.dropped) - 5:,} more in `report.dropped`")
+        return "\n".join(lines)

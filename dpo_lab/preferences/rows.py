@@ -1,0 +1,118 @@
+"""A raw row → a row in our shape: the checks that all layouts share, and the columns beside the answers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from dpo_lab.preferences.layouts import EXAMPLE_LAYOUTS, LAYOUTS, Layout, Raw, Said, Split, as_turns, need
+from dpo_lab.preferences.messages import check_tools, is_empty, text_of
+from dpo_lab.preferences.reports import BadRow, shown
+
+
+@dataclass
+class Row:
+    """A row in our shape, with the name of its layout and what is worth reporting about it."""
+
+    fields: dict[str, Any]
+    layout: str
+    remarks: set[str] = field(default_factory=set)
+
+
+def pair_row(raw: Raw, layout: str | None = None, *, from_arrow: bool = False) -> Row:
+    """A raw row as prompt, chosen, rejected, and optionally system, tools, weight; other fields are kept."""
+    if layout is None:
+        _refuse_unpaired(raw)
+        layout = _find(raw, LAYOUTS)
+    return _finished(raw, layout, LAYOUTS[layout].split(raw, from_arrow), ("chosen", "rejected"), from_arrow)
+
+
+def example_row(raw: Raw, layout: str | None = None, *, from_arrow: bool = False) -> Row:
+    """A raw row as prompt and completion; of a preference row the chosen answer."""
+    is_pair = raw.get("chosen") is not None or raw.get("preferred_output") is not None
+    if layout in LAYOUTS or (layout is None and is_pair):
+        row = pair_row(raw, layout, from_arrow=from_arrow)
+        del row.fields["rejected"]
+        row.fields = {("completion" if name == "chosen" else name): value for name, value in row.fields.items()}
+        return row
+    layout = layout or _find(raw, EXAMPLE_LAYOUTS)
+    return _finished(raw, layout, EXAMPLE_LAYOUTS[layout].split(raw, from_arrow), ("completion",), from_arrow)
+
+
+def _refuse_unpaired(raw: Raw) -> None:
+    if "chosen" in raw or "rejected" in raw or "preferred_output" in raw:
+        return
+    if "label" in raw and ("completion" in raw or "messages" in raw):
+        raise BadRow("label", "marks single answers as good or bad, and preferences need two answers to one prompt",
+                     "join a good and a bad answer of each prompt to a row with chosen and rejected")  # fmt: skip
+
+
+def _find(raw: Raw, layouts: dict[str, Layout]) -> str:
+    names = [name for name in ("chosen", "rejected") if name in raw]
+    for name, layout in layouts.items():
+        if layout.applies(raw):
+            return name
+    if layouts is LAYOUTS and names:
+        missing = [name for name in ("chosen", "rejected") if raw.get(name) is None]
+        if missing:
+            need(raw, missing[0])
+        got = shown(raw["chosen"])
+        raise BadRow("chosen", f"must be text or a list of messages, got {got}", "write the answer as text")
+    known = "; ".join(layout.fields for layout in layouts.values())
+    raise BadRow(None, f"fits no layout, its fields are {', '.join(map(str, raw)) or 'none'}", f"known are: {known}")
+
+
+def _finished(raw: Raw, layout: str, split: Split, names: tuple[str, ...], from_arrow: bool) -> Row:
+    """The checks that all layouts share, and the columns beside the pair."""
+    prompt, answers, remarks = split.prompt, list(split.answers), set(split.remarks)
+    if prompt == []:
+        raise BadRow("prompt", "has no turn: the conversation begins with the answer", "add the turn that is answered")
+    extras = _extras(raw, prompt, from_arrow)
+    if isinstance(prompt, str) and ("system" in extras or "tools" in extras):
+        prompt, answers = as_turns(prompt, "user"), [as_turns(answer, "assistant") for answer in answers]
+        remarks.add("wrapped")
+    for name, answer in zip(names, answers, strict=True):
+        _check_answer(answer, name, may_be_silent="silent" in remarks)
+    fields = {"prompt": prompt, **dict(zip(names, answers, strict=True)), **extras}
+    known = {*fields, *split.used, "system", "tools", "weight"}
+    return Row(fields | {key: value for key, value in raw.items() if key not in known}, layout, remarks)
+
+
+def _check_answer(answer: Said, name: str, *, may_be_silent: bool) -> None:
+    if isinstance(answer, str):
+        empty = not answer.strip() and not may_be_silent
+    elif not answer:
+        raise BadRow(name, "has no turn after the prompt", "add the assistant's answer")
+    elif answer[0]["role"] != "assistant":
+        raise BadRow(name, f"begins with a turn of the {answer[0]['role']}", "begin the answer with an assistant turn")
+    else:
+        empty = all(is_empty(turn) for turn in answer)
+    if empty:
+        raise BadRow(name, f"must not be empty, got {shown(answer)}", "write the answer, or leave the row out")
+
+
+def _extras(raw: Raw, prompt: Said, from_arrow: bool) -> dict[str, Any]:
+    extras: dict[str, Any] = {}
+    if raw.get("system") not in (None, ""):
+        extras["system"] = text_of(raw["system"], "system")
+        if isinstance(prompt, list) and prompt and prompt[0]["role"] == "system":
+            if prompt[0].get("content") != extras["system"]:
+                raise BadRow("system", "differs from the system turn with which the prompt begins", "keep one of them")
+            del extras["system"]  # said twice, kept once
+    if raw.get("tools") not in (None, "", []):
+        extras["tools"] = check_tools(raw["tools"], from_arrow=from_arrow)
+    if raw.get("weight") not in (None, ""):
+        extras["weight"] = check_weight(raw["weight"])
+    return extras
+
+
+def check_weight(value: Any) -> float:
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise BadRow("weight", f"must be a finite number and not negative, got {shown(value)}",
+                     "1 counts a row once, 0 leaves it out of the loss")  # fmt: skip
+    return weight

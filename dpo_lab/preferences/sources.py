@@ -1,0 +1,225 @@
+"""What a reader means by a source → a stream of raw rows: files, folders, the Hub, data sets in memory.
+
+A `Source` has one split. Where a source has several and none is asked for, the preferred one is read and the
+others are named in its notes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpo_lab.embedded import embedded_path
+from dpo_lab.preferences.files import DATA_SUFFIXES, RawRow, data_suffix, has_bom, read_file
+from dpo_lab.preferences.reports import BadRow, Place, shown
+
+_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(?::(?P<config>[\w.-]+))?")
+_SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}")
+_SPLIT_WORDS = {
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
+    "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+_NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+
+
+@dataclass
+class Source:
+    name: str
+    rows: Iterator[RawRow]
+    split: str | None = None
+    from_arrow: bool = False
+    """Whether structs may have been filled up with None fields, as arrow tables do."""
+    notes: list[str] = field(default_factory=list)
+
+
+def open_source(source: object, split: str | None, prefer: Sequence[str] = ("train",)) -> Source:
+    """The rows of one split of a path, Hub id, `datasets` object, mapping of splits, or iterable of dicts."""
+    if isinstance(source, str | os.PathLike):
+        if source == "embedded":
+            return _folder(embedded_path("pairs"), split, prefer, name="embedded pairs")
+        return _path_or_hub(os.fspath(source), split, prefer, may_be_hub=isinstance(source, str))
+    if isinstance(source, Mapping):
+        chosen, notes = _choose_split("the mapping", source, split, prefer)
+        opened = open_source(source[chosen], None)
+        opened.split = chosen
+        opened.notes += notes
+        return opened
+    if not isinstance(source, Iterable):
+        raise ValueError(f"a source is a path, a Hub id, a data set or a list of dicts, got {shown(source)}")
+    is_arrow = type(source).__module__.split(".")[0] == "datasets"
+    name = "the data set" if is_arrow else "the rows"
+    opened = Source(name, _numbered(source, name), from_arrow=is_arrow)
+    own_split = str(getattr(source, "split", None) or "")
+    return opened if split is None or split == own_split else _one_split(opened, split)
+
+
+def _numbered(rows: Iterable[object], name: str) -> Iterator[RawRow]:
+    for index, row in enumerate(rows):
+        place = Place(name, row=index)
+        if isinstance(row, Mapping):
+            yield place, dict(row)
+        else:
+            yield place, BadRow(None, f"must be a dict, got {shown(row)}", "give a list of dicts", place)
+
+
+def _path_or_hub(text: str, split: str | None, prefer: Sequence[str], *, may_be_hub: bool) -> Source:
+    path = Path(text).expanduser()
+    try:
+        if path.is_dir():
+            return _folder(path, split, prefer, name=path.name or str(path))
+        if path.exists():
+            return _file(path, split)
+    except PermissionError:
+        raise PermissionError(f"no permission to read {path}; change its mode or read a copy of your own") from None
+    hub_id = _HUB_ID.fullmatch(text) if may_be_hub else None
+    if hub_id and data_suffix(path) is None:
+        return _hub(hub_id["name"], hub_id["config"], split, prefer)
+    raise FileNotFoundError(
+        f"{text} does not exist; give a file or folder (relative to {Path.cwd()}), a Hub id such as owner/name, "
+        "or 'embedded'"
+    )
+
+
+def _file(path: Path, split: str | None) -> Source:
+    opened = Source(path.name, read_file(path), from_arrow=data_suffix(path) == ".parquet")
+    if has_bom(path):
+        opened.notes.append(f"{path.name} begins with a UTF-8 byte order mark, which was skipped")
+    if split is None or split == _split_name(Path(path.name)):
+        opened.split = split
+        return opened
+    return _one_split(opened, split)
+
+
+def _one_split(source: Source, split: str) -> Source:
+    """The rows whose own column `split` says so: single files and lists have no other splits."""
+
+    def rows() -> Iterator[RawRow]:
+        seen: dict[str, None] = {}
+        for place, row in source.rows:
+            here = None if isinstance(row, BadRow) else row.get("split")
+            if isinstance(row, BadRow) or here == split:
+                yield place, row
+            if here is not None:
+                seen[str(here)] = None
+        if split not in seen:
+            there = f"its column 'split' says {', '.join(seen)}" if seen else "it has no column 'split'"
+            raise ValueError(f"split {split!r} is not in {source.name}: {there}; leave `split` out to read all of it")
+
+    return Source(source.name, rows(), split, source.from_arrow, source.notes)
+
+
+def _choose_split(
+    name: str, splits: Mapping[str, Any], wanted: str | None, prefer: Sequence[str]
+) -> tuple[str, list[str]]:
+    there = ", ".join(sorted(splits))
+    if not splits:
+        raise ValueError(f"{name} holds no split; it is empty")
+    if wanted is not None:
+        if wanted not in splits:
+            raise ValueError(f"split {wanted!r} is not in {name}; it has {there}")
+        return wanted, []
+    chosen = next((split for split in prefer if split in splits), next(iter(splits)) if len(splits) == 1 else None)
+    if chosen is None:
+        raise ValueError(f"{name} has several splits and none is called {prefer[-1]}; choose one of {there}")
+    others = sorted(set(splits) - {chosen})
+    return chosen, [f"other splits, not read: {', '.join(others)}"] if others else []
+
+
+def _split_name(path: Path) -> str | None:
+    """The split that a file's name says, else the one its folder says; sharded files say it exactly."""
+    stem = path.name[: -len(data_suffix(path) or "")] if data_suffix(path) else path.stem
+    if shard := _SHARD.fullmatch(stem):
+        return shard["split"]
+    for part in (stem, *reversed(path.parent.parts)):
+        for word in re.split(r"[^a-z]+", part.lower()):
+            if word in _SPLIT_WORDS:
+                return _SPLIT_WORDS[word]
+    return None
+
+
+def _folder(folder: Path, split: str | None, prefer: Sequence[str], *, name: str) -> Source:
+    if any((folder / mark).exists() for mark in ("dataset_dict.json", "state.json")):
+        return _saved_by_datasets(folder, split, prefer)
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and data_suffix(path)
+        and path.name not in _NOT_ROWS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not files:
+        found = sorted(path.name for path in folder.iterdir())[:5]
+        raise FileNotFoundError(
+            f"{folder} holds no data file ({', '.join(DATA_SUFFIXES)}); it holds {', '.join(found) or 'nothing'}"
+        )
+    splits: dict[str, list[Path]] = {}
+    named = {path: _split_name(path.relative_to(folder)) for path in files}
+    for path, own in named.items():
+        # Beside files that say their split, one that says none is a split of its own name; else all are for training.
+        other = path.name[: -len(data_suffix(path) or "")] if any(named.values()) else "train"
+        splits.setdefault(own or other, []).append(path)
+    chosen, notes = _choose_split(str(folder), splits, split, prefer)
+    parts = [_file(path, None) for path in splits[chosen]]
+    rows = (item for part in parts for item in part.rows)
+    from_arrow = any(part.from_arrow for part in parts)
+    return Source(name, rows, chosen, from_arrow, [note for part in parts for note in part.notes] + notes)
+
+
+def _saved_by_datasets(folder: Path, split: str | None, prefer: Sequence[str]) -> Source:
+    datasets = _datasets(f"{folder}, which was written by save_to_disk")
+    opened = open_source(datasets.load_from_disk(str(folder)), split, prefer)
+    opened.name = folder.name
+    return opened
+
+
+def _datasets(what: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError(
+            f"reading {what} needs the package `datasets`; install it with pip install datasets"
+        ) from None
+    return datasets
+
+
+def _hub(name: str, config: str | None, split: str | None, prefer: Sequence[str]) -> Source:
+    """A data set of the Hugging Face Hub, `owner/name` or `owner/name:configuration`."""
+    datasets = _datasets(f"{name} from the Hub")
+    try:
+        loaded = datasets.load_dataset(name, config, split=split)
+    except Exception as problem:  # each library underneath has its own; what is not explained is raised as it is
+        raise _explained(name, split, problem) from problem
+    if isinstance(loaded, Mapping):
+        split, notes = _choose_split(name, loaded, None, prefer)
+        loaded = loaded[split]
+    else:
+        notes = []
+    return Source(name, _numbered(loaded, name), split, True, notes)
+
+
+def _explained(name: str, split: str | None, problem: Exception) -> Exception:
+    kind, text = type(problem).__name__, str(problem)
+    if "gated" in text.lower() or kind == "GatedRepoError":
+        return PermissionError(
+            f"{name} is gated: accept its terms on huggingface.co/datasets/{name}, then log in with `hf auth login`"
+        )
+    if kind in ("DatasetNotFoundError", "RepositoryNotFoundError"):
+        return FileNotFoundError(
+            f"{name} is neither a file here nor a data set on the Hub; check the spelling, "
+            "or log in with `hf auth login` if it is private"
+        )
+    if isinstance(problem, ConnectionError | TimeoutError) or kind in ("OfflineModeIsEnabled", "ConnectError"):
+        return ConnectionError(
+            f"{name} is not a file here and the Hub cannot be reached ({text.splitlines()[0] if text else kind}); "
+            "check the path, go online, or use 'embedded' data"
+        )
+    if "split" in text.lower() and split is not None and isinstance(problem, ValueError):
+        return ValueError(f"split {split!r} is not in {name}: {text}")
+    if "config name" in text.lower():
+        return ValueError(f"{name} has several configurations, write {name}:configuration; {text}")
+    return problem

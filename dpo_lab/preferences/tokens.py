@@ -1,0 +1,207 @@
+"""Rows → token ids: the border between prompt and completion, the end token, and what to do with long rows.
+
+Prompt and completion are never tokenised apart and glued. Each answer is tokenised together with its prompt, and the
+border is the longest common token prefix of the prompt alone and of the prompt with each answer: where the last
+characters of the prompt merge with an answer into one token, that token belongs to the completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from dpo_lab.preferences.chat import has_own_template, is_conversation, render_prompt, render_whole
+from dpo_lab.preferences.encoding import Encoder, common_prefix
+from dpo_lab.preferences.reading import OnBadRow, check_on_bad_row
+from dpo_lab.preferences.reports import BadRow, Place, TokenReport, shown
+from dpo_lab.preferences.rows import check_weight
+from dpo_lab.preferences.token_data import Collector, TokenData
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+Row = Mapping[str, Any]
+
+_CHUNK = 256  # rows per call of the tokenizer: enough to fill its threads, few enough to keep the memory flat
+
+
+class Texts(NamedTuple):
+    """One row, rendered: the prompt as it is continued, and with each of its answers."""
+
+    number: int
+    row: Row
+    is_chat: bool
+    weight: float
+    prompt: str
+    wholes: list[str]
+
+
+def tokenize_pairs(
+    rows: Sequence[Row] | datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int = 1024,
+    on_bad_row: OnBadRow = "raise",
+) -> tuple[TokenData, TokenReport]:
+    """Rows of prompt, chosen, rejected → token ids with K = 2, and what was shortened or left out.
+
+    `max_length` counts the prompt with its longer completion. The prompt is shortened first, at its oldest part,
+    keeping BOS and the system turn; then completions at their end. Pairs whose answers have the same tokens
+    afterwards are left out and counted.
+    """
+    return _tokenize(rows, ("chosen", "rejected"), tokenizer, max_length, on_bad_row)
+
+
+def tokenize_examples(
+    rows: Sequence[Row] | datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int = 1024,
+    on_bad_row: OnBadRow = "raise",
+) -> tuple[TokenData, TokenReport]:
+    """Rows of prompt, completion → token ids with K = 1; rules as in `tokenize_pairs`."""
+    return _tokenize(rows, ("completion",), tokenizer, max_length, on_bad_row)
+
+
+def encode_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> list[int]:
+    """The prompt alone, for sampling; shortened as in training where it is longer than max_length."""
+    encoder = Encoder(tokenizer)
+    ids = encoder.started(encoder.ids([render_prompt(row, tokenizer)])[0], is_chat=is_conversation(row))
+    if max_length is not None and len(ids) > max_length:
+        head, tail = encoder.protected(row, ids, 0)
+        ids = shorten(ids, (), max_length, head=head, tail=tail)[0]
+    return ids.tolist()
+
+
+def shorten(
+    prompt: np.ndarray, completions: Sequence[np.ndarray], max_length: int, *, head: int, tail: int
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Prompt (P,) and completions (C_k,) so that the prompt with each completion has at most max_length tokens.
+
+    The prompt gives way first: its oldest tokens behind the first `head` (BOS, the system turn), as far as its last
+    `tail` (the header of the answer). One prompt serves all completions, so the longest of them governs. Only when
+    nothing is left between head and tail are completions cut, at their end, and never to nothing.
+    """
+    head, tail = min(head, len(prompt)), min(tail, max(0, len(prompt) - head))
+    keep = max(max_length - max(map(len, completions), default=0), head + tail)
+    if keep < len(prompt):
+        prompt = np.concatenate([prompt[:head], prompt[len(prompt) - (keep - head) :]])
+    room = max_length - len(prompt)
+    if room < (1 if completions else 0):
+        raise BadRow(
+            "prompt",
+            f"has {len(prompt)} tokens that must be kept (start, system turn, tools, header of the answer), "
+            f"which leaves no room within max_length = {max_length}",
+            "raise max_length, or shorten the system turn",
+        )
+    return prompt, tuple(completion[:room] for completion in completions)
+
+
+def _tokenize(
+    rows: Sequence[Row] | datasets.Dataset,
+    names: tuple[str, ...],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    on_bad_row: OnBadRow,
+) -> tuple[TokenData, TokenReport]:
+    check_on_bad_row(on_bad_row)
+    if max_length < 2:
+        raise ValueError(f"max_length must be at least 2, got {max_length}; it counts prompt plus completion")
+    report = TokenReport(max_length, rows=len(rows))
+    encoder, collector = Encoder(tokenizer), Collector()
+    kinds: set[bool] = set()
+
+    def left_out(problem: BadRow, index: int) -> None:
+        problem = problem.at(Place("the rows", row=index))
+        if on_bad_row == "raise":
+            raise problem from None
+        report.dropped.append(problem)
+
+    for start in range(0, len(rows), _CHUNK):
+        chunk = []
+        for index in range(start, min(start + _CHUNK, len(rows))):
+            try:
+                chunk.append(_rendered(index, rows[index], names, encoder))
+            except BadRow as problem:
+                left_out(problem, index)
+        for texts, prompt, wholes in _encoded(chunk, encoder):
+            kinds.add(texts.is_chat)
+            try:
+                _collect(texts, prompt, wholes, encoder, collector, report)
+            except BadRow as problem:
+                left_out(problem, texts.number)
+        report.foreign_turns += sum(_has_foreign_turn(texts.row[name]) for texts in chunk for name in names)
+    data = collector.data(len(names))
+    report.measure(data.prompt_lengths, data.completion_lengths)
+    _describe(report, encoder, kinds)
+    return data, report
+
+
+def _rendered(index: int, row: Row, names: tuple[str, ...], encoder: Encoder) -> Texts:
+    for name in ("prompt", *names):
+        value = row.get(name)
+        if not isinstance(value, str | list):
+            raise BadRow(name, f"must be text or a list of messages, got {shown(value)}",
+                         "read the rows with load_preferences or load_examples first")  # fmt: skip
+        if isinstance(row["prompt"], str) and not isinstance(value, str):
+            raise BadRow(name, "is a list of messages after a prompt that is text",
+                         "read the rows with load_preferences or load_examples first")  # fmt: skip
+    is_chat = is_conversation(row)
+    ending = encoder.ending(is_chat=is_chat)
+    wholes = [encoder.without_surplus(render_whole(row, name, encoder.tokenizer), ending) for name in names]
+    weight = 1.0 if row.get("weight") is None else check_weight(row["weight"])
+    return Texts(index, row, is_chat, weight, render_prompt(row, encoder.tokenizer), wholes)
+
+
+def _encoded(chunk: list[Texts], encoder: Encoder) -> Iterator[tuple[Texts, np.ndarray, list[np.ndarray]]]:
+    """Prompt and wholes of each row as token ids, all of a chunk in one call of the tokenizer."""
+    encoded = iter(encoder.ids([text for texts in chunk for text in (texts.prompt, *texts.wholes)]))
+    for texts in chunk:
+        ids = [encoder.started(next(encoded), is_chat=texts.is_chat) for _ in range(1 + len(texts.wholes))]
+        ending = encoder.ending(is_chat=texts.is_chat)
+        yield texts, ids[0], [encoder.ended(whole, ending) for whole in ids[1:]]
+
+
+def _collect(
+    texts: Texts,
+    prompt: np.ndarray,
+    wholes: list[np.ndarray],
+    encoder: Encoder,
+    collector: Collector,
+    report: TokenReport,
+) -> None:
+    """Split, shorten, and take the row in."""
+    border = min(common_prefix(prompt, whole) for whole in wholes)
+    lost = len(prompt) - border
+    kept, whole_completions = prompt[:border], tuple(whole[border:] for whole in wholes)
+    if not all(map(len, whole_completions)):
+        raise BadRow(None, "has an answer without a token: the tokenizer drops its text and has no end token",
+                     "leave the row out, or give the tokenizer an end token")  # fmt: skip
+    completions = whole_completions
+    if border + max(map(len, completions)) > report.max_length:
+        head, tail = encoder.protected(texts.row, kept, lost)
+        kept, completions = shorten(kept, completions, report.max_length, head=head, tail=tail)
+    if len(completions) == 2 and np.array_equal(*completions):
+        report.identical.append(texts.number)
+        return
+    report.prompts_shortened += len(kept) < border
+    report.completions_cut += sum(len(new) < len(old) for new, old in zip(completions, whole_completions, strict=True))
+    if lost:
+        stable = all(whole.startswith(texts.prompt) for whole in texts.wholes)
+        report.border_moved += stable
+        report.unstable_prompts += not stable
+    collector.add(kept, completions, texts.weight, texts.number)
+
+
+def _has_foreign_turn(answer: object) -> bool:
+    return isinstance(answer, list) and any(turn.get("role") != "assistant" for turn in answer)
+
+
+def _describe(report: TokenReport, encoder: Encoder, kinds: set[bool]) -> None:
+    own = "tokenizer" if has_own_template(encoder.tokenizer) else "default"
+    report.template = "mixed" if len(kinds) == 2 else own if True in kinds else "none"
+    ends = dict.fromkeys(encoder.ending(is_chat=is_chat).token for is_chat in sorted(kinds))
+    report.end_tokens = [str(encoder.tokenizer.convert_ids_to_tokens(token)) for token in ends if token is not None]
