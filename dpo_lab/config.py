@@ -16,6 +16,7 @@ LossName = Literal[
 ]  # fmt: skip
 """The keys of `losses.LOSSES`, which this file must not import (a test holds the two together)."""
 
+DivergenceName = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 OptimizerName = Literal["adamw", "adam", "sgd", "rmsprop", "adafactor"]
 ScheduleName = Literal["constant", "linear", "cosine"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -118,6 +119,8 @@ class DPOConfig(TrainingConfig):
     """Price of drifting from the reference: larger stays closer. None takes the loss's own (0.1 for dpo)."""
     label_smoothing: float | None = None
     """Share of labels believed to be flipped, in [0, ½), for the losses that have it."""
+    divergence: DivergenceName = "reverse_kl"
+    """What keeps the policy near the reference, for losses of the log-ratio gap; reverse_kl is plain DPO."""
     knobs: dict[str, float] = field(default_factory=dict)
     """Further knobs of the chosen loss, such as `gamma` of simpo."""
 
@@ -128,6 +131,8 @@ class DPOConfig(TrainingConfig):
         check("loss", self.loss in known, "is not known", f"choose one of {', '.join(known)}")
         check("beta", self.beta is None or 0 < self.beta < math.inf, "must be positive and finite",
               "smaller values allow more drift from the reference, 0.1 is the usual start")  # fmt: skip
+        check("divergence", self.divergence in DivergenceName.__args__, "is not known",
+              f"choose one of {', '.join(DivergenceName.__args__)}")  # fmt: skip
         check("label_smoothing", self.label_smoothing is None or 0 <= self.label_smoothing < 0.5,
               "must lie in [0, 0.5)", "at one half the labels say nothing; 0.1 is a usual guess")  # fmt: skip
 

@@ -69,7 +69,7 @@ def evaluate(
         raise ValueError(f"loss {loss!r} is not known; choose one of {', '.join(LOSSES)}")
     spec = LOSSES[loss]
     knobs = {} if beta is None else {"beta": beta}
-    bound = spec.bind(**knobs)
+    bound = spec.bind(divergence="reverse_kl", **knobs)
     options: dict[str, Any] = {"layout": layout, "precision": precision, "tokens_per_pass": tokens_per_pass}
     policy_logps = score(model, data, **options)
     if reference is None:
@@ -135,7 +135,7 @@ def scored_lengths(data: TokenData) -> np.ndarray:
 
 def reward_beta(spec: Any, knobs: dict[str, float]) -> float:
     """The β that scales implicit rewards: the loss's own knob, or 1 where it has none."""
-    return float(knobs.get("beta", spec.knobs.get("beta", 1.0)))
+    return float(({"beta": 1.0} | spec.knobs | knobs)["beta"])
 
 
 def kl_from_reference(

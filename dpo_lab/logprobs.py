@@ -45,7 +45,7 @@ def token_logps(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def sequence_logps(model: nn.Module, batch: Batch) -> Tensor:
-    """log π(y|x) of every completion, the sum over its tokens: (B, K), float32. Divide by `batch.lengths` for a mean."""
+    """log π(y|x) of every completion, the sum over its tokens: (B, K), float32. Over `batch.lengths` it is a mean."""
     return sum_per_sequence(token_logps(model, batch), batch)
 
 
@@ -67,7 +67,8 @@ def score(
 ) -> np.ndarray:
     """log π(y|x) of a whole data set, shape (N, K), float32, without gradients.
 
-    The longest rows come first, so that memory peaks at once. `progress` is called after each pass with the indices scored and their values.
+    The longest rows come first, so that memory peaks at once. `progress` is called after each pass with the indices
+    scored and their values.
     """
     layout = usable_layout(model, layout, data)
     device = next(model.parameters()).device

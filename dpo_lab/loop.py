@@ -296,7 +296,7 @@ class Tally:
         self.sums = {}
 
     def read(self) -> dict[str, float]:
-        """The step's metrics over all processes; waits for the device. Raises TrainingDiverged for a step not yet seen."""
+        """The step's metrics over all processes; waits for the device. Raises TrainingDiverged."""
         means: Tensor = self.accelerator.reduce(self.means, "sum")  # pyright: ignore[reportAssignmentType]
         for step, indices, loss, norm in self.unseen:
             is_scaled = self.accelerator.scaler is not None  # float16 skips a step whose gradient overflows

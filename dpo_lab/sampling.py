@@ -113,11 +113,11 @@ def _encode(prompt: str | Sequence[int], tokenizer: Any) -> list[int]:
     if not isinstance(prompt, str):
         return [int(token) for token in prompt]
     # A rendered template already holds its special tokens; add the tokenizer's own only where it would start a text.
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
     with_special = tokenizer("a")["input_ids"]
     adds_bos = bos is not None and len(with_special) > 0 and with_special[0] == bos
-    return [bos, *ids] if adds_bos and (not ids or ids[0] != bos) and not tokenizer.chat_template else ids
+    return [int(bos), *ids] if adds_bos and (not ids or ids[0] != bos) and not tokenizer.chat_template else ids
 
 
 def _end_tokens(model: nn.Module, tokenizer: Any) -> list[int]:

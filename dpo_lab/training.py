@@ -55,8 +55,7 @@ def train_dpo(
     on_reference: called with (pairs done, pairs to compute) while the reference is scored.
     """
     config = config or DPOConfig()
-    spec, knobs = loss_of(config)
-    loss = spec.bind(**knobs)
+    spec, loss, beta = loss_of(config)
     data = _tokens(preferences, tokenizer, config, tokenize_pairs, "preferences")
     held = None if held_out is None else _tokens(held_out, tokenizer, config, tokenize_pairs, "held_out")
     for name, pairs in (("preferences", data), ("held_out", held)):
@@ -79,7 +78,7 @@ def train_dpo(
             if part is not None:
                 reference_logps[id(part)] = _reference_logps(frozen, part, config, layout, cache, on_reference)
     work = PreferenceWork(
-        data, held, loss, reward_beta(spec, knobs), reference_logps[id(data)],
+        data, held, loss, beta, reference_logps[id(data)],
         None if held is None else reference_logps[id(held)], config, layout, reference_name,
     )  # fmt: skip
     return optimise(model, work, config, checkpoints=_path(checkpoints), resume=_path(resume), stop=stop)
@@ -111,20 +110,23 @@ def train_sft(
     return optimise(model, work, config, checkpoints=_path(checkpoints), resume=_path(resume), stop=stop)
 
 
-def loss_of(config: DPOConfig) -> tuple[LossSpec, dict[str, float]]:
-    """The loss that a configuration names, and the knobs that it sets. Raises ValueError for a knob the loss lacks."""
+def loss_of(config: DPOConfig) -> tuple[LossSpec, Callable[[PairScores], Tensor], float]:
+    """The loss that a configuration names: its row of the table, the function with its knobs settled, and its β.
+
+    Raises ValueError for a knob that the loss lacks.
+    """
     spec = LOSSES[config.loss]
     named = {"beta": config.beta, "label_smoothing": config.label_smoothing}
     knobs = {name: float(value) for name, value in named.items() if value is not None} | dict(config.knobs)
-    spec.bind(**knobs)
-    return spec, knobs
+    return spec, spec.bind(divergence=config.divergence, **knobs), reward_beta(spec, knobs)
 
 
 class ExampleWork:
     """Cross-entropy of completions: one completion per prompt."""
 
     def __init__(self, data: TokenData, held: TokenData | None, config: TrainingConfig, layout: Layout) -> None:
-        self.data, self.held, self.config, self.layout = data, held, config, layout
+        self.data, self.held, self.config = data, held, config
+        self.layout: Layout = layout
         self.lengths = row_lengths(data, layout)
         self.order_lengths = row_lengths(data, "shared")  # the order of the data does not depend on the layout
         self.scored = scored_lengths(data)
@@ -230,7 +232,7 @@ def content_hash(data: TokenData) -> str:
     """SHA-256 over token ids, bounds and weights, as hex: two data sets with the same hash train alike."""
     digest = hashlib.sha256()
     for array, kind in ((data.ids, "<i4"), (data.bounds, "<i8"), (data.weights, "<f4")):
-        digest.update(np.ascontiguousarray(array, kind))
+        digest.update(np.ascontiguousarray(array, kind).tobytes())
     return digest.hexdigest()
 
 

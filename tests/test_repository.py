@@ -79,10 +79,11 @@ def test_no_two_modules_import_each_other():
 
 
 def test_the_table_of_losses_and_the_command_line_know_the_same_names():
-    from dpo_lab.config import LossName
-    from dpo_lab.losses import LOSSES
+    from dpo_lab.config import DivergenceName, LossName
+    from dpo_lab.losses import DIVERGENCES, LOSSES
 
-    assert set(LossName.__args__) == set(LOSSES)
+    assert list(LossName.__args__) == list(LOSSES)
+    assert list(DivergenceName.__args__) == list(DIVERGENCES)
 
 
 def test_every_configuration_field_has_its_line_of_documentation():

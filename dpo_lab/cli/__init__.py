@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -44,9 +44,9 @@ def parse(arguments: Sequence[str] | None = None) -> object:
     )
 
 
-def _commands():
+def _commands() -> Any:
     """The union of all commands, as tyro wants it."""
-    union = None
+    union: Any = None
     for name, options in COMMANDS.items():
         member = Annotated[options, tyro.conf.subcommand(name, description=(options.__doc__ or "").strip())]
         union = member if union is None else union | member

@@ -78,7 +78,7 @@ def execute(options: object) -> int:
 def train(options: TrainOptions) -> int:
     """DPO from pairs to a run folder."""
     config = DPOConfig(**_settings(options, DPOConfig))
-    spec, _ = loss_of(config)  # a wrong knob is told before anything is loaded
+    spec, _, _ = loss_of(config)  # a wrong knob is told before anything is loaded
     model, tokenizer = _load(options, config.device)
     rows, held = _training_rows(options, config.seed, read_preferences)
     tokens, held_tokens = _tokens(rows, held, tokenizer, config.max_length, tokenize_pairs)
