@@ -116,8 +116,9 @@ def _encode(prompt: str | Sequence[int], tokenizer: Any) -> list[int]:
     ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
     with_special = tokenizer("a")["input_ids"]
-    adds_bos = bos is not None and len(with_special) > 0 and with_special[0] == bos
-    return [int(bos), *ids] if adds_bos and (not ids or ids[0] != bos) and not tokenizer.chat_template else ids
+    if bos is None or tokenizer.chat_template or with_special[:1] != [bos] or ids[:1] == [bos]:
+        return ids
+    return [bos, *ids]
 
 
 def _end_tokens(model: nn.Module, tokenizer: Any) -> list[int]:

@@ -59,7 +59,7 @@ def test_the_loop_equals_one_written_by_hand():
         rate = (step + 1) / (warmup + 1) if step < warmup else 1 - (step - warmup) / (num_steps - warmup)
         optimizer.param_groups[0]["lr"] = 3e-3 * rate
         optimizer.step()
-        expected.append(float(loss))
+        expected.append(loss.item())
     np.testing.assert_allclose(losses_of(events), expected, atol=2e-5)
     torch.testing.assert_close(weights(model), weights(by_hand), atol=2e-4, rtol=1e-3)
 
