@@ -1,0 +1,66 @@
+"""Pictures of training: arrays and rows of metrics in, matplotlib `Axes` out. No torch, no pyplot, no training.
+
+Each function takes `ax=None` and returns the axes; for each picture a `describe_…` function says in words what it
+shows, for alternative text. `style` holds colours and figures, `curves` what a run measured, `margins` the histogram.
+"""
+
+from dpo_lab.plots.curves import (
+    PANELS,
+    Curve,
+    Panel,
+    curves_figure,
+    describe_curves,
+    describe_panel,
+    describe_runs,
+    metric_label,
+    panels_of,
+    plot_panel,
+    plot_runs,
+    series,
+    smooth,
+    smoothing_window,
+)
+from dpo_lab.plots.margins import describe_margins, plot_margins
+from dpo_lab.plots.style import (
+    CHOSEN,
+    PALETTE,
+    REJECTED,
+    TRAINING,
+    Picture,
+    add_legend,
+    add_title,
+    dress,
+    new_figure,
+    plain,
+    to_png,
+)
+
+__all__ = [
+    "CHOSEN",
+    "PALETTE",
+    "PANELS",
+    "REJECTED",
+    "TRAINING",
+    "Curve",
+    "Panel",
+    "Picture",
+    "add_legend",
+    "add_title",
+    "curves_figure",
+    "describe_curves",
+    "describe_margins",
+    "describe_panel",
+    "describe_runs",
+    "dress",
+    "metric_label",
+    "new_figure",
+    "panels_of",
+    "plain",
+    "plot_margins",
+    "plot_panel",
+    "plot_runs",
+    "series",
+    "smooth",
+    "smoothing_window",
+    "to_png",
+]

@@ -1,0 +1,91 @@
+"""How every picture looks: colours, figures, axes, letters.
+
+No pyplot and no global style: every figure stands alone, so several threads may draw at once.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.ticker import ScalarFormatter
+
+# Okabe & Ito's palette (Color Universal Design, 2008), told apart under the common kinds of colour blindness.
+BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, INK, GREY, PALE = "#CC79A7", "#56B4E9", "#222222", "#767676", "#E4E4E4"
+CHOSEN, REJECTED, TRAINING = BLUE, VERMILLION, GREEN
+PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, INK)
+LINES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v", "P", "X")
+FONT = "DejaVu Sans"  # comes along with matplotlib
+
+
+class Picture(Figure):
+    """A matplotlib figure that a notebook shows by itself, without pyplot."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        return to_png(self), {"width": round(self.get_figwidth() * 96)}
+
+
+def new_figure(width: float = 6.4, height: float = 4.0) -> Picture:
+    """An empty white figure of `width` × `height` inches; add axes with `.subplots(nrows, ncols)`."""
+    figure = Picture(figsize=(width, height), dpi=100, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def to_png(figure: Figure, dpi: int = 150) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=dpi)
+    return target.getvalue()
+
+
+def dress(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
+    """The house's look on axes: a title on the left, labels with units, a quiet grid."""
+    text: dict[str, Any] = {"color": INK, "fontfamily": FONT}
+    ax.set_title(title, loc="left", fontsize=10.5, fontweight="bold", **text)
+    ax.set_xlabel(xlabel, fontsize=9, **text)
+    ax.set_ylabel(ylabel, fontsize=9, **text)
+    ax.tick_params(labelsize=8, colors=INK, labelfontfamily=FONT, length=3, color=GREY)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(GREY)
+    ax.set_facecolor("white")
+    ax.grid(color=PALE, linewidth=0.7)
+    ax.set_axisbelow(True)
+    if isinstance(formatter := ax.yaxis.get_major_formatter(), ScalarFormatter):
+        formatter.set_useOffset(False)  # 0.6930, not 0.0 with +6.93e-1 in a corner
+    return ax
+
+
+def add_title(figure: Figure, title: str) -> None:
+    """A title over a whole figure, on the left; nothing where it is empty."""
+    if title:
+        text: dict[str, Any] = {"color": INK, "fontfamily": FONT, "fontweight": "bold"}
+        figure.suptitle(plain(title), x=0.01, ha="left", fontsize=12, **text)
+
+
+def plain(text: str) -> str:
+    """A text from outside as matplotlib can draw it: no formula, no hidden label, no letter that the font lacks."""
+    drawn = "".join(letter if ord(letter) in _letters() else "?" for letter in text)
+    drawn = drawn if len(drawn) <= 60 else f"{drawn[:28]}…{drawn[-28:]}"
+    return (" " if drawn.startswith("_") else "") + drawn.replace("$", r"\$")
+
+
+@cache
+def _letters() -> frozenset[int]:
+    return frozenset(get_font(findfont(FONT)).get_charmap())
+
+
+def add_legend(ax: Axes, *, skip: tuple[str, ...] = (), ncols: int = 1, loc: Any = "best") -> None:
+    """A small legend of everything that carries a label, but for those in `skip`."""
+    handles, labels = ax.get_legend_handles_labels()
+    kept = [(handle, label) for handle, label in zip(handles, labels, strict=True) if label not in skip]
+    if kept:
+        handles, labels = map(list, zip(*kept, strict=True))
+        legend = ax.legend(handles=handles, labels=labels, loc=loc, ncols=ncols, fontsize=8, framealpha=0.8)
+        legend.get_frame().set_linewidth(0)

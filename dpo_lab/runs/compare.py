@@ -1,0 +1,106 @@
+"""Several runs side by side: the settings that differ, the results, the curves over each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpo_lab.runs.run import CONFIG, PLACES, Run
+
+if TYPE_CHECKING:
+    from dpo_lab.plots import Picture
+
+FIGURE_METRICS = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "perplexity", "grad_norm")
+
+
+def load_runs(folders: Iterable[str | Path]) -> list[Run]:
+    """Open several runs. A folder that is no run but holds some stands for all of them, by name."""
+    runs: list[Run] = []
+    for folder in map(Path, folders):
+        inside = [] if (folder / CONFIG).exists() else sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+        runs += [Run.load(path) for path in inside or [folder]]
+    if not runs:
+        raise ValueError("there are no runs to load: no folder was given; name one, such as runs/NAME")
+    return runs
+
+
+def compare_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One row per run: its name, the settings in which the runs differ, where it stands, and its last metrics.
+
+    Held-out metrics stand for all where every run has them; otherwise those of training are listed too. None marks
+    what a run does not have.
+    """
+    if not runs:
+        raise ValueError("there are no runs to compare; load at least one")
+    settings = [_settings(run) for run in runs]
+    differing = [
+        name
+        for name in dict.fromkeys(name for one in settings for name in one)
+        if any(one.get(name) != settings[0].get(name) for one in settings)
+    ]
+    summaries = [run.summary() for run in runs]
+    state = ("step", "is_complete", "seconds")
+    unwanted = {*state, "num_steps", "learning_rate", "epoch", "grad_norm"}
+    measured = [name for name in dict.fromkeys(name for one in summaries for name in one) if name not in unwanted]
+    if all(any(name.startswith("eval_") for name in one) for one in summaries):
+        measured = [name for name in measured if not any(f"eval_{name}" in one for one in summaries)]
+    return [
+        {"run": name}
+        | {key: one.get(key) for key in differing}
+        | {key: summary.get(key) for key in state}
+        | {key: summary.get(key) for key in measured}
+        for name, one, summary in zip(run_names(runs), settings, summaries, strict=True)
+    ]
+
+
+def comparison_figure(runs: Sequence[Run]) -> Picture:
+    """Up to six metrics, those of all runs over each other, held out where any run was evaluated."""
+    import math
+
+    from dpo_lab.plots import new_figure, plot_runs, series
+
+    rows = dict(zip(run_names(runs), (run.metrics for run in runs), strict=True))
+
+    def is_measured(metric: str) -> bool:
+        return any(len(series(one, metric)[0]) for one in rows.values())
+
+    chosen = [next(filter(is_measured, (f"eval_{name}", name)), None) for name in FIGURE_METRICS]
+    metrics = [metric for metric in chosen if metric is not None]
+    if not metrics:
+        raise ValueError(f"there is nothing to draw: {', '.join(rows)} recorded no metric yet; train first")
+    num_rows = math.ceil(len(metrics) / 2)
+    figure = new_figure(10, 0.4 + 2.7 * num_rows)
+    cells = figure.subplots(num_rows, 2, squeeze=False).ravel()
+    for metric, ax in zip(metrics, cells, strict=False):
+        plot_runs(rows, metric, ax=ax)
+    for ax in cells[len(metrics) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """The shortest end of each run's path that tells it from the others, and a number where paths are the same."""
+    parts = [run.folder.resolve().parts for run in runs]
+    longest = max(map(len, parts), default=1)
+    for length in range(1, longest + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{run.folder} ({i})" for i, run in enumerate(runs, start=1)]
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Everything that decides what is computed, by name: sources first, then the settings."""
+    sources = {"command": run.config.get("command"), "model": run.config.get("model")} | run.config.get("data", {})
+    settings = {name: value for name, value in run.config.get("settings", {}).items() if name not in PLACES}
+    return _flat(sources) | _flat(settings)
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"knobs": {"gamma": 1}} as {"knobs.gamma": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        inner = isinstance(value, dict) and value
+        flat |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return flat
