@@ -53,7 +53,10 @@ def read_file(path: Path) -> Iterator[RawRow]:
 
 def has_bom(path: Path) -> bool:
     """Whether a text file begins with a UTF-8 byte order mark (read, and skipped)."""
-    return data_suffix(path) in (".jsonl", ".json", ".csv") and path.open("rb").read(3) == b"\xef\xbb\xbf"
+    if data_suffix(path) not in (".jsonl", ".json", ".csv"):
+        return False
+    with path.open("rb") as file:
+        return file.read(3) == b"\xef\xbb\xbf"
 
 
 def _whole_stream(path: Path, rows: Iterator[RawRow]) -> Iterator[RawRow]:

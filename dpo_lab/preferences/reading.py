@@ -235,8 +235,8 @@ def _survives_json(values: Sequence[Any]) -> bool:
 def split_rows(rows: Rows, validation: float = 0.1, seed: int = 0) -> tuple[Rows, Rows]:
     """(train, validation): about that share of the rows, and all rows of a prompt on the same side.
 
-    Prompts are taken for validation in the order of a hash of their content and `seed`, as long as that brings the
-    share closer: the order of the rows plays no part, and new rows move few of the old ones.
+    Prompts are taken for validation in the order of a hash of their content and `seed`, as long as they fit into the
+    share: the order of the rows plays no part, and new rows move few of the old ones.
     """
     if not 0 < validation < 1:
         raise ValueError(f"validation is a share and must lie in (0, 1), got {validation}; 0.1 is usual")
@@ -251,14 +251,11 @@ def split_rows(rows: Rows, validation: float = 0.1, seed: int = 0) -> tuple[Rows
             "on both sides; add rows with other prompts, or give validation data of its own"
         )
     ordered = [groups[key] for key in sorted(groups)]
-    target = validation * len(prompts)
+    target = round(validation * len(prompts))
     held_out: list[int] = []
-    taken = 0
-    for group in ordered:
-        closer = abs(len(held_out) + len(group) - target) < abs(len(held_out) - target)
-        if closer and taken < len(ordered) - 1:
+    for taken, group in enumerate(ordered):
+        if len(held_out) + len(group) <= target and taken < len(ordered) - 1:
             held_out += group
-            taken += 1
     held = set(held_out or min(ordered, key=len))
     sides = [index for index in range(len(prompts)) if index not in held], sorted(held)
     if hasattr(rows, "select"):

@@ -76,7 +76,7 @@ def _path_or_hub(text: str, split: str | None, prefer: Sequence[str], *, may_be_
     except PermissionError:
         raise PermissionError(f"no permission to read {path}; change its mode or read a copy of your own") from None
     hub_id = _HUB_ID.fullmatch(text) if may_be_hub else None
-    if hub_id and data_suffix(path) is None:
+    if hub_id and data_suffix(path) is None and not path.parent.is_dir():  # in a folder that is here: a slip of the pen
         return _hub(hub_id["name"], hub_id["config"], split, prefer)
     raise FileNotFoundError(
         f"{text} does not exist; give a file or folder (relative to {Path.cwd()}), a Hub id such as owner/name, "

@@ -1,0 +1,273 @@
+"""Layouts: where the prompt ends, what is kept, what is refused."""
+# ruff: noqa: E501  tables of cases read best with one case on a line
+
+import pytest
+
+from dpo_lab.preferences import LAYOUTS, BadRow, read_examples, read_preferences
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def said(text):
+    return {"role": "assistant", "content": text}
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+def one(raw, **arguments):
+    [row], report = read_preferences([raw], **arguments)
+    return row, report
+
+
+PAIR = {"prompt": [user("q")], "chosen": [said("yes")], "rejected": [said("no")]}
+FUNCTION = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
+
+# layout, raw row, the row that must come out
+CASES = {
+    "plain text": ("explicit", {"prompt": "q", "chosen": " yes", "rejected": " no"},
+        {"prompt": "q", "chosen": " yes", "rejected": " no"}),
+    "message lists": ("explicit", PAIR, PAIR),
+    "single messages": ("explicit", {"prompt": [user("q")], "chosen": said("yes"), "rejected": said("no")}, PAIR),
+    "text answers to turns": ("explicit", {"prompt": [user("q")], "chosen": "yes", "rejected": "no"}, PAIR),
+    "text prompt, answer turns": ("explicit", {"prompt": "q", "chosen": [said("yes")], "rejected": [said("no")]}, PAIR),
+    "whole conversations beside the prompt's text (UltraFeedback)": ("explicit",
+        {"prompt": "q", "chosen": [user("q"), said("yes")], "rejected": [user("q"), said("no")]}, PAIR),
+    "whole conversations beside the prompt's turns": ("explicit",
+        {"prompt": [user("q")], "chosen": [user("q"), said("yes")], "rejected": [user("q"), said("no")]}, PAIR),
+    "implicit prompt": ("implicit",
+        {"chosen": [user("q"), said("yes")], "rejected": [user("q"), said("no")]}, PAIR),
+    "implicit, the same first words": ("implicit",
+        {"chosen": [user("q"), said("well, yes")], "rejected": [user("q"), said("well, no")]},
+        {"prompt": [user("q")], "chosen": [said("well, yes")], "rejected": [said("well, no")]}),
+    "implicit, several turns": ("implicit",
+        {"chosen": [system("s"), user("q"), said("a"), user("r"), said("yes")],
+         "rejected": [system("s"), user("q"), said("a"), user("r"), said("no")]},
+        {"prompt": [system("s"), user("q"), said("a"), user("r")], "chosen": [said("yes")], "rejected": [said("no")]}),
+    "transcript": ("transcript",
+        {"chosen": "\n\nHuman: q\n\nAssistant: the yes", "rejected": "\n\nHuman: q\n\nAssistant: the no"},
+        {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " the yes", "rejected": " the no"}),
+    "instruction": ("instruction", {"instruction": "do", "input": "it", "output": "kept", "chosen": "yes", "rejected": "no"},
+        {**PAIR, "prompt": [user("do\n\nit")], "output": "kept"}),
+    "instruction without input": ("instruction", {"instruction": "q", "input": "", "chosen": "yes", "rejected": "no"}, PAIR),
+    "instruction with history": ("instruction",
+        {"instruction": "r", "history": [["q", "a"]], "chosen": "yes", "rejected": "no"},
+        {**PAIR, "prompt": [user("q"), said("a"), user("r")]}),
+    "question and system": ("instruction", {"system": "s", "question": "q", "chosen": "yes", "rejected": "no"},
+        {**PAIR, "system": "s"}),
+    "ShareGPT": ("sharegpt",
+        {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}],
+         "chosen": {"from": "gpt", "value": "yes"}, "rejected": {"from": "gpt", "value": "no"}},
+        {**PAIR, "prompt": [system("s"), user("q")]}),
+    "ShareGPT with tools": ("sharegpt",
+        {"conversations": [{"from": "human", "value": "time?"},
+                           {"from": "function_call", "value": '{"name": "clock", "arguments": {"zone": "CET"}}'},
+                           {"from": "observation", "value": "noon"}],
+         "chosen": {"from": "gpt", "value": "yes"}, "rejected": {"from": "gpt", "value": "no"}, "tools": '[{"name": "clock"}]'},
+        {**PAIR, "prompt": [user("time?"),
+                            {"role": "assistant", "content": "",
+                             "tool_calls": [{"name": "clock", "arguments": {"zone": "CET"}}]},
+                            {"role": "tool", "content": "noon"}],
+         "tools": [{"name": "clock"}]}),
+    "OpenAI": ("openai",
+        {"input": {"messages": [user("q")]}, "preferred_output": [said("yes")], "non_preferred_output": [said("no")]}, PAIR),
+    "other columns": ("explicit", {**PAIR, "job": "safe", "reward_chosen": 0.5, "split": "test", "note": None},
+        {**PAIR, "job": "safe", "reward_chosen": 0.5, "split": "test", "note": None}),
+    "weight and tools": ("explicit", {**PAIR, "weight": 2, "tools": [FUNCTION]},
+        {**PAIR, "weight": 2.0, "tools": [FUNCTION]}),
+    "fields that say nothing": ("explicit", {**PAIR, "weight": None, "tools": [], "system": ""}, PAIR),
+    "text parts": ("explicit", {**PAIR, "prompt": [{"role": "user", "content": [{"type": "text", "text": "q"}]}]}, PAIR),
+    "None keys": ("explicit", {**PAIR, "prompt": [{**user("q"), "tool_calls": None, "name": None}]}, PAIR),
+    "system said twice": ("explicit", {**PAIR, "prompt": [system("s"), user("q")], "system": "s"},
+        {**PAIR, "prompt": [system("s"), user("q")]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_layout_gives_prompt_chosen_and_rejected(case):
+    layout, raw, expected = CASES[case]
+    row, report = one(raw)
+    assert row == expected
+    assert report.layouts == {layout: 1}
+    assert one(raw, layout=layout)[0] == expected
+
+
+def test_every_layout_of_the_table_has_a_case():
+    assert {layout for layout, _, _ in CASES.values()} == set(LAYOUTS)
+
+
+def test_a_transcript_is_split_at_the_last_shared_assistant_turn_not_at_common_characters():
+    start = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    row, report = one({"chosen": f"{start} same text", "rejected": f"{start} same text, and more"})
+    assert (row["prompt"], row["chosen"], row["rejected"]) == (start, " same text", " same text, and more")
+    assert not report.split_early
+
+
+def test_transcripts_that_part_early_are_split_there_and_reported():
+    start = "\n\nHuman: a\n\nAssistant:"
+    row, report = one({"chosen": f"{start} b\n\nHuman: c\n\nAssistant: d", "rejected": f"{start} e"})
+    assert (row["prompt"], row["chosen"], row["rejected"]) == (start, " b\n\nHuman: c\n\nAssistant: d", " e")
+    assert [place.row for place in report.split_early] == [0]
+    assert "part before the last assistant turn: 1 (row 0)" in report.summary()
+    _, report = one({"chosen": f"{start} e", "rejected": f"{start} b\n\nAssistant: d"})
+    assert not report.split_early
+    assert len(report.run_on) == 1
+
+
+def test_message_lists_that_part_early_are_split_at_the_last_shared_answer():
+    chosen, rejected = [user("q"), said("a"), user("r"), said("b")], [user("q"), said("a"), user("s"), said("c")]
+    row, report = one({"chosen": chosen, "rejected": rejected})
+    assert row == {"prompt": [user("q")], "chosen": chosen[1:], "rejected": rejected[1:]}
+    assert len(report.split_early) == 1
+
+
+def test_an_empty_turn_of_a_transcript_is_kept_and_reported():
+    row, report = one({"chosen": "\n\nHuman: a\n\nAssistant: ", "rejected": "\n\nHuman: a\n\nAssistant: b"})
+    assert row["chosen"] == " "
+    assert "answers that are an empty turn: 1 (row 0)" in report.summary()
+
+
+def test_plain_text_with_a_system_column_becomes_turns_and_is_reported():
+    row, report = one({"prompt": "q", "chosen": "yes", "rejected": "no", "system": "s"})
+    assert row == {**PAIR, "system": "s"}
+    assert len(report.wrapped) == 1
+    assert "made a user turn" in report.summary()
+
+
+def test_chosen_equal_to_rejected_is_left_out_counted_and_listed_without_an_error():
+    same = {"prompt": "q", "chosen": "a", "rejected": "a"}
+    rows, report = read_preferences([same, {"prompt": "q", "chosen": "a", "rejected": "b"}, same])
+    assert len(rows) == 1
+    assert [place.row for place in report.identical] == [0, 2]
+    assert "chosen = rejected states no preference: 2 (row 0, row 2)" in report.summary()
+
+
+def test_repeated_rows_are_kept_and_counted():
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    rows, report = read_preferences([row, {**row, "note": "again"}, {**row, "chosen": "c"}])
+    assert len(rows) == 3
+    assert [place.row for place in report.duplicates] == [1]
+
+
+TEXT = {"prompt": "q", "chosen": "a", "rejected": "b"}
+REFUSED = {
+    "missing field": ({"prompt": "q", "chosen": "a"}, r"field 'rejected' is missing; the row has prompt, chosen; add 'rejected'"),
+    "null field": ({**TEXT, "chosen": None}, r"field 'chosen' is missing"),
+    "only chosen": ({"chosen": "a"}, r"field 'chosen' has no prompt|field 'rejected' is missing"),
+    "no prompt": ({"chosen": "the cat", "rejected": "the dog"},
+        r"field 'chosen' has no prompt: a transcript needs '\\n\\nAssistant:'"),
+    "empty completion": ({**TEXT, "chosen": ""}, r"field 'chosen' must not be empty, got ''; write the answer, or leave"),
+    "blank completion": ({**TEXT, "rejected": " \n"}, r"field 'rejected' must not be empty, got ' \\n'"),
+    "empty turn": ({**PAIR, "chosen": [said("")]}, r"field 'chosen' must not be empty"),
+    "wrong type": ({**TEXT, "chosen": 3}, r"field 'chosen' must be text or a list of messages, got 3"),
+    "wrong type, no prompt": ({"chosen": 1, "rejected": 2}, r"field 'chosen' must be text or a list of messages, got 1"),
+    "empty list": ({**PAIR, "prompt": []}, r"field 'prompt' must be text or a list of messages, got \[\]"),
+    "not a message": ({**PAIR, "prompt": ["q"]}, r"field 'prompt\[0\]' must be a message, got 'q'"),
+    "no role": ({**PAIR, "prompt": [{"content": "q"}]}, r"field 'prompt\[0\]' has no role"),
+    "unknown role": ({**PAIR, "prompt": [{"role": "bot", "content": "q"}]},
+        r"field 'prompt\[0\]' has the unknown role 'bot'; use one of system, user, assistant, tool"),
+    "developer": ({**PAIR, "prompt": [{"role": "developer", "content": "q"}]}, r"'developer'; write system instead"),
+    "unknown ShareGPT role": ({"conversations": [{"from": "bing", "value": "x"}], "chosen": "a", "rejected": "b"},
+        r"field 'conversations\[0\]' has the unknown role 'bing'; use one of human"),
+    "no content": ({**PAIR, "prompt": [{"role": "user"}]}, r"has neither content nor tool_calls"),
+    "content of a wrong type": ({**PAIR, "prompt": [{"role": "user", "content": 3}]}, r"'prompt\[0\].content' must be text"),
+    "an image": ({**PAIR, "prompt": [{"role": "user", "content": [{"type": "image"}]}]}, r"content that is not text"),
+    "half a character": ({**TEXT, "prompt": "\ud83d!"}, r"field 'prompt' has half of a surrogate pair, '\\ud83d', at character 0"),
+    "user calls tools": ({**PAIR, "prompt": [{**user("q"), "tool_calls": [{"name": "f"}]}]}, r"only the assistant calls"),
+    "nameless call": ({**PAIR, "chosen": [{"role": "assistant", "tool_calls": [{"arguments": {}}]}]},
+        r"field 'chosen\[0\].tool_calls\[0\]' must name a function"),
+    "calls of a wrong type": ({**PAIR, "chosen": [{"role": "assistant", "tool_calls": {"name": "f"}}]}, r"must be a list"),
+    "arguments of a wrong type": ({**PAIR, "chosen": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": 3}]}]},
+        r"needs arguments as an object or JSON text, got 3"),
+    "broken function_call": ({"conversations": [{"from": "function_call", "value": "{"}], "chosen": "a", "rejected": "b"},
+        r"'conversations\[0\].value' must be the JSON of a function call"),
+    "broken tools": ({**PAIR, "tools": "["}, r"field 'tools' must be a list or the JSON of one"),
+    "tools of a wrong type": ({**PAIR, "tools": ["clock"]}, r"field 'tools' must be a list of objects, got \['clock'\]"),
+    "negative weight": ({**TEXT, "weight": -1}, r"field 'weight' must be a finite number and not negative, got -1; 1 counts"),
+    "weight NaN": ({**TEXT, "weight": float("nan")}, r"field 'weight' must be a finite number and not negative, got nan"),
+    "weight of a wrong type": ({**TEXT, "weight": "much"}, r"field 'weight' must be a finite number .* got 'much'"),
+    "boolean weight": ({**TEXT, "weight": True}, r"field 'weight' must be a finite number .* got True"),
+    "two systems": ({**PAIR, "prompt": [system("s"), user("q")], "system": "t"},
+        r"field 'system' differs from the system turn with which the prompt begins; keep one of them"),
+    "system of a wrong type": ({**PAIR, "system": 3}, r"field 'system' must be text, got 3"),
+    "answer of the user": ({**PAIR, "chosen": [user("q")]}, r"field 'chosen' begins with a turn of the user"),
+    "nothing shared": ({"chosen": [user("a"), said("b")], "rejected": [user("c"), said("d")]},
+        r"field 'chosen' and rejected share no prompt"),
+    "only answers": ({"chosen": [said("b")], "rejected": [said("d")]}, r"field 'prompt' has no turn"),
+    "prompt elsewhere": ({"prompt": "x", "chosen": [user("q"), said("b")], "rejected": [user("q"), said("d")]},
+        r"field 'prompt' is not among the turns that chosen and rejected share, got 'x'"),
+    "unlike transcripts": ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: b"},
+        r"field 'chosen' and rejected share no turn"),
+    "transcript that ends with the human": (
+        {"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c", "rejected": "\n\nHuman: a\n\nAssistant: d"},
+        r"field 'chosen' ends with a human turn"),
+    "broken history": ({"instruction": "q", "history": ["x"], "chosen": "a", "rejected": "b"}, r"write \[question, answer\]"),
+    "OpenAI without messages": ({"input": "x", "preferred_output": [said("a")], "non_preferred_output": [said("b")]},
+        r"field 'input' must hold messages"),
+    "unpaired messages": ({"messages": [user("q"), said("a")], "label": True},
+        r"field 'label' marks single answers as good or bad, .* join a good and a bad answer of each prompt"),
+    "unpaired (KTO)": ({"prompt": "q", "completion": "a", "label": False}, r"field 'label' marks single answers"),
+    "no layout": ({"text": "a", "label_name": 1}, r"fits no layout, its fields are text, label_name; known are: prompt, chosen"),
+    "not a dict": ("x", r"the rows, row index 1: must be a dict, got 'x'; give a list of dicts"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_unusable_row_is_refused_with_place_field_rule_and_remedy_or_skipped(case):
+    raw, message = REFUSED[case]
+    with pytest.raises(BadRow, match=message) as caught:
+        read_preferences([TEXT, raw])
+    assert str(caught.value).startswith("the rows, row index 1: ")
+    rows, report = read_preferences([TEXT, raw], on_bad_row="skip")
+    assert rows == [TEXT]
+    assert [str(problem) for problem in report.bad] == [str(caught.value)]
+    assert "left out, unusable: 1" in report.summary()
+
+
+def test_when_no_row_is_usable_the_message_lists_why():
+    with pytest.raises(ValueError, match=r"no usable row among 1; (.|\n)*'chosen' must not be empty"):
+        read_preferences([{**TEXT, "chosen": ""}], on_bad_row="skip")
+
+
+def test_broken_arguments_of_a_rejected_call_are_kept_as_they_are():
+    call = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"city": '}]}
+    row, _ = one({**PAIR, "rejected": [call]})
+    assert row["rejected"] == [call]
+
+
+EXAMPLES = {
+    "text": ({"prompt": "q", "completion": " a"}, {"prompt": "q", "completion": " a"}),
+    "turns": ({"prompt": [user("q")], "completion": [said("a")]}, {"prompt": [user("q")], "completion": [said("a")]}),
+    "messages": ({"messages": [user("q"), said("a"), user("r"), said("b")]},
+        {"prompt": [user("q"), said("a"), user("r")], "completion": [said("b")]}),
+    "alpaca": ({"instruction": "do", "input": "it", "output": "a"},
+        {"prompt": [user("do\n\nit")], "completion": [said("a")]}),
+    "ShareGPT": ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "id": 7},
+        {"prompt": [user("q")], "completion": [said("a")], "id": 7}),
+    "preferences": ({**TEXT, "weight": 1}, {"prompt": "q", "completion": "a", "weight": 1.0}),
+    "transcript": ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+        {"prompt": "\n\nHuman: q\n\nAssistant:", "completion": " a"}),
+    "ShareGPT preferences": (CASES["ShareGPT"][1], {"prompt": [system("s"), user("q")], "completion": [said("yes")]}),
+    "instruction preferences": ({"instruction": "q", "output": "o", "chosen": "a", "rejected": "b"},
+        {"prompt": [user("q")], "completion": [said("a")], "output": "o"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EXAMPLES)
+def test_examples_come_from_every_layout(case):
+    raw, expected = EXAMPLES[case]
+    [row], _ = read_examples([raw])
+    assert row == expected
+
+
+def test_a_conversation_that_does_not_end_with_an_answer_teaches_nothing():
+    with pytest.raises(BadRow, match=r"field 'messages' must end with an assistant turn, ends with one of the user"):
+        read_examples([{"messages": [user("q")]}])
+
+
+def test_an_unknown_layout_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="layout 'hh' is not known; choose one of explicit, sharegpt"):
+        read_preferences([TEXT], layout="hh")
