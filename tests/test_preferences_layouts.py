@@ -268,6 +268,12 @@ def test_a_conversation_that_does_not_end_with_an_answer_teaches_nothing():
         read_examples([{"messages": [user("q")]}])
 
 
+def test_an_answer_marked_as_bad_is_not_an_example():
+    with pytest.raises(BadRow, match=r"field 'label' marks the answer as bad, and examples are imitated"):
+        read_examples([{"prompt": "q", "completion": "a", "label": False}])
+    assert read_examples([{"prompt": "q", "completion": "a", "label": True}])[0][0]["completion"] == "a"
+
+
 def test_an_unknown_layout_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match="layout 'hh' is not known; choose one of explicit, sharegpt"):
         read_preferences([TEXT], layout="hh")

@@ -36,6 +36,8 @@ def example_row(raw: Raw, layout: str | None = None, *, from_arrow: bool = False
         del row.fields["rejected"]
         row.fields = {("completion" if name == "chosen" else name): value for name, value in row.fields.items()}
         return row
+    if raw.get("label") is False:
+        raise BadRow("label", "marks the answer as bad, and examples are imitated", "leave the row out")
     layout = layout or _find(raw, EXAMPLE_LAYOUTS)
     return _finished(raw, layout, EXAMPLE_LAYOUTS[layout].split(raw, from_arrow), ("completion",), from_arrow)
 
