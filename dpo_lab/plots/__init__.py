@@ -1,7 +1,8 @@
 """Pictures of training: arrays and rows of metrics in, matplotlib `Axes` out. No torch, no pyplot, no training.
 
 Each function takes `ax=None` and returns the axes; for each picture a `describe_…` function says in words what it
-shows, for alternative text. `style` holds colours and figures, `curves` what a run measured, `margins` the histogram.
+shows, for alternative text. `style` holds colours and figures, `curves` what a run measured, `overlays` several
+runs over each other, `margins` the histogram.
 """
 
 from dpo_lab.plots.curves import (
@@ -11,16 +12,15 @@ from dpo_lab.plots.curves import (
     curves_figure,
     describe_curves,
     describe_panel,
-    describe_runs,
     metric_label,
     panels_of,
     plot_panel,
-    plot_runs,
     series,
     smooth,
     smoothing_window,
 )
 from dpo_lab.plots.margins import describe_margins, plot_margins
+from dpo_lab.plots.overlays import describe_runs, plot_runs, runs_figure
 from dpo_lab.plots.style import (
     CHOSEN,
     PALETTE,
@@ -59,6 +59,7 @@ __all__ = [
     "plot_margins",
     "plot_panel",
     "plot_runs",
+    "runs_figure",
     "series",
     "smooth",
     "smoothing_window",

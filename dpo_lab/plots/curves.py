@@ -20,9 +20,6 @@ from dpo_lab.plots.style import (
     CHOSEN,
     GREY,
     INK,
-    LINES,
-    MARKERS,
-    PALETTE,
     REJECTED,
     TRAINING,
     Picture,
@@ -202,25 +199,6 @@ def curves_figure(rows: Rows, *, title: str = "") -> Picture:
     return figure
 
 
-def plot_runs(runs: Mapping[str, Rows], metric: str, *, ax: Axes | None = None) -> Axes:
-    """One metric of several runs over each other; `runs` gives each its name. Runs without the metric are left out."""
-    ax = new_figure(5.8, 3.6).subplots() if ax is None else ax
-    is_held_out = metric.startswith("eval_")
-    for i, (name, rows) in enumerate(runs.items()):
-        steps, values = series(rows, metric)
-        if len(values):
-            marker = MARKERS[i % len(MARKERS)] if is_held_out or len(values) <= 2 else ""
-            window = 1 if is_held_out else smoothing_window(len(values))
-            line, color = LINES[i % len(LINES)], PALETTE[i % len(PALETTE)]  # the pair repeats only after 28 runs
-            ax.plot(steps, smooth(values, window), line, color=color, linewidth=1.7, marker=marker,
-                    markersize=5, markeredgecolor="white", label=plain(name))  # fmt: skip
-    title, unit = metric_label(metric)
-    dress(ax, title, "optimiser step", unit if is_held_out else f"{unit}, running mean")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    add_legend(ax)
-    return ax
-
-
 def metric_label(metric: str) -> tuple[str, str]:
     """A title and a unit for a metric name; the name itself where it is not one of ours."""
     base = metric.removeprefix("eval_")
@@ -247,14 +225,6 @@ def describe_panel(rows: Rows, panel: str) -> str:
 def describe_curves(rows: Rows) -> str:
     """What `curves_figure` shows, in words."""
     return " ".join(describe_panel(rows, name) for name in panels_of(rows))
-
-
-def describe_runs(runs: Mapping[str, Rows], metric: str) -> str:
-    """What `plot_runs` shows, in words."""
-    title, unit = metric_label(metric)
-    ends = [(name, *series(rows, metric)) for name, rows in runs.items()]
-    parts = [f"{name} ends at {values[-1]:.4g} after step {steps[-1]}" for name, steps, values in ends if len(values)]
-    return f"{title} ({unit}) of {len(parts)} runs: {'; '.join(parts) or 'nothing was measured'}."
 
 
 def _from_to(name: str, steps: np.ndarray, values: np.ndarray, note: str = "") -> list[str]:

@@ -21,7 +21,7 @@ def plot_margins(after: Any, before: Any = None, *, ax: Axes | None = None) -> A
     after = _finite(after, "after")
     before = None if before is None else _finite(before, "before")
     ax = new_figure(5.8, 3.4).subplots() if ax is None else ax
-    edges = _edges_through_zero(after if before is None else np.concatenate([after, before]))
+    edges = edges_through_zero(after if before is None else np.concatenate([after, before]))
     ax.hist(after, edges, color=TRAINING, alpha=0.75, edgecolor="white", linewidth=0.5,
             label=f"after: {_share_below(after)}")  # fmt: skip
     if before is not None and np.ptp(before) == 0:
@@ -63,7 +63,7 @@ def _finite(values: Any, name: str) -> np.ndarray:
     return array
 
 
-def _edges_through_zero(values: np.ndarray, num_bins: int = 36) -> list[float]:
+def edges_through_zero(values: np.ndarray, num_bins: int = 36) -> list[float]:
     """Bin edges of equal width, one of them exactly 0, so that no bar mixes right with wrong."""
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     width = (high - low) / num_bins or 0.1
@@ -73,5 +73,5 @@ def _edges_through_zero(values: np.ndarray, num_bins: int = 36) -> list[float]:
 
 
 def _share_below(margins: np.ndarray) -> str:
-    ties = f", {(margins == 0).mean():.0%} at 0" if (margins == 0).any() else ""
-    return f"{(margins < 0).mean():.0%} below 0{ties}"
+    ties = f", {100 * (margins == 0).mean():.3g} % at 0" if (margins == 0).any() else ""
+    return f"{100 * (margins < 0).mean():.3g} % below 0{ties}"

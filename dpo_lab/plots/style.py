@@ -87,5 +87,5 @@ def add_legend(ax: Axes, *, skip: tuple[str, ...] = (), ncols: int = 1, loc: Any
     kept = [(handle, label) for handle, label in zip(handles, labels, strict=True) if label not in skip]
     if kept:
         handles, labels = map(list, zip(*kept, strict=True))
-        legend = ax.legend(handles=handles, labels=labels, loc=loc, ncols=ncols, fontsize=8, framealpha=0.8)
+        legend = ax.legend(handles=handles, labels=labels, loc=loc, ncols=ncols, fontsize=8, framealpha=0.9)
         legend.get_frame().set_linewidth(0)

@@ -55,28 +55,15 @@ def compare_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def comparison_figure(runs: Sequence[Run]) -> Picture:
-    """Up to six metrics, those of all runs over each other, held out where any run was evaluated."""
-    import math
-
-    from dpo_lab.plots import new_figure, plot_runs, series
+    """Up to six metrics, each of all runs over each other: training as lines, held-out data as markers."""
+    from dpo_lab.plots import runs_figure
 
     rows = dict(zip(run_names(runs), (run.metrics for run in runs), strict=True))
-
-    def is_measured(metric: str) -> bool:
-        return any(len(series(one, metric)[0]) for one in rows.values())
-
-    chosen = [next(filter(is_measured, (f"eval_{name}", name)), None) for name in FIGURE_METRICS]
-    metrics = [metric for metric in chosen if metric is not None]
+    measured = {name.removeprefix("eval_") for one in rows.values() for row in one for name in row}
+    metrics = [metric for metric in FIGURE_METRICS if metric in measured]
     if not metrics:
-        raise ValueError(f"there is nothing to draw: {', '.join(rows)} recorded no metric yet; train first")
-    num_rows = math.ceil(len(metrics) / 2)
-    figure = new_figure(10, 0.4 + 2.7 * num_rows)
-    cells = figure.subplots(num_rows, 2, squeeze=False).ravel()
-    for metric, ax in zip(metrics, cells, strict=False):
-        plot_runs(rows, metric, ax=ax)
-    for ax in cells[len(metrics) :]:
-        ax.set_axis_off()
-    return figure
+        raise ValueError(f"there is nothing to draw: {', '.join(rows) or 'no run'} recorded no metric yet; train first")
+    return runs_figure(rows, metrics)
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:

@@ -1,15 +1,8 @@
-"""A run as one page of HTML that needs no other file, no network and no script.
-
-Everything that comes from data, models, settings or paths goes through `text` or `folded`, which escape it.
-"""
+"""What the page of a run says: what was run, what came of it, and how to go on."""
 
 from __future__ import annotations
 
-import base64
-import html
-import json
 import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,15 +22,12 @@ from dpo_lab.plots import (
     plot_panel,
     to_png,
 )
+from dpo_lab.runs.page import code, folded, picture, table, terms, text, whole_page
 
 Row = Mapping[str, Any]
 
-LONG = 600  # letters; longer texts are folded
+FIGURE = (4.6, 3.0)  # inches: small, so that its letters can be read on a phone
 COMMANDS = {"train": "Preference tuning", "sft": "Supervised fine-tuning"}
-# Nothing but what is in the page itself may load or run, whatever a text contains.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-# Control letters have no place in HTML, halves of surrogate pairs none in UTF-8.
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
 def render_report(
@@ -51,72 +41,27 @@ def render_report(
     has_checkpoint: bool,
 ) -> str:
     """The page. `rows`, `margins` (by step) and `samples` are those of the run's files."""
-    name = Path(folder).name or folder
     sections = [
         ("What was run", _settings(config)),
         ("Result", _results(rows)),
         ("Curves", _curves(rows)),
         ("Margins", _margins(margins)),
-        ("Samples", _samples(samples)),
+        ("Samples", "\n".join(_sample(i, row) for i, row in enumerate(samples, start=1))),
         ("The model, and how to go on", _next(folder, config, rows, has_model, has_checkpoint)),
     ]
-    body = "\n".join(f"<section>\n<h2>{title}</h2>\n{content}\n</section>" for title, content in sections if content)
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{text(name)} · DPO Lab</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header>
-<h1>{text(name)}</h1>
-<p>{_lead(config, rows)}</p>
-</header>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
-
-
-def text(value: Any) -> str:
-    """Any value as text that is safe inside an element or a quoted attribute."""
-    if not isinstance(value, str):
-        value = f"{value:.5g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False, default=str)
-    value = value.replace("\r\n", "\n").replace("\r", "\n")
-    return html.escape(UNPRINTABLE.sub("\ufffd", value), quote=True)
-
-
-def folded(value: Any, *, limit: int = LONG) -> str:
-    """A text from data or a model as a block; its end is folded away where it is long."""
-    full = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
-    if not full.strip():
-        return '<div class="quiet">(empty)</div>'
-    if len(full) <= limit:
-        return f'<div class="text" dir="auto">{text(full)}</div>'
-    start = " ".join(full[: limit // 3].split())
-    return (
-        f'<details class="long"><summary><span class="text" dir="auto">{text(start)}…</span> '
-        f'<span class="quiet">({len(full):,} letters)</span></summary>'
-        f'<div class="text" dir="auto">{text(full)}</div></details>'
-    )
+    title = Path(folder).resolve().name or folder
+    return whole_page(title, _lead(config, rows), [section for section in sections if section[1]])
 
 
 def _lead(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    settings = config.get("settings", {})
-    command = config.get("command")
-    what = COMMANDS.get(command, command) if isinstance(command, str) else "A run"
-    loss = f" with the loss <code>{text(settings['loss'])}</code>" if settings.get("loss") else ""
-    model = f" of <code>{text(config['model'])}</code>" if config.get("model") else ""
-    data = config.get("data") or {}
-    source = next(iter(data.values()), None) if isinstance(data, dict) else data
-    on = f" on <code>{text(source)}</code>" if source else ""
+    """One sentence: what, of which model, on which data; and whether it came to its end."""
+    command, settings, data = config.get("command"), config.get("settings") or {}, config.get("data") or {}
+    parts = [
+        ("with the loss", settings.get("loss")),
+        ("of", config.get("model")),
+        ("on", next(iter(data.values()), None)),
+    ]
+    named = "".join(f" {word} <code>{text(value)}</code>" for word, value in parts if value)
     last = max((row["step"] for row in rows), default=0)
     seconds = max((row.get("seconds", 0.0) for row in rows), default=0.0)
     match [row for row in rows if row["kind"] == "finished"][-1:]:
@@ -126,81 +71,73 @@ def _lead(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
             state = f"Stopped after step {last:,} of {row['num_steps']:,}."
         case _:
             state = f"Not ended: the record reaches step {last:,}."
-    return f"{text(what)}{loss}{model}{on}. <strong>{state}</strong>"
+    return f"{text(COMMANDS.get(str(command), command))}{named}. <strong>{state}</strong>"
 
 
 def _settings(config: Mapping[str, Any]) -> str:
-    settings = dict(config.get("settings", {}))
+    settings, data = config.get("settings") or {}, config.get("data") or {}
     default = vars(SFTConfig() if config.get("command") == "sft" else DPOConfig())
     changed = {name: value for name, value in settings.items() if name in default and value != default[name]}
-    usual = {name: value for name, value in settings.items() if name in default and name not in changed}
-    asked = {name: value for name, value in settings.items() if name not in default and value is not None}
-    about = {name: value for name, value in config.items() if name not in ("settings", "data", *settings)}
-    about |= config.get("data") or {}
-    facts = "".join(f"<dt>{text(_words(name))}</dt><dd>{_fact(value)}</dd>" for name, value in (about | asked).items())
-    parts = [f"<dl>{facts}</dl>"]
-    head = '<thead><tr><th scope="col">setting</th><th scope="col">value</th><th scope="col">default</th></tr></thead>'
+    first = {name: config[name] for name in ("command", "model") if config.get(name) is not None}
+    facts = first | data | {name: value for name, value in config.items() if name not in ("settings", "data", *first)}
+    others = {name: value for name, value in settings.items() if name not in changed and name not in facts}
+    parts = [terms({_words(name): _fact(value) for name, value in facts.items() if value is not None})]
     if changed:
-        body = "".join(
-            f'<tr class="changed"><th scope="row">{text(name)}</th><td>{text(value)}</td>'
-            f"<td>{_default(default[name])}</td></tr>"
-            for name, value in changed.items()
-        )
-        caption = "<caption>Settings that differ from their defaults</caption>"
-        parts.append(f'<div class="scroll"><table>{caption}{head}<tbody>{body}</tbody></table></div>')
-    elif usual:
-        parts.append("<p>Every setting has its default.</p>")
-    if usual:
-        body = "".join(
-            f'<tr><th scope="row">{text(name)}</th><td>{text(value)}</td></tr>' for name, value in usual.items()
-        )
-        table = f'<div class="scroll"><table><tbody>{body}</tbody></table></div>'
-        parts.append(f"<details><summary>{len(usual)} settings at their defaults</summary>{table}</details>")
+        rows = [_table_row(name, value, default[name], kind="changed") for name, value in changed.items()]
+        parts.append(table("Settings that differ from their defaults", ("setting", "value", "default"), rows))
+    if others:
+        rows = [_table_row(name, value) for name, value in others.items()]
+        title = "The other settings" if changed else "All settings: none differs from its default"
+        inside = table("As they were when the run began", ("setting", "value"), rows)
+        parts.append(f"<details><summary>{title} ({len(others)})</summary>\n{inside}</details>")
     return "\n".join(parts)
 
 
 def _results(rows: Sequence[Row]) -> str:
+    """The first and the last evaluation, or step where there was none, and what was measured after training."""
     evaluations = [row for row in rows if row["kind"] == "evaluation"]
-    steps = [row for row in rows if row["kind"] == "step"]
-    results = [row for row in rows if row["kind"] == "result"]
-    compared = evaluations or steps
+    compared = evaluations or [row for row in rows if row["kind"] == "step"]
     if not compared:
         return "<p>Nothing was measured yet.</p>"
     first, last = compared[0], compared[-1]
-    names = [name for name in last if name not in ("kind", "step", "seconds", "epoch", "learning_rate")]
-    body = ""
+    names = [curve.metric for name in panels_of(rows) for curve in PANELS[name].curves if name != "learning_rate"]
+    names = [f"eval_{name}" for name in names] if evaluations else names
+    names += [name for name in last if name.startswith("eval_") and name not in names]
+    lines = []
     for name in names:
-        before, after = (row.get(name, math.nan) for row in (first, last))
-        numbers = [_number(before), _number(after), f"{after - before:+.4g}"] if last is not first else [_number(after)]
-        cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
-        title, unit = metric_label(name)
-        title = title.removesuffix(", held out")
-        body += f'<tr><th scope="row">{text(title)} <small>{text(unit)}</small></th>{cells}</tr>'
-    columns = (
-        [f"after step {first['step']}", f"after step {last['step']}", "change"]
-        if last is not first
-        else [f"after step {last['step']}"]
-    )
-    head = "".join(f'<th scope="col" class="number">{column}</th>' for column in columns)
-    what = (
-        "Held-out data" if evaluations else "Training batches (no held-out data was given): noisy, and seen in training"
-    )
-    table = (
-        f'<div class="scroll"><table><caption>{what}</caption><thead><tr><th scope="col">metric</th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-    extra = {name: value for row in results for name, value in row.items() if name not in ("kind", "step")}
-    facts = "".join(f"<dt>{text(_words(name))}</dt><dd>{_number(value)}</dd>" for name, value in extra.items())
-    return table + (f"\n<h3>Measured after training</h3>\n<dl>{facts}</dl>" if facts else "")
+        if name in last:
+            before, after = first.get(name, math.nan), last[name]
+            title, unit = metric_label(name)
+            numbers = [_number(before), _number(after), _number(after - before, "+.4g")]
+            cells = "".join(f'<td class="number">{one}</td>' for one in (numbers if first is not last else numbers[:1]))
+            head = f"{text(title.removesuffix(', held out'))} <small>{text(unit)}</small>"
+            lines.append(f'<tr><th scope="row">{head}</th>{cells}</tr>')
+    steps = [f"step {first['step']}", f"step {last['step']}", "change"]
+    what = "Held-out data" if evaluations else "Training batches, which are noisy; nothing was held out"
+    columns = ("metric", *(steps if first is not last else steps[:1]))
+    return table(what, columns, lines, has_numbers=True) + _after_training(rows)
+
+
+def _after_training(rows: Sequence[Row]) -> str:
+    found = {name: value for row in rows if row["kind"] == "result" for name, value in row.items()}
+    shown = {}
+    for name, value in found.items():
+        if name not in ("kind", "step") and not name.endswith("_standard_error"):
+            error = found.get(f"{name}_standard_error")
+            shown[_words(name)] = _number(value) + ("" if error is None else f" ± {_number(error)}")
+    return f"\n<h3>Measured after training</h3>\n{terms(shown)}" if shown else ""
 
 
 def _curves(rows: Sequence[Row]) -> str:
     figures = []
     for name in panels_of(rows):
-        figure = new_figure(5.2, 3.2)
+        figure = new_figure(*FIGURE)
         plot_panel(rows, name, ax=figure.subplots())
-        figures.append(_figure(to_png(figure), describe_panel(rows, name), PANELS[name].meaning))
-    return f'<div class="figures">\n{"".join(figures)}</div>' if figures else ""
+        figures.append(picture(to_png(figure), describe_panel(rows, name), PANELS[name].meaning))
+    if not figures:
+        return ""
+    key = "<p>Light points are logged steps, lines their running mean, larger markers the held-out data.</p>"
+    return "\n".join([key, '<div class="figures">', *figures, "</div>"])
 
 
 def _margins(margins: Mapping[int, Sequence[float]]) -> str:
@@ -208,34 +145,30 @@ def _margins(margins: Mapping[int, Sequence[float]]) -> str:
     if not steps:
         return ""
     before, after = (margins[steps[0]] if len(steps) > 1 else None), margins[steps[-1]]
-    caption = (
-        f"After step {steps[-1]}{f', and before (step {steps[0]})' if before is not None else ''}. "
-        "A pair whose margin is below 0 is ranked the wrong way round."
-    )
-    figure = new_figure(6.4, 3.6)
+    when = f"After step {steps[-1]}" + (f", and before, at step {steps[0]}" if before is not None else "")
+    figure = new_figure(*FIGURE)
     plot_margins(after, before, ax=figure.subplots())
-    return f'<div class="single">{_figure(to_png(figure), describe_margins(after, before), caption)}</div>'
-
-
-def _samples(samples: Sequence[Row]) -> str:
-    return "\n".join(_sample(i, row) for i, row in enumerate(samples, start=1))
+    caption = f"{when}. A pair whose margin is below 0 is ranked the wrong way round."
+    return f'<div class="single">{picture(to_png(figure), describe_margins(after, before), caption)}</div>'
 
 
 def _sample(number: int, row: Row) -> str:
-    def answers(sides: tuple[str, ...]) -> str:
-        found = [side for side in sides if row.get(side) is not None]
+    def answers(*sides: str) -> str:
         blocks = "".join(
-            f'<div class="{side}"><h4>{side.capitalize()}{_reward(row, side)}</h4>{folded(row[side])}</div>'
-            for side in found
+            f'<div class="{side}"><h4>{side.capitalize()}{_reward(row, side)}</h4>{folded(row[side])}</div>\n'
+            for side in sides
+            if row.get(side) is not None
         )
-        return f'<div class="answers">{blocks}</div>' if blocks else ""
+        return f'<div class="answers">\n{blocks}</div>' if blocks else ""
 
-    data = answers(("chosen", "rejected"))
-    data = f'<details><summary class="quiet">what the data prefers</summary>{data}</details>' if data else ""
-    return (
-        f'<article class="sample"><h3>Prompt {number}</h3>{folded(row.get("prompt", ""))}'
-        f"{answers(('before', 'after'))}{data}</article>"
-    )
+    data = answers("chosen", "rejected")
+    return "\n".join([
+        f'<article class="sample">\n<h3>Prompt {number}</h3>',
+        folded(row.get("prompt", "")),
+        answers("before", "after"),
+        f'<details><summary class="quiet">what the data prefers</summary>\n{data}</details>' if data else "",
+        "</article>",
+    ])  # fmt: skip
 
 
 def _reward(row: Row, side: str) -> str:
@@ -244,41 +177,41 @@ def _reward(row: Row, side: str) -> str:
 
 
 def _next(folder: str, config: Mapping[str, Any], rows: Sequence[Row], has_model: bool, has_checkpoint: bool) -> str:
-    command = config.get("command") if config.get("command") in COMMANDS else "train"
-    model = f"{folder}/model"
-    parts = []
-    if has_model:
-        parts.append(f"<p>The tuned model lies in <code>{text(model)}</code>. Load it in Python:</p>")
-        parts.append(_code(f"from dpo_lab import load_policy\n\nmodel, tokenizer = load_policy({model!r})"))
-        parts.append("<p>or without DPO Lab:</p>")
-        parts.append(_code(
+    model, run = f"{folder}/model", shlex.quote(folder)
+    if not has_model and any(row["kind"] == "finished" and row["is_complete"] for row in rows):
+        return "<p>No model is saved in this run. In Python, keep it with:</p>\n" + code(
+            f"from dpo_lab.models import save_policy\n\nsave_policy(model, tokenizer, {model!r})"
+        )
+    if not has_model:
+        command = config["command"] if config.get("command") in COMMANDS else "train"
+        where = "from the last checkpoint" if has_checkpoint else "from the beginning, since there is no checkpoint"
+        return "\n".join([
+            "<p>No model is saved yet, since training did not come to its end.</p>",
+            f"<p>To go on {where}, give the same command again, with its settings and these two options:</p>",
+            code(f"dpo-lab {command} … --run {run} --resume"),
+        ])  # fmt: skip
+    return "\n".join([
+        f"<p>The tuned model lies in <code>{text(model)}</code>. Load it in Python:</p>",
+        code(f"from dpo_lab import load_policy\n\nmodel, tokenizer = load_policy({model!r})"),
+        "<p>or without DPO Lab:</p>",
+        code(
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f"model = AutoModelForCausalLM.from_pretrained({model!r})\n"
             f"tokenizer = AutoTokenizer.from_pretrained({model!r})"
-        ))  # fmt: skip
-        further = f"dpo-lab sample --model {shlex.quote(model)}\n"
-        further += f"dpo-lab train --model {shlex.quote(model)} --run another-run\n"
-        further += f"dpo-lab compare {shlex.quote(folder)} another-run"
-        parts.append("<p>Ask it, tune it further, compare it with another run:</p>")
-        parts.append(_code(further))
-    else:
-        parts.append("<p>No model was saved, since training did not come to its end.</p>")
-        where = "from the last checkpoint" if has_checkpoint else "from the beginning, since there is no checkpoint"
-        parts.append(f"<p>To go on {where}, give the same command again, with its settings and these two options:</p>")
-        parts.append(_code(f"dpo-lab {command} … --run {shlex.quote(folder)} --resume"))
-    return "\n".join(parts)
+        ),
+        "<p>Ask it, tune it further, compare it with another run:</p>",
+        code(
+            f"dpo-lab sample --model {shlex.quote(model)}\n"
+            f"dpo-lab train --model {shlex.quote(model)} --run another-run\n"
+            f"dpo-lab compare {run} another-run"
+        ),
+    ])  # fmt: skip
 
 
-def _figure(png: bytes, alt: str, caption: str) -> str:
-    data = base64.b64encode(png).decode()
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{text(alt)}">'
-        f"<figcaption>{text(caption)}</figcaption></figure>\n"
-    )
-
-
-def _code(source: str) -> str:
-    return f"<pre><code>{text(source)}</code></pre>"
+def _table_row(name: str, *values: Any, kind: str = "") -> str:
+    cells = "".join(f"<td>{text(value)}</td>" for value in values)
+    start = f'<tr class="{kind}">' if kind else "<tr>"
+    return f'{start}<th scope="row">{text(name)}</th>{cells}</tr>'
 
 
 def _fact(value: Any) -> str:
@@ -287,16 +220,12 @@ def _fact(value: Any) -> str:
     return folded(value) if isinstance(value, str) else text(value)
 
 
-def _default(value: Any) -> str:
-    return '<span class="quiet">none</span>' if value is None else text(value)
-
-
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return {"kl": "KL from the reference, nats per answer"}.get(name, name.replace("_", " "))
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else text(value)
+def _number(value: Any, form: str = ".4g") -> str:
+    return format(value, form).replace("-", "−") if isinstance(value, int | float) else text(value)
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,78 @@
+"""One metric of several runs over each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from dpo_lab.plots.curves import Rows, metric_label, series, smooth, smoothing_window
+from dpo_lab.plots.style import LINES, MARKERS, PALETTE, Picture, add_legend, add_title, dress, new_figure, plain
+
+
+def plot_runs(runs: Mapping[str, Rows], metric: str, *, ax: Axes | None = None) -> Axes:
+    """One metric of several runs over each other; `runs` gives each its name.
+
+    Training is a running mean drawn as a line, held-out values are markers; with "eval_" before the metric only
+    these, joined. Runs without the metric are left out.
+    """
+    ax = new_figure(5.8, 3.6).subplots() if ax is None else ax
+    for i, (name, rows) in enumerate(runs.items()):
+        color, line, marker = _look(i)
+        base = metric.removeprefix("eval_")
+        steps, values = series(rows, base) if base == metric else ([], np.array([]))
+        held_out = series(rows, f"eval_{base}")
+        label = plain(name)
+        if len(values):
+            few: dict[str, Any] = {"marker": marker, "markersize": 7, "fillstyle": "none"} if len(values) <= 2 else {}
+            window = smoothing_window(len(values))
+            ax.plot(steps, smooth(values, window), line, color=color, linewidth=1.7, label=label, **few)
+        if len(held_out[0]):
+            line, label = ("", "_") if len(values) else (line, label)  # beside a line, markers alone
+            ax.plot(*held_out, color=color, linestyle=line, linewidth=1.7, label=label, marker=marker,
+                    markersize=6.5, markeredgecolor="white", markeredgewidth=0.6)  # fmt: skip
+    title, unit = metric_label(metric)
+    dress(ax, title, "optimiser step", unit)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    add_legend(ax)
+    return ax
+
+
+def runs_figure(runs: Mapping[str, Rows], metrics: Sequence[str], *, title: str = "") -> Picture:
+    """Several metrics of several runs on one sheet of two columns, with one legend."""
+    num_rows = math.ceil(len(metrics) / 2)
+    key = [
+        Line2D([], [], color=color, ls=line, marker=marker, markeredgecolor="white", label=plain(name))
+        for name, (color, line, marker) in zip(runs, map(_look, range(len(runs))), strict=True)
+    ]
+    figure = new_figure(10, 0.6 + 2.6 * num_rows + 0.2 * math.ceil(len(runs) / 3))
+    cells = figure.subplots(num_rows, 2, squeeze=False).ravel()
+    for metric, ax in zip(metrics, cells, strict=False):
+        plot_runs(runs, metric, ax=ax)
+        if legend := ax.get_legend():
+            legend.remove()
+    for ax in cells[len(metrics) :]:
+        ax.set_axis_off()
+    note = "lines: running mean of the training steps; markers: held-out data"
+    figure.legend(handles=key, loc="outside upper left", ncols=3, frameon=False, fontsize=9, title=note,
+                  title_fontsize=9, alignment="left")  # fmt: skip
+    add_title(figure, title)
+    return figure
+
+
+def describe_runs(runs: Mapping[str, Rows], metric: str) -> str:
+    """What `plot_runs` shows, in words."""
+    title, unit = metric_label(metric)
+    ends = [(name, *series(rows, metric)) for name, rows in runs.items()]
+    parts = [f"{name} ends at {values[-1]:.4g} after step {steps[-1]}" for name, steps, values in ends if len(values)]
+    return f"{title} ({unit}) of {len(parts)} runs: {'; '.join(parts) or 'nothing was measured'}."
+
+
+def _look(i: int) -> tuple[str, Any, str]:
+    """Colour, line and marker of the i-th run. Seven colours and four lines: the pair repeats only after 28 runs."""
+    return PALETTE[i % len(PALETTE)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]
