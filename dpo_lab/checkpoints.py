@@ -11,11 +11,13 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -30,10 +32,12 @@ def save_checkpoint(
     """Write `folder/step-…`, keep the newest `keep`, return the path. An OSError names the folder and the remedy."""
     path, partial = folder / f"step-{step:08d}", folder / f".step-{step:08d}.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for unfinished in folder.glob(".step-*.partial"):  # left by a killed process
+            shutil.rmtree(unfinished, ignore_errors=True)
         partial.mkdir(parents=True)
         save_model(model, str(partial / WEIGHTS))
-        torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, partial / STATE)
+        with (partial / STATE).open("wb") as file:  # given a path, torch makes a RuntimeError of a full disk
+            torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, file)
         sums = {name: _sha256(partial / name) for name in (WEIGHTS, STATE)}
         manifest = {"step": step, "identity": identity, "sha256": sums}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -42,13 +46,15 @@ def save_checkpoint(
         shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same step makes way
         partial.rename(path)
         _flush(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
         raise OSError(
-            f"the checkpoint of step {step} cannot be written to {folder} ({error.strerror or error}); free space or "
+            f"the checkpoint of step {step} cannot be written to {folder} ({reason}); free space or "
             "permissions there, then resume from the last complete checkpoint"
         ) from error
-    for old in list_checkpoints(folder)[:-keep]:
+    # Later steps are of a run that went on from here before; they are not this one's to count or to delete.
+    for old in [other for other in list_checkpoints(folder) if other.name <= path.name][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return path
 
@@ -59,16 +65,21 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Any, identity: dict
     Raises ValueError for a damaged checkpoint, and for one of another run, naming what differs.
     """
     manifest = read_manifest(path)
-    for name, expected in manifest["sha256"].items():
-        if not (path / name).is_file() or _sha256(path / name) != expected:
-            raise ValueError(
-                f"checkpoint {path} is damaged: {name} is not what was written; resume from an earlier one"
-            )
+    if broken := _broken_files(path, manifest):
+        raise ValueError(
+            f"checkpoint {path} is damaged: {', '.join(broken)} is not what was written; resume from an earlier one"
+        )
     _compare(manifest["identity"], json.loads(json.dumps(identity)), path)
-    load_model(model, str(path / WEIGHTS), device=str(next(model.parameters()).device))
-    state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
-    _set_random_state(state["random"])
+    try:
+        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+        load_model(model, str(path / WEIGHTS), device=str(next(model.parameters()).device))
+        optimizer.load_state_dict(state["optimizer"])
+        _set_random_state(state["random"])
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"checkpoint {path} does not fit this model and optimiser, or was not written here "
+            f"({str(error).strip().splitlines()[0]}); resume from another one"
+        ) from error
     return int(manifest["step"])
 
 
@@ -81,17 +92,19 @@ def latest_checkpoint(folder: Path) -> Path | None:
     """The newest intact checkpoint in `folder`; damaged ones are named in the log and passed over."""
     for path in reversed(list_checkpoints(folder)):
         try:
-            sums = read_manifest(path)["sha256"]
+            broken = _broken_files(path, read_manifest(path))
         except ValueError as error:
-            logger.warning("%s", error)
+            logger.warning("%s; it is passed over", error)
             continue
-        broken = [
-            name for name, expected in sums.items() if not (path / name).is_file() or _sha256(path / name) != expected
-        ]
         if not broken:
             return path
         logger.warning("checkpoint %s is damaged (%s) and is passed over", path, ", ".join(broken))
     return None
+
+
+def _broken_files(path: Path, manifest: dict[str, Any]) -> list[str]:
+    sums = manifest["sha256"]
+    return [name for name in (WEIGHTS, STATE) if not (path / name).is_file() or _sha256(path / name) != sums.get(name)]
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -103,7 +116,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             "identity": dict(manifest["identity"]),
             "sha256": dict(manifest["sha256"]),
         }
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"no checkpoint at {path}; give a folder named step-…, as in RUN/checkpoints") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint {path} is damaged: its {MANIFEST} cannot be read ({error})") from None

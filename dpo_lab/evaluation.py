@@ -5,7 +5,8 @@ N pairs. Log-probs and KL are in nats; implicit rewards are β·log(π/π_ref), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +19,9 @@ from dpo_lab.logprobs import score
 from dpo_lab.losses import LOSSES, PairScores, implicit_rewards
 from dpo_lab.preferences import TokenData, encode_prompt, tokenize_pairs
 from dpo_lab.reference import ReferenceCache
-from dpo_lab.sampling import generate_ids
+from dpo_lab.sampling import generate_ids, prompt_ids
+
+logger = logging.getLogger("dpo_lab")
 
 Loss = Callable[[PairScores], Tensor]
 
@@ -62,25 +65,36 @@ def evaluate(
     preferences: rows as `load_preferences` gives them, or their `TokenData`.
     reference: the frozen model; None only for losses that need no reference (its log-probs then count as 0).
     """
-    data = preferences
-    if not isinstance(data, TokenData):
-        data, _ = tokenize_pairs(preferences, tokenizer, max_length=max_length)
     if loss not in LOSSES:
         raise ValueError(f"loss {loss!r} is not known; choose one of {', '.join(LOSSES)}")
     spec = LOSSES[loss]
+    if reference is None and spec.needs_reference:
+        raise ValueError(f"loss {loss!r} compares with a reference, and none was given; pass reference=model")
     knobs = {} if beta is None else {"beta": beta}
     bound = spec.bind(divergence="reverse_kl", **knobs)
+    data = _pairs(preferences, tokenizer, max_length)
     options: dict[str, Any] = {"layout": layout, "precision": precision, "tokens_per_pass": tokens_per_pass}
     policy_logps = score(model, data, **options)
     if reference is None:
-        if spec.needs_reference:
-            raise ValueError(f"loss {loss!r} compares with a reference, and none was given; pass reference=model")
         reference_logps = np.zeros_like(policy_logps)
     elif cache is not None:
         reference_logps = cache.logps(reference, data, **options).values
     else:
         reference_logps = score(reference, data, **options)
     return evaluate_scores(pair_scores_of(policy_logps, reference_logps, data), bound, reward_beta(spec, knobs), data)
+
+
+def _pairs(preferences: Any, tokenizer: Any, max_length: int) -> TokenData:
+    data = preferences
+    if not isinstance(data, TokenData):
+        data, report = tokenize_pairs(preferences, tokenizer, max_length=max_length)
+        if report.identical or report.prompts_shortened or report.completions_cut:
+            logger.warning("%s", report.summary())
+    if len(data) == 0:
+        raise ValueError("there is nothing to evaluate on: no usable pairs were given")
+    if data.num_completions != 2:
+        raise ValueError(f"pairs hold 2 completions per prompt (chosen, rejected), got {data.num_completions}")
+    return data
 
 
 def evaluate_scores(scores: PairScores, loss: Loss, beta: float, data: TokenData) -> PairEvaluation:
@@ -152,12 +166,16 @@ def kl_from_reference(
 ) -> Estimate:
     """KL(π‖π_ref) per answer, E_{y∼π}[log π(y|x) − log π_ref(y|x)], estimated on answers sampled at temperature 1.
 
-    prompts: rows with a prompt, or token ids. Answers cut at `max_new_tokens` are scored as far as they go, so the
-    estimate is unbiased for answers of at most that length. The standard error is over prompts. In nats.
+    prompts: rows with a prompt, rendered texts, or token ids. Answers cut at `max_new_tokens` are scored as far as they
+    go, so the estimate is unbiased for answers of at most that length. The standard error is over prompts (of a single
+    prompt, over its answers). In nats.
     """
     if not len(prompts):
         raise ValueError("KL needs at least one prompt to sample answers for, got none; give held-out prompts")
-    ids = [encode_prompt(row, tokenizer, max_length) if isinstance(row, dict) else list(row) for row in prompts]
+    ids = [
+        encode_prompt(prompt, tokenizer, max_length) if isinstance(prompt, Mapping) else prompt_ids(prompt, tokenizer)
+        for prompt in prompts
+    ]
     answers = generate_ids(
         policy, tokenizer, ids, max_new_tokens=max_new_tokens, num_samples=num_samples, seed=seed, batch_size=batch_size
     )
@@ -173,6 +191,6 @@ def kl_of_samples(
         for prompt, row in zip(prompts, answers, strict=True)
     )
     ratios = (score(policy, data) - score(reference, data)).astype(np.float64)  # (prompts, samples)
-    per_prompt = ratios.mean(1)
-    error = per_prompt.std(ddof=1) / np.sqrt(len(per_prompt)) if len(per_prompt) > 1 else float("nan")
-    return Estimate(float(per_prompt.mean()), float(error), ratios.size)
+    independent = ratios.mean(1) if len(ratios) > 1 else ratios[0]  # answers to one prompt share its difficulty
+    error = independent.std(ddof=1) / np.sqrt(len(independent)) if len(independent) > 1 else float("nan")
+    return Estimate(float(independent.mean()), float(error), ratios.size)

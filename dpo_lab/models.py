@@ -6,14 +6,19 @@ when `trust_remote_code` is set.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -42,7 +47,12 @@ def load_policy(
     one without a chat template gets the plain default when messages are rendered. Both are said in the log.
     Raises ValueError for what is no model, with what to do.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
+    target = pick_device(device)
     name = str(embedded_path("models", EMBEDDED_MODEL)) if str(source) == "embedded" else os.fspath(source)
+    if Path(name).expanduser().is_dir() and name.strip():
+        name = str(Path(name).expanduser())
     _check_source(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if revision is not None:
@@ -50,15 +60,27 @@ def load_policy(
     tokenizer = _load_tokenizer(name, options)
     model = _load_model(name, options, DTYPES[dtype])
     _fit(model, tokenizer, name)
-    return model.to(pick_device(device)).eval(), tokenizer
+    return model.to(target).eval(), tokenizer
 
 
 def save_policy(model: nn.Module, tokenizer: Any, folder: str | os.PathLike[str]) -> Path:
-    """Write model and tokenizer so that plain `AutoModelForCausalLM.from_pretrained` loads them. Returns the folder."""
+    """Write model and tokenizer so that plain `AutoModelForCausalLM.from_pretrained` loads them. Returns the folder.
+
+    An adapter is merged into a copy of its base first, so that the folder holds one whole model.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
-    tokenizer.save_pretrained(folder)
+    if hasattr(model, "merge_and_unload"):
+        model = copy.deepcopy(model).merge_and_unload()  # pyright: ignore[reportCallIssue]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _quiet_transformers():
+            model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
+            tokenizer.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"the model cannot be written to {folder} ({error}); free space or permissions there, "
+            "or name another folder"
+        ) from error
     return folder
 
 
@@ -70,7 +92,7 @@ def pick_device(device: str) -> torch.device:
         picked = torch.device(device)
         torch.zeros(1, device=picked)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise ValueError(f"device {device!r} cannot be used ({reason}); auto takes what is there") from None
     return picked
 
@@ -78,16 +100,25 @@ def pick_device(device: str) -> torch.device:
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout to zero, an adapter's and the attention's included: policy and reference are scored alike."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, _DropoutNd):
             module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout", "dropout_prob"):
-            if isinstance(getattr(module, name, None), float):
+        # Layers that call a function keep its rate as a number: attention_dropout, activation_dropout, layerdrop.
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 
 def inner_model(model: nn.Module) -> Any:
     """The transformers model inside an adapter's wrapper; its layers still hold the adapter."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
+    if not hasattr(model, "get_base_model"):
+        return model
+    settings = getattr(model, "active_peft_config", None)
+    if getattr(settings, "is_prompt_learning", False):
+        raise ValueError(
+            f"{type(settings).__name__} puts made-up tokens before the prompt, outside the model that is scored; "
+            "use an adapter inside the layers, such as LoRA"
+        )
+    return model.get_base_model()  # pyright: ignore[reportCallIssue]
 
 
 def output_layer(model: nn.Module) -> nn.Linear:
@@ -101,7 +132,9 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def _check_source(name: str) -> None:
-    path = Path(name).expanduser()
+    path = Path(name)
+    if not name.strip():
+        raise ValueError("the name of the model is empty; give a folder, a Hub id (owner/name) or 'embedded'")
     if path.is_dir():
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
             raise ValueError(
@@ -123,13 +156,14 @@ def _check_source(name: str) -> None:
     if path.is_file():
         raise ValueError(f"{name} is a file; a model is a folder with config.json, safetensors and a tokenizer")
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name)
-    if looks_like_path or not name.strip():
+    if looks_like_path:
         raise ValueError(f"no model folder at {name!r}; check the path, or give a Hub id (owner/name) or 'embedded'")
 
 
 def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        with _quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:
         raise _explained(name, "tokenizer", error) from error
     if tokenizer.eos_token_id is None:
@@ -146,14 +180,49 @@ def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
 
 
 def _load_model(name: str, options: dict[str, Any], dtype: torch.dtype) -> Any:
-    bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(name, **options)
-        return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, use_safetensors=True, **options)
+        with _quiet_transformers():
+            config = AutoConfig.from_pretrained(name, **options)
+            # Sizes that do not match are let through here, to be told below with the other misfits.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
+                ignore_mismatched_sizes=True, **options,
+            )  # fmt: skip
     except Exception as error:
         raise _explained(name, "model", error) from error
+    model, found = loaded
+    _check_weights(name, found)
+    return model
+
+
+def _check_weights(name: str, found: Any) -> None:
+    """Refuse what transformers would make up: a weight without a value in the file starts at random."""
+    listed = {kind: _listed(found[f"{kind}_keys"]) for kind in ("missing", "mismatched", "unexpected")}
+    for kind, what in (("missing", "are missing"), ("mismatched", "have another shape than its config.json says")):
+        if listed[kind]:
+            raise ValueError(
+                f"{name} is not a whole causal language model: the weights {listed[kind]} {what} and would start at "
+                "random; copy weights and config.json again from one place"
+            )
+    if listed["unexpected"]:
+        logger.warning("%s holds weights that its config.json has no use for: %s", name, listed["unexpected"])
+
+
+def _listed(keys: Any) -> str:
+    names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its progress bars and loading reports; what matters in them is said here."""
+    bar, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if bar:
             transformers_logging.enable_progress_bar()
 
@@ -164,7 +233,9 @@ def _explained(name: str, what: str, error: Exception) -> ValueError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "trust_remote_code" in text:
         return ValueError(f"{name} brings Python code of its own; read it, then allow it with trust_remote_code=True")
-    if Path(name).expanduser().is_dir():
+    if Path(name).is_dir():
+        if "backend tokenizer" in text:
+            return ValueError(f"{name} holds no tokenizer; save the model's own there with tokenizer.save_pretrained")
         if isinstance(error, json.JSONDecodeError) or "JSON" in text or "HeaderToo" in text or "deserializ" in text:
             return ValueError(f"the {what} in {name} is damaged ({first}); copy it again from where it came")
         return ValueError(f"the {what} in {name} cannot be loaded: {first}")

@@ -14,13 +14,16 @@ import json
 import logging
 import os
 import sqlite3
+import threading
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
 
 from dpo_lab.batching import Layout
@@ -30,8 +33,12 @@ from dpo_lab.preferences import TokenData
 
 logger = logging.getLogger("dpo_lab")
 
+T = TypeVar("T")
+
 CACHE_VARIABLE = "DPO_LAB_CACHE"
-_UNHASHED_SETTINGS = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "torch_dtype")
+# Settings that say where a model came from or how it is stored: they change with saving and loading, its values do not.
+_UNHASHED_SETTINGS = {"_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "torch_dtype"}
+_COLUMNS = ["key", "value", "checksum"]
 
 
 class CachedLogps(NamedTuple):
@@ -48,13 +55,15 @@ class ReferenceCache:
     path: the file; by default `reference.sqlite` in the folder that DPO_LAB_CACHE names, or in ~/.cache/dpo-lab.
     Rows are committed after every pass through the model: an interruption, even `kill -9`, loses at most that pass.
     A damaged file is set aside and begun anew, a damaged row is computed again; both are logged.
+    Threads may share one object: a notebook opens the cache in one thread and trains in another.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self.path = Path(path) if path is not None else default_cache_path()
-        if self.path.is_dir():
-            self.path = self.path / "reference.sqlite"
+        self.path = Path(path).expanduser() if path is not None else default_cache_path()
+        self._lock = threading.RLock()
         try:
+            if self.path.is_dir():
+                self.path = self.path / "reference.sqlite"
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._store = self._open()
         except (OSError, sqlite3.OperationalError) as error:
@@ -111,11 +120,8 @@ class ReferenceCache:
         found: dict[bytes, bytes] = {}
         num_damaged = 0
         for start in range(0, len(keys), 500):
-            part = keys[start : start + 500]
-            marks = ",".join("?" * len(part))
-            query = f"SELECT key, value, checksum FROM logps WHERE key IN ({marks})"
-            for key, value, checksum in self._store.execute(query, part):
-                if len(value) == 4 * num_completions and zlib.crc32(key + value) == checksum:
+            for key, value, checksum in self._select(keys[start : start + 500]):
+                if _is_intact(key, value, checksum, num_completions):
                     found[key] = value
                 else:
                     num_damaged += 1
@@ -130,10 +136,11 @@ class ReferenceCache:
 
     def __len__(self) -> int:
         """Pairs stored."""
-        return self._store.execute("SELECT count(*) FROM logps").fetchone()[0]
+        return self._do(lambda: self._store.execute("SELECT count(*) FROM logps").fetchone()[0])
 
     def close(self) -> None:
-        self._store.close()
+        with self._lock:
+            self._store.close()
 
     def __enter__(self) -> ReferenceCache:
         return self
@@ -141,31 +148,57 @@ class ReferenceCache:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _select(self, keys: list[bytes]) -> list[tuple[Any, Any, Any]]:
+        marks = ",".join("?" * len(keys))
+        query = f"SELECT key, value, checksum FROM logps WHERE key IN ({marks})"
+        return self._do(lambda: self._store.execute(query, keys).fetchall())
+
     def _write(self, keys: list[bytes], values: np.ndarray) -> None:
         rows = [
             (key, blob := value.astype("<f4").tobytes(), zlib.crc32(key + blob))
             for key, value in zip(keys, values, strict=True)
         ]
-        try:
+
+        def insert() -> None:
             with self._store:  # one transaction: all of the pass, or nothing
                 self._store.executemany("INSERT OR REPLACE INTO logps VALUES (?, ?, ?)", rows)
-        except sqlite3.OperationalError as error:
-            raise _unwritable(self.path, error) from error
+
+        self._do(insert)
+
+    def _do(self, action: Callable[[], T]) -> T:
+        """Read or write; if the file turns out to be damaged, begin anew and do it again."""
+        with self._lock:
+            try:
+                try:
+                    return action()
+                except sqlite3.DatabaseError as error:
+                    if not _is_damage(error):
+                        raise
+                    self._store.close()
+                    self._set_aside(error)
+                    self._store = _connect(self.path)
+                    return action()
+            except (OSError, sqlite3.OperationalError) as error:
+                raise _unwritable(self.path, error) from error
 
     def _open(self) -> sqlite3.Connection:
         try:
             return _connect(self.path)
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
+            if not _is_damage(error):
                 raise
-            aside = self.path.with_name(f"{self.path.name}.damaged-{os.getpid()}")
+            self._set_aside(error)
+            return _connect(self.path)
+
+    def _set_aside(self, error: sqlite3.DatabaseError) -> None:
+        aside = self.path.with_name(f"{self.path.name}.damaged-{os.getpid()}")
+        with suppress(FileNotFoundError):  # another process that shares the store was quicker
             self.path.rename(aside)
             for suffix in ("-wal", "-shm"):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-            logger.warning(
-                "%s is damaged (%s): set aside as %s, its log-probs are computed again", self.path, error, aside.name
-            )
-            return _connect(self.path)
+        logger.warning(
+            "%s is damaged (%s): set aside as %s, its log-probs are computed again", self.path, error, aside.name
+        )
 
 
 def default_cache_path() -> Path:
@@ -175,20 +208,43 @@ def default_cache_path() -> Path:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the configuration and every weight's name, type, shape and bytes, as hex."""
-    settings = inner_model(model).config.to_dict()
-    kept = {key: value for key, value in settings.items() if key not in _UNHASHED_SETTINGS}
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
+    """SHA-256 over what a model is: its class, its configuration, the state of its adapters, and every weight's name,
+    type, shape and bytes. As hex."""
+    inner = inner_model(model)
+    what = {
+        "class": type(inner).__qualname__,
+        "settings": _hashed_settings(inner.config.to_dict()),
+        "adapters": _adapter_states(model),
+    }
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
+def _hashed_settings(settings: Any) -> Any:
+    """The settings without those of `_UNHASHED_SETTINGS`, in a configuration's parts too."""
+    if not isinstance(settings, dict):
+        return settings
+    return {str(key): _hashed_settings(value) for key, value in settings.items() if key not in _UNHASHED_SETTINGS}
+
+
+def _adapter_states(model: nn.Module) -> list[Any]:
+    """What decides an adapter's part beside its weights: its scale, and whether it is on, off or merged (peft)."""
+    return [
+        (name, module.scaling, module.active_adapters, module.merged_adapters, module.disable_adapters)
+        for name, module in model.named_modules()
+        if hasattr(module, "merged_adapters") and hasattr(module, "scaling")
+    ]
+
+
 def scoring_conditions(model: nn.Module, precision: str) -> str:
-    """What besides weights and tokens decides a value: the precision, the kind of device, the scoring code."""
+    """What besides weights and tokens decides a value: the precision, the kind of device, the scoring code, and the
+    release of transformers, whose model code computes the forward pass."""
     parameter = next(model.parameters())
-    return f"{precision} {parameter.dtype} {parameter.device.type} v{SCORING_VERSION}"
+    release = ".".join(transformers.__version__.split(".")[:2])
+    return f"{precision} {parameter.dtype} {parameter.device.type} v{SCORING_VERSION} transformers {release}"
 
 
 def row_keys(model_fingerprint: str, data: TokenData, conditions: str) -> list[bytes]:
@@ -203,17 +259,32 @@ def row_keys(model_fingerprint: str, data: TokenData, conditions: str) -> list[b
     return keys
 
 
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether the file itself is broken; what went wrong around it has a class of its own."""
+    return type(error) is sqlite3.DatabaseError
+
+
+def _is_intact(key: Any, value: Any, checksum: Any, num_completions: int) -> bool:
+    """Whether a row is what was written. In a damaged file any column may have become anything."""
+    is_whole = isinstance(key, bytes) and isinstance(value, bytes) and len(value) == 4 * num_completions
+    return is_whole and zlib.crc32(key + value) == checksum
+
+
 def _connect(path: Path) -> sqlite3.Connection:
-    store = sqlite3.connect(path, timeout=60)
+    store = sqlite3.connect(path, timeout=60, check_same_thread=False)  # `ReferenceCache` locks
+    store.text_factory = bytes  # damage may turn a blob into text that is no UTF-8
     try:
         verdict = store.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
+        if verdict != b"ok":
+            raise sqlite3.DatabaseError(verdict.decode(errors="replace"))
         store.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
         store.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing; a power cut the last pass
         store.execute(
             "CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, value BLOB, checksum INTEGER) WITHOUT ROWID"
         )
+        columns = [row[1].decode() for row in store.execute("PRAGMA table_info(logps)")]
+        if columns != _COLUMNS:
+            raise sqlite3.DatabaseError(f"its columns are {', '.join(columns)}")
     except BaseException:
         store.close()
         raise
@@ -221,6 +292,11 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _unwritable(path: Path, error: Exception) -> OSError:
+    if "locked" in str(error):
+        return OSError(
+            f"the reference cache {path} is held by another process ({error}); wait until that one is done, "
+            f"or name another folder with --cache or {CACHE_VARIABLE}"
+        )
     return OSError(
         f"the reference cache {path} cannot be written ({error}); free space or permissions there, "
         f"or name another folder with --cache or {CACHE_VARIABLE}"

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from dpo_lab.models import inner_model
+from dpo_lab.preferences import BadRow, encode_prompt, end_token_id
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+"""A row with a prompt (encoded exactly as in training), token ids, or a rendered text."""
 
 
 class Completion(NamedTuple):
@@ -23,7 +30,7 @@ class Completion(NamedTuple):
 def generate(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[str] | Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     *,
     max_new_tokens: int = 128,
     temperature: float = 1.0,
@@ -34,8 +41,10 @@ def generate(
 ) -> list[str] | list[list[str]]:
     """Texts that the model answers to each prompt: one per prompt, or a list of `num_samples` per prompt.
 
-    prompts: rendered texts (`preferences.render_prompt` applies the chat template) or token ids.
-    temperature: 0 is greedy; 1 is the model's own distribution. The same seed gives the same texts on the same machine.
+    prompts: rows with a prompt, as `load_preferences` gives them; or rendered texts, or token ids.
+    temperature: 0 is greedy; 1 is the model's own distribution, whatever its generation_config.json asks for (top-k,
+        penalties). The same seed, prompts and batch_size give the same texts on the same machine.
+    Texts come without special tokens and without white space around them.
     """
     rows = generate_ids(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
@@ -49,7 +58,7 @@ def generate(
 def generate_ids(
     model: nn.Module,
     tokenizer: Any,
-    prompts: Sequence[str] | Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     *,
     max_new_tokens: int = 128,
     temperature: float = 1.0,
@@ -60,47 +69,78 @@ def generate_ids(
 ) -> list[list[Completion]]:
     """As `generate`, with token ids: one list of `num_samples` completions per prompt, in the order given."""
     _check(max_new_tokens, temperature, top_p, num_samples, batch_size)
-    encoded = [_encode(prompt, tokenizer) for prompt in prompts]
+    encoded = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     for i, ids in enumerate(encoded):
         if not ids:
             raise ValueError(f"prompt {i} has no tokens, and a model needs one to start from; give it some text")
+    inner = inner_model(model)
     device = next(model.parameters()).device
-    ends = _end_tokens(model, tokenizer)
-    options = {
-        "max_new_tokens": max_new_tokens,
-        "do_sample": temperature > 0,
-        "num_return_sequences": num_samples,
-        "eos_token_id": ends,
-        "pad_token_id": tokenizer.pad_token_id,
-        "top_k": None,
-        "use_cache": True,
-    }
-    if temperature > 0:
-        options |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
+    ends = end_tokens(model, tokenizer)
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens, num_return_sequences=num_samples, do_sample=temperature > 0,
+        temperature=temperature if temperature > 0 else 1.0, top_p=top_p, top_k=0, eos_token_id=ends or None,
+        pad_token_id=tokenizer.pad_token_id or 0, use_cache=True,
+    )  # fmt: skip
     completions: list[list[Completion]] = [[] for _ in encoded]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))  # similar lengths together: little padding
-    was_training = model.training
+    with _ready_to_sample(model, inner, settings, seed):
+        at_once = max(1, batch_size // num_samples)
+        for start in range(0, len(order), at_once):
+            part = order[start : start + at_once]
+            width = max(len(encoded[i]) for i in part)
+            ids = torch.full((len(part), width), settings.pad_token_id, dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for r, i in enumerate(part):  # padded on the left, so that all prompts end where the answers begin
+                ids[r, width - len(encoded[i]) :] = torch.tensor(encoded[i])
+                mask[r, width - len(encoded[i]) :] = 1
+            output = inner.generate(ids.to(device), attention_mask=mask.to(device), generation_config=settings)
+            for r, row in enumerate(output[:, width:].cpu().numpy()):
+                completions[part[r // num_samples]].append(_completion(row, ends, tokenizer))
+    return completions
+
+
+@contextmanager
+def _ready_to_sample(model: nn.Module, inner: Any, settings: GenerationConfig, seed: int) -> Iterator[None]:
+    """Dropout off, the generator seeded, and the model's own generation settings out of the way; then all as before."""
+    device = next(model.parameters()).device
+    was_training, own = model.training, inner.generation_config
     model.eval()
+    inner.generation_config = settings  # transformers fills what is unset from here: top-k and penalties of the model
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            at_once = max(1, batch_size // num_samples)
-            for start in range(0, len(order), at_once):
-                part = order[start : start + at_once]
-                width = max(len(encoded[i]) for i in part)
-                ids = torch.full((len(part), width), int(tokenizer.pad_token_id or 0), dtype=torch.long)
-                mask = torch.zeros_like(ids)
-                for r, i in enumerate(part):
-                    ids[r, width - len(encoded[i]) :] = torch.tensor(encoded[i])
-                    mask[r, width - len(encoded[i]) :] = 1
-                output = inner_model(model).generate(
-                    input_ids=ids.to(device), attention_mask=mask.to(device), **options
-                )
-                for r, row in enumerate(output[:, width:].cpu().numpy()):
-                    completions[part[r // num_samples]].append(_completion(row, ends, tokenizer))
+            yield
     finally:
+        inner.generation_config = own
         model.train(was_training)
-    return completions
+
+
+def prompt_ids(prompt: Prompt, tokenizer: Any) -> list[int]:
+    """The token ids from which an answer starts."""
+    if isinstance(prompt, Mapping):
+        return encode_prompt(prompt, tokenizer)
+    if not isinstance(prompt, str):
+        return [int(token) for token in prompt]
+    bare, started = (
+        tokenizer(prompt, add_special_tokens=False)["input_ids"],
+        encode_prompt({"prompt": prompt}, tokenizer),
+    )
+    start = started[: len(started) - len(bare)]
+    if start and tokenizer.chat_template:
+        # The text may be a conversation that the template rendered: it begins as conversations do in training.
+        chat = encode_prompt({"prompt": [{"role": "user", "content": "x"}]}, tokenizer)
+        return started if chat[: len(start)] == start else bare
+    return started
+
+
+def end_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
+    """Where an answer ends: the end tokens of model and tokenizer, and the token that closes a turn in its template."""
+    configured = inner_model(model).generation_config.eos_token_id
+    found = [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]
+    if tokenizer.chat_template:
+        with suppress(BadRow):  # a template that cannot render a question and its answer closes no turn
+            found.append(end_token_id(tokenizer, is_chat=True))
+    return sorted({int(token) for token in found if token is not None})
 
 
 def _completion(ids: np.ndarray, ends: list[int], tokenizer: Any) -> Completion:
@@ -109,32 +149,18 @@ def _completion(ids: np.ndarray, ends: list[int], tokenizer: Any) -> Completion:
     return Completion(tokenizer.decode(kept, skip_special_tokens=True).strip(), kept.astype(np.int32), bool(len(stops)))
 
 
-def _encode(prompt: str | Sequence[int], tokenizer: Any) -> list[int]:
-    if not isinstance(prompt, str):
-        return [int(token) for token in prompt]
-    # A rendered template already holds its special tokens; add the tokenizer's own only where it would start a text.
-    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    bos = tokenizer.bos_token_id
-    with_special = tokenizer("a")["input_ids"]
-    if bos is None or tokenizer.chat_template or with_special[:1] != [bos] or ids[:1] == [bos]:
-        return ids
-    return [bos, *ids]
-
-
-def _end_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
-    configured = inner_model(model).generation_config.eos_token_id
-    configured = configured if isinstance(configured, list) else [configured]
-    return sorted({int(token) for token in [*configured, tokenizer.eos_token_id] if token is not None})
-
-
 def _check(max_new_tokens: int, temperature: float, top_p: float, num_samples: int, batch_size: int) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}; 128 is the usual start")
-    if temperature < 0:
-        raise ValueError(f"temperature must not be negative, got {temperature}; 0 is greedy, 1 the model's own")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(
+            f"temperature must be finite and not negative, got {temperature}; 0 is greedy, 1 the model's own"
+        )
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}; 1 keeps every token")
-    if num_samples < 1 or (temperature == 0 and num_samples > 1):
-        raise ValueError(f"num_samples must be at least 1, and 1 at temperature 0, got {num_samples}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}; 1 is the usual start")
+    if temperature == 0 and num_samples > 1:
+        raise ValueError(f"num_samples must be 1 at temperature 0, got {num_samples}; greedy answers are all the same")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}; 64 is the usual start")
