@@ -24,9 +24,9 @@ FUNCTION_WORDS = DETERMINERS | MODALS | PREPOSITIONS | LINKS | BE | PRONOUNS | f
 ).split())  # fmt: skip
 # What cannot stand at a sentence's end, and what cannot follow.
 DANGLING = (DETERMINERS | MODALS | frozenset("of because and or if than from".split())) - frozenset(["her", "his"])
-NOT_AFTER_DETERMINER = (DETERMINERS | MODALS | PREPOSITIONS | LINKS | BE | PRONOUNS) - frozenset(
-    ["then", "may", "might", "will"]
-)
+VERBS = frozenset("has have had says say hid sold broke bought eat lay give tell told".split())
+NOT_AFTER_DETERMINER = DETERMINERS | MODALS | PREPOSITIONS | LINKS | BE | PRONOUNS | VERBS
+NOT_AFTER_DETERMINER -= {"then", "may", "might", "will"}
 NOT_AFTER_PREPOSITION = BE | MODALS | frozenset(["have", "has", "had", "do", "does", "did", "and", "or", "but", "i"])
 NOT_AFTER_MODAL = (DETERMINERS | MODALS | PREPOSITIONS | LINKS) - frozenset(["by"])
 
@@ -122,7 +122,7 @@ def gibberish(text: str, *, lower_case: bool = False) -> str | None:
                 return f"{word} {following}"
             if word in PREPOSITIONS - {"to"} and following in NOT_AFTER_PREPOSITION:
                 return f"{word} {following}"
-            if word == "i" and following in PREPOSITIONS | DETERMINERS and "," not in sentence:
+            if word == "i" and (following in PREPOSITIONS | DETERMINERS or following.isdigit()) and "," not in sentence:
                 return f"I {following}"
             if word in MODALS and following in NOT_AFTER_MODAL and "," not in sentence:
                 return f"{word} {following}"
