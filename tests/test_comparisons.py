@@ -15,7 +15,15 @@ from dpo_lab.worlds.comparisons import (
     sample_comparisons,
     uniform_pairs,
 )
+from dpo_lab.worlds.learning import one_thread
 from dpo_lab.worlds.tabular import World, log_partition, optimal_logps, recovered_rewards, small_world
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small tables gain nothing from threads, and on a busy machine wait for them."""
+    with one_thread():
+        yield
 
 
 def generator(seed: int) -> torch.Generator:

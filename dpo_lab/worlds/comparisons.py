@@ -137,7 +137,7 @@ def fit_rewards(world: World, comparisons: Comparisons, *, ridge: float = 0.0) -
 
     def loss(rewards: Tensor) -> Tensor:
         gap = rewards[:, :, None] - rewards[:, None, :]
-        return -(wins * F.logsigmoid(gap)).sum((1, 2)) + ridge / 2 * rewards.square().sum(-1)
+        return (wins * F.softplus(-gap)).sum((1, 2)) + ridge / 2 * rewards.square().sum(-1)
 
     rewards = torch.zeros_like(world.rewards)
     gauge = torch.full((world.shape[1],) * 2, 1 / world.shape[1], dtype=torch.float64)

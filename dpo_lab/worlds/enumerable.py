@@ -20,7 +20,6 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from dpo_lab.worlds.learning import one_thread
 from dpo_lab.worlds.tabular import World
 
 END = "."
@@ -252,7 +252,7 @@ def _train(
 ) -> Iterator[PolicyPoint]:
     optimizer = torch.optim.Adam(policy.parameters(), lr=learning_rate, betas=(0.9, 0.99))
     for step in range(steps + 1):
-        with _one_thread():
+        with one_thread():
             logps = response_logps(policy, prompts, tree)
             loss = function(logps)
         if not math.isfinite(loss.item()):
@@ -260,18 +260,7 @@ def _train(
         yield PolicyPoint(step, loss.item(), logps.detach())
         if step < steps:
             optimizer.param_groups[0]["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
-            with _one_thread():
+            with one_thread():
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """So small a model gains nothing from threads, and waits long for them where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
