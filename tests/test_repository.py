@@ -32,14 +32,21 @@ def rooms() -> set[str]:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Dotted names under dpo_lab that a file imports anywhere, lazily too."""
+    """Modules of dpo_lab that a file imports anywhere, lazily too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "dpo_lab":
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in names if is_module(name)}
+            found |= modules | ({node.module} if names - modules else set())
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "dpo_lab"}
     return found
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
 def test_the_map_lists_every_room_and_no_other():
