@@ -78,7 +78,7 @@ def test_smoothing_refuses_a_window_without_a_middle():
 
 
 def test_windows_are_odd_and_few_points_are_left_alone():
-    assert [plots.smoothing_window(num) for num in (0, 1, 29, 30, 150, 10**6)] == [1, 1, 1, 3, 11, 101]
+    assert [plots.smoothing_window(num) for num in (0, 1, 19, 20, 150, 10**6)] == [1, 1, 1, 3, 15, 101]
 
 
 # ── curves ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -89,7 +89,7 @@ def test_a_panel_shows_points_their_mean_and_the_held_out_values():
     ax = plots.plot_panel(rows, "loss")
     steps, values = plots.series(rows, "loss")
     np.testing.assert_array_equal(line(ax, "each logged step").get_xydata(), np.column_stack([steps, values]))
-    np.testing.assert_allclose(line(ax, "mean over 3 logged steps").get_ydata(), plots.smooth(values, 3))
+    np.testing.assert_allclose(line(ax, "mean over 5 logged steps").get_ydata(), plots.smooth(values, 5))
     np.testing.assert_allclose(line(ax, "loss, held out").get_ydata(), plots.series(rows, "eval_loss")[1])
 
 

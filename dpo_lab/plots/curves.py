@@ -113,8 +113,8 @@ def series(rows: Rows, metric: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smoothing_window(num: int) -> int:
-    """How many points a smoothed curve of `num` points averages: odd, about a fifteenth, 1 (none) for few points."""
-    return min(101, 2 * (num // 30) + 1)
+    """How many points a smoothed curve of `num` points averages: odd, about a tenth, 1 (none) for few points."""
+    return min(101, 2 * (num // 20) + 1)
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -150,7 +150,7 @@ def plot_panel(rows: Rows, panel: str, *, ax: Axes | None = None) -> Axes:
         window = smoothing_window(len(values)) if spec.is_noisy else 1
         has_mean = has_mean or window > 1
         if window > 1:
-            dots = {"alpha": 0.3, "markersize": 4, "markeredgewidth": 0}
+            dots = {"alpha": 0.4, "markersize": 4, "markeredgewidth": 0}
             ax.plot(steps, values, ".", color=curve.color, label=_mean_label(1), **dots)
         if len(values):
             hollow = {"marker": curve.marker, "markersize": 7, "fillstyle": "none"}  # one or two points make no line
@@ -160,7 +160,8 @@ def plot_panel(rows: Rows, panel: str, *, ax: Axes | None = None) -> Axes:
         steps, values = series(rows, f"eval_{curve.metric}")
         if len(values):
             color = INK if curve.color == TRAINING else curve.color
-            ax.plot(steps, values, ":", color=color, linewidth=1, marker=curve.marker, markersize=6,
+            joined = ":" if len(values) > 2 else ""  # a line from first to last would look like a course
+            ax.plot(steps, values, joined, color=color, linewidth=1, marker=curve.marker, markersize=6,
                     markeredgecolor="white", label=f"{curve.label}, held out")  # fmt: skip
     if spec.level is not None:
         ax.axhline(spec.level, color=GREY, linewidth=0.9, zorder=0.5)
@@ -193,7 +194,7 @@ def curves_figure(rows: Rows, *, title: str = "") -> Picture:
     if window > 1:
         key.insert(0, Line2D([], [], color=GREY, alpha=0.5, linestyle="", marker=".", label=_mean_label(1)))
     if any(row.get("kind") == "evaluation" for row in rows):
-        key.append(Line2D([], [], color=INK, linestyle=":", marker="D", markeredgecolor="white", label="held-out data"))
+        key.append(Line2D([], [], color=INK, linestyle="", marker="D", markeredgecolor="white", label="held-out data"))
     figure.legend(handles=key, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
     add_title(figure, title)
     return figure

@@ -124,7 +124,7 @@ def _after_training(rows: Sequence[Row]) -> str:
     for name, value in found.items():
         if name not in ("kind", "step") and not name.endswith("_standard_error"):
             error = found.get(f"{name}_standard_error")
-            shown[_words(name)] = _number(value) + ("" if error is None else f" ± {_number(error)}")
+            shown[_words(name)] = _number(value) + ("" if error is None else f" ± {_number(error, '.2g')}")
     return f"\n<h3>Measured after training</h3>\n{terms(shown)}" if shown else ""
 
 
