@@ -93,6 +93,12 @@ def test_a_panel_shows_points_their_mean_and_the_held_out_values():
     np.testing.assert_allclose(line(ax, "loss, held out").get_ydata(), plots.series(rows, "eval_loss")[1])
 
 
+def test_two_evaluations_are_not_joined_as_if_the_course_between_were_known():
+    assert line(plots.plot_panel(dpo_rows(), "loss"), "loss, held out").get_linestyle() == "None"
+    often = plots.plot_panel(dpo_rows(evaluate_at=(0, 20, 40)), "loss")
+    assert line(often, "loss, held out").get_linestyle() == ":"
+
+
 def test_chosen_and_rejected_differ_in_more_than_colour():
     curves = [curve for panel in plots.PANELS.values() for curve in panel.curves]
     chosen = {(c.color, c.line, c.marker) for c in curves if "chosen" in c.metric}

@@ -160,8 +160,8 @@ def plot_panel(rows: Rows, panel: str, *, ax: Axes | None = None) -> Axes:
         steps, values = series(rows, f"eval_{curve.metric}")
         if len(values):
             color = INK if curve.color == TRAINING else curve.color
-            joined = ":" if len(values) > 2 else ""  # a line from first to last would look like a course
-            ax.plot(steps, values, joined, color=color, linewidth=1, marker=curve.marker, markersize=6,
+            joined = ":" if len(values) > 2 else "none"  # a line from first to last would look like a course
+            ax.plot(steps, values, linestyle=joined, color=color, linewidth=1, marker=curve.marker, markersize=6,
                     markeredgecolor="white", label=f"{curve.label}, held out")  # fmt: skip
     if spec.level is not None:
         ax.axhline(spec.level, color=GREY, linewidth=0.9, zorder=0.5)
