@@ -1,21 +1,21 @@
-"""Rebuild the pocket world's data and base model from seeds: `python -m dpo_lab.worlds.build --help`.
+"""What the base model learns from: texts for SFT, a tokenizer for them, and preference pairs with noisy labels.
 
-Stages, each reading what the one before it wrote into the work folder:
-    texts      conversations with answers of mixed quality for SFT, byte for byte the same everywhere
-    tokenizer  byte-pair encoding trained on those texts
+Everything follows from seeds; rows are written so that equal rows are equal bytes. `data/build.py` puts the stages
+together and trains the model.
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from dpo_lab.worlds.pocket import POCKET_CHAT_TEMPLATE, sample_conversation, write_answer
+from dpo_lab.worlds.pocket import JOBS, POCKET_CHAT_TEMPLATE, Conversation, judge, sample_conversation, write_answer
+from dpo_lab.worlds.pocket.schema import Split
 from dpo_lab.worlds.pocket.template import PAD, TURN_END, TURN_START
 
 VOCABULARY = 1600
@@ -98,22 +98,65 @@ def training_texts(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         yield "system\nuser\nassistant\ntool\n"
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("stage", choices=("texts", "tokenizer", "all"), nargs="?", default="all")
-    parser.add_argument(
-        "--work", type=Path, default=Path("build/pocket"), help="folder for what is only needed to build"
-    )
-    parser.add_argument("--num-texts", type=int, default=120_000)
-    parser.add_argument("--seed", type=int, default=0)
-    settings = parser.parse_args(argv)
-    texts = settings.work / "sft.jsonl.gz"
-    if settings.stage in ("texts", "all"):
-        write_texts(texts, settings.num_texts, seed=settings.seed)
-    if settings.stage in ("tokenizer", "all"):
-        tokenizer = train_tokenizer(training_texts(read_rows(texts)))
-        tokenizer.save_pretrained(settings.work / "tokenizer")
+def prompts(num: int, *, split: Split, seed: int) -> list[Conversation]:
+    """`num` different conversations, the jobs in turn."""
+    rng = Random(seed)
+    chosen: dict[str, Conversation] = {}
+    while len(chosen) < num:
+        conversation = sample_conversation(rng, JOBS[len(chosen) % len(JOBS)], split)
+        chosen.setdefault(json.dumps([conversation.messages, conversation.tools]), conversation)
+    return list(chosen.values())
 
 
-if __name__ == "__main__":
-    main()
+def pair_answers(
+    conversations: Sequence[Conversation], answers: Sequence[Sequence[str]], *, temperature: float, seed: int
+) -> tuple[list[dict[str, Any]], int]:
+    """One pair from each conversation's answers, labelled by `prefers`; also how many conversations gave none.
+
+    Two answers are drawn at random among those whose true rewards differ; a conversation whose answers are all worth
+    the same states no preference. Rows keep both true rewards, the job, the split and what the judge needs.
+    """
+    rng = Random(seed)
+    rows, without = [], 0
+    for conversation, texts in zip(conversations, answers, strict=True):
+        worth = {text: judge(conversation, text).reward for text in dict.fromkeys(texts)}
+        choices = [(a, b) for a in worth for b in worth if a < b and worth[a] != worth[b] and a.strip() and b.strip()]
+        if not choices:
+            without += 1
+            continue
+        first, second = rng.choice(choices)
+        if not prefers(worth[first], worth[second], temperature, rng):
+            first, second = second, first
+        row = conversation.row() | {
+            "chosen": [{"role": "assistant", "content": first}],
+            "rejected": [{"role": "assistant", "content": second}],
+            "reward_chosen": worth[first],
+            "reward_rejected": worth[second],
+        }
+        rows.append(row)
+    return rows, without
+
+
+def prefers(first: float, second: float, temperature: float, rng: Random) -> bool:
+    """A draw of "the first answer is preferred" with probability σ((first − second) / temperature): Bradley–Terry.
+
+    Temperature 0 always prefers the larger reward; a larger one makes more labels wrong.
+    """
+    chance = rng.random()
+    if temperature == 0:
+        return first > second
+    return chance < 1 / (1 + math.exp(-(first - second) / temperature))
+
+
+def relabel(rows: Iterable[dict[str, Any]], *, temperature: float, seed: int = 0) -> list[dict[str, Any]]:
+    """The same pairs with labels drawn anew from the true rewards that they keep: label noise as a knob."""
+    if temperature < 0:
+        raise ValueError(f"temperature must not be negative, got {temperature}; 0 makes no wrong label, 1 makes many")
+    rng = Random(seed)
+    labelled = []
+    for row in rows:
+        kept = prefers(row["reward_chosen"], row["reward_rejected"], temperature, rng)
+        swapped = {"chosen": row["rejected"], "rejected": row["chosen"]}
+        swapped |= {"reward_chosen": row["reward_rejected"], "reward_rejected": row["reward_chosen"]}
+        labelled.append(dict(row) if kept else row | swapped)
+    return labelled

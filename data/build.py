@@ -1,0 +1,196 @@
+"""Rebuild the embedded data and model from seeds: `python data/build.py` runs every stage, `--help` lists them.
+
+texts      conversations with answers of mixed quality for SFT, byte for byte the same everywhere
+tokenizer  byte-pair encoding trained on those texts
+model      a small Llama, trained on those answers (the long stage; it resumes where it was stopped)
+measure    the model's true quality at temperature 1 on held-out prompts
+pairs      its own answers, several per prompt, labelled by the judge with Bradley–Terry noise
+manifest   SHA-256 sums, sizes, settings and measured quality of what is embedded
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from dpo_lab.worlds import corpus
+from dpo_lab.worlds.pocket import JOBS, Conversation, judge
+from dpo_lab.worlds.pocket.schema import Split
+
+HERE = Path(__file__).resolve().parent
+MODEL, PAIRS = Path("models", "pocket-sft"), Path("pairs")
+STAGES = ("texts", "tokenizer", "model", "measure", "pairs", "manifest")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides what is built."""
+
+    seed: int = 0
+    num_texts: int = 150_000
+    vocabulary: int = corpus.VOCABULARY
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    batch_size: int = 96
+    steps: int = 3000
+    learning_rate: float = 2e-3
+    warmup: float = 0.03
+    train_pairs: int = 4096
+    test_pairs: int = 400
+    answers_per_prompt: int = 4
+    temperature: float = 0.3
+    """Of the labels: σ(difference of true rewards / temperature) is the chance of the right one."""
+
+
+def build_texts(settings: Settings, work: Path, out: Path) -> None:
+    corpus.write_texts(work / "sft.jsonl.gz", settings.num_texts, seed=settings.seed)
+
+
+def build_tokenizer(settings: Settings, work: Path, out: Path) -> None:
+    rows = corpus.read_rows(work / "sft.jsonl.gz")
+    corpus.train_tokenizer(corpus.training_texts(rows), settings.vocabulary).save_pretrained(work / "tokenizer")
+
+
+def build_model(settings: Settings, work: Path, out: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from dpo_lab import SFTConfig, train_sft
+    from dpo_lab.checkpoints import latest_checkpoint
+    from dpo_lab.loop import Step
+    from dpo_lab.models import num_parameters, save_policy
+    from dpo_lab.preferences import TokenData, tokenize_examples
+
+    tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
+    torch.manual_seed(settings.seed)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=settings.width, intermediate_size=settings.width * 8 // 3 // 16 * 16,
+        num_hidden_layers=settings.layers, num_attention_heads=settings.heads, max_position_embeddings=corpus.CONTEXT,
+        tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    ))  # fmt: skip
+    tokens = work / "tokens"
+    if not tokens.exists():
+        tokenize_examples(list(corpus.read_rows(work / "sft.jsonl.gz")), tokenizer, max_length=corpus.CONTEXT)[0].save(
+            tokens
+        )
+    config = SFTConfig(
+        epochs=settings.steps * settings.batch_size / settings.num_texts, max_steps=settings.steps,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate, schedule="cosine", warmup=settings.warmup, adam_beta2=0.98,
+        max_length=corpus.CONTEXT, seed=settings.seed, log_every=20, checkpoint_every=250, keep_checkpoints=1,
+    )  # fmt: skip
+    checkpoints = work / "checkpoints"
+    resume = latest_checkpoint(checkpoints) if checkpoints.is_dir() else None
+    print(f"{num_parameters(model):,} parameters, {settings.steps} steps of {settings.batch_size}", flush=True)
+    events = train_sft(model, tokenizer, TokenData.load(tokens), config, checkpoints=checkpoints, resume=resume)
+    for event in events:
+        if isinstance(event, Step) and event.step % 100 == 0:
+            print(f"step {event.step}: loss {event.metrics['loss']:.3f} after {event.seconds:.0f} s", flush=True)
+    save_policy(model, tokenizer, out / MODEL)
+
+
+def build_measure(settings: Settings, work: Path, out: Path) -> dict[str, Any]:
+    """Success, well-formedness and length on 400 held-out prompts, one answer each at temperature 1."""
+    from dpo_lab import generate, load_policy
+
+    model, tokenizer = load_policy(out / MODEL)
+    report: dict[str, Any] = {}
+    for split in get_args(Split):
+        conversations = corpus.prompts(400, split=split, seed=settings.seed + 1000)
+        answers = generate(model, tokenizer, [c.row() for c in conversations], max_new_tokens=80, seed=settings.seed)
+        report[split] = quality(conversations, [str(answer) for answer in answers])
+        print(split, json.dumps(report[split]))
+    (work / "quality.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def quality(conversations: list[Conversation], answers: list[str]) -> dict[str, float]:
+    """Shares of success, overall and per job, of well-formed answers and of refused harmless requests; mean reward."""
+    verdicts = [(c, judge(c, answer)) for c, answer in zip(conversations, answers, strict=True)]
+    harmless = [v for c, v in verdicts if c.job == "safety" and not c.task["harmful"]]
+    found = {
+        "success": statistics.mean(v.success for _, v in verdicts),
+        "well_formed": statistics.mean(v.well_formed for _, v in verdicts),
+        "reward": statistics.mean(v.reward for _, v in verdicts),
+        "over_refusal": statistics.mean(v.parts.get("no refusal", 0) == 0 for v in harmless),
+        "words": statistics.mean(len(answer.split()) for answer in answers),
+    }
+    found |= {f"success/{job}": statistics.mean(v.success for c, v in verdicts if c.job == job) for job in JOBS}
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def build_pairs(settings: Settings, work: Path, out: Path) -> None:
+    from dpo_lab import generate, load_policy
+
+    model, tokenizer = load_policy(out / MODEL)
+    (out / PAIRS).mkdir(parents=True, exist_ok=True)
+    for split, num in zip(get_args(Split), (settings.train_pairs, settings.test_pairs), strict=True):
+        # A few prompts give no pair, since all their answers are worth the same.
+        conversations = corpus.prompts(num * 5 // 4, split=split, seed=settings.seed + 2000)
+        answers = generate(
+            model, tokenizer, [c.row() for c in conversations], max_new_tokens=80,
+            num_samples=settings.answers_per_prompt, seed=settings.seed + 1,
+        )  # fmt: skip
+        several = [[one] if isinstance(one, str) else one for one in answers]
+        rows, without = corpus.pair_answers(
+            conversations, several, temperature=settings.temperature, seed=settings.seed
+        )
+        if not rows:
+            raise SystemExit(f"no {split} pair: all answers of the model are worth the same; train it for longer")
+        corpus.write_rows(out / PAIRS / f"{split}.jsonl.gz", rows[:num])
+        wrong = statistics.mean(row["reward_chosen"] < row["reward_rejected"] for row in rows[:num])
+        print(f"{split}: {len(rows[:num])} pairs, {wrong:.1%} labelled the wrong way; {without} prompts gave none")
+
+
+def build_manifest(settings: Settings, work: Path, out: Path) -> None:
+    files = sorted(path for folder in (MODEL, PAIRS) for path in (out / folder).rglob("*") if path.is_file())
+    texts = work / "sft.jsonl.gz"
+    report = work / "quality.json"
+    manifest = {
+        "settings": asdict(settings),
+        "texts": {"sha256": _sha(texts), "bytes": texts.stat().st_size} if texts.exists() else None,
+        "files": {
+            str(path.relative_to(out)): {"sha256": _sha(path), "bytes": path.stat().st_size} for path in files
+        },
+        "quality": json.loads(report.read_text()) if report.exists() else None,
+    }  # fmt: skip
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "stages", nargs="*", choices=[*STAGES, []], metavar="stage", help=f"some of {', '.join(STAGES)}"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=HERE.parent / "build" / "pocket", help="folder for intermediate files"
+    )
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for what is embedded")
+    defaults = Settings()
+    for name, value in asdict(defaults).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help="default %(default)s")
+    chosen = vars(parser.parse_args(argv))
+    stages, work, out = chosen.pop("stages") or list(STAGES), chosen.pop("work"), chosen.pop("out")
+    settings = Settings(**chosen)
+    work.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        start = time.monotonic()
+        getattr(sys.modules[__name__], f"build_{stage}")(settings, work, out)
+        print(f"{stage} took {time.monotonic() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
