@@ -43,16 +43,22 @@ def shared_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:  # grouped-query attention: each key head serves several query heads
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    outputs = []
+    # Cut once and join once: the backward pass of a cut is then one join, where that of many slices would write a
+    # tensor of zeros for each.
+    query_sizes, key_sizes = [], []
     for start, prompt_end, *ends in spans:
-        first = slice(start, ends[0])
-        outputs.append(_attend(query[:, :, first], key[:, :, first], value[:, :, first], dropout, scaling))
-        prompt = slice(start, prompt_end)
-        for begin, end in pairwise(ends):
-            own = slice(begin, end)
-            keys = torch.cat([key[:, :, prompt], key[:, :, own]], 2)
-            values = torch.cat([value[:, :, prompt], value[:, :, own]], 2)
-            outputs.append(_attend(query[:, :, own], keys, values, dropout, scaling))
+        later = [end - begin for begin, end in pairwise(ends)]
+        query_sizes += [ends[0] - start, *later]
+        key_sizes += [prompt_end - start, ends[0] - prompt_end, *later]
+    queries = iter(query.split(query_sizes, 2))
+    pieces = zip(key.split(key_sizes, 2), value.split(key_sizes, 2), strict=True)
+    outputs = []
+    for _, _, *ends in spans:
+        prompt_key, prompt_value = next(pieces)
+        for _ in ends:
+            own_key, own_value = next(pieces)
+            keys, values = torch.cat([prompt_key, own_key], 2), torch.cat([prompt_value, own_value], 2)
+            outputs.append(_attend(next(queries), keys, values, dropout, scaling))
     return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
 
 
