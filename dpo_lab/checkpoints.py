@@ -36,8 +36,7 @@ def save_checkpoint(
             shutil.rmtree(unfinished, ignore_errors=True)
         partial.mkdir(parents=True)
         save_model(model, str(partial / WEIGHTS))
-        with (partial / STATE).open("wb") as file:  # given a path, torch makes a RuntimeError of a full disk
-            torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, file)
+        _save_state({"optimizer": optimizer.state_dict(), "random": _random_state()}, partial / STATE)
         sums = {name: _sha256(partial / name) for name in (WEIGHTS, STATE)}
         manifest = {"step": step, "identity": identity, "sha256": sums}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -141,6 +140,14 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in nested.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
     return flat
+
+
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # torch's writer makes this of a full disk
+        raise OSError("the disk did not take all of it") from error
 
 
 def _random_state() -> dict[str, Any]:

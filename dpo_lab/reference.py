@@ -38,7 +38,7 @@ T = TypeVar("T")
 CACHE_VARIABLE = "DPO_LAB_CACHE"
 # Settings that say where a model came from or how it is stored: they change with saving and loading, its values do not.
 _UNHASHED_SETTINGS = {"_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "torch_dtype"}
-_COLUMNS = ["key", "value", "checksum"]
+_COLUMNS = [b"key", b"value", b"checksum"]
 
 
 class CachedLogps(NamedTuple):
@@ -64,6 +64,8 @@ class ReferenceCache:
         try:
             if self.path.is_dir():
                 self.path = self.path / "reference.sqlite"
+            if self.path.exists() and not self.path.is_file():  # a folder or a device is no damaged file to set aside
+                raise OSError("it is no regular file")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._store = self._open()
         except (OSError, sqlite3.OperationalError) as error:
@@ -171,7 +173,7 @@ class ReferenceCache:
             try:
                 try:
                     return action()
-                except sqlite3.DatabaseError as error:
+                except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                     if not _is_damage(error):
                         raise
                     self._store.close()
@@ -184,18 +186,17 @@ class ReferenceCache:
     def _open(self) -> sqlite3.Connection:
         try:
             return _connect(self.path)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if not _is_damage(error):
                 raise
             self._set_aside(error)
             return _connect(self.path)
 
-    def _set_aside(self, error: sqlite3.DatabaseError) -> None:
+    def _set_aside(self, error: Exception) -> None:
         aside = self.path.with_name(f"{self.path.name}.damaged-{os.getpid()}")
-        with suppress(FileNotFoundError):  # another process that shares the store was quicker
-            self.path.rename(aside)
-            for suffix in ("-wal", "-shm"):
-                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        for suffix in ("-wal", "-shm", ""):  # the file itself last: a log must never meet another's new file
+            with suppress(FileNotFoundError):  # another process that shares the store was quicker
+                self.path.with_name(self.path.name + suffix).rename(aside.with_name(aside.name + suffix))
         logger.warning(
             "%s is damaged (%s): set aside as %s, its log-probs are computed again", self.path, error, aside.name
         )
@@ -259,9 +260,9 @@ def row_keys(model_fingerprint: str, data: TokenData, conditions: str) -> list[b
     return keys
 
 
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    """Whether the file itself is broken; what went wrong around it has a class of its own."""
-    return type(error) is sqlite3.DatabaseError
+def _is_damage(error: Exception) -> bool:
+    """Whether the file itself is broken; what went wrong around it has a class of its own, but for one message."""
+    return type(error) in (sqlite3.DatabaseError, UnicodeDecodeError) or "unsupported file format" in str(error)
 
 
 def _is_intact(key: Any, value: Any, checksum: Any, num_completions: int) -> bool:
@@ -277,14 +278,14 @@ def _connect(path: Path) -> sqlite3.Connection:
         verdict = store.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != b"ok":
             raise sqlite3.DatabaseError(verdict.decode(errors="replace"))
+        columns = [row[1] for row in store.execute("PRAGMA table_info(logps)")]
+        if columns not in ([], _COLUMNS):
+            raise sqlite3.DatabaseError(f"its columns are {columns}")
         store.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
         store.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing; a power cut the last pass
         store.execute(
             "CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, value BLOB, checksum INTEGER) WITHOUT ROWID"
         )
-        columns = [row[1].decode() for row in store.execute("PRAGMA table_info(logps)")]
-        if columns != _COLUMNS:
-            raise sqlite3.DatabaseError(f"its columns are {', '.join(columns)}")
     except BaseException:
         store.close()
         raise
