@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dpo_lab.worlds import corpus
-from dpo_lab.worlds.pocket import JOBS, Conversation, judge
+from dpo_lab.worlds.pocket.quality import quality
 from dpo_lab.worlds.pocket.schema import Split
 
 HERE = Path(__file__).resolve().parent
@@ -34,13 +34,13 @@ class Settings:
     """All that decides what is built."""
 
     seed: int = 0
-    num_texts: int = 150_000
+    num_texts: int = 240_000
     vocabulary: int = corpus.VOCABULARY
     width: int = 128
     layers: int = 4
     heads: int = 4
     batch_size: int = 96
-    steps: int = 3000
+    steps: int = 5000
     learning_rate: float = 2e-3
     warmup: float = 0.03
     train_pairs: int = 4096
@@ -87,6 +87,7 @@ def build_model(settings: Settings, work: Path, out: Path) -> None:
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate, schedule="cosine", warmup=settings.warmup, adam_beta2=0.98,
         max_length=corpus.CONTEXT, seed=settings.seed, log_every=20, checkpoint_every=250, keep_checkpoints=1,
+        layout="separate",  # one answer per prompt: there is nothing to share, and few long calls beat many short ones
     )  # fmt: skip
     checkpoints = work / "checkpoints"
     resume = latest_checkpoint(checkpoints) if checkpoints.is_dir() else None
@@ -107,25 +108,11 @@ def build_measure(settings: Settings, work: Path, out: Path) -> dict[str, Any]:
     for split in get_args(Split):
         conversations = corpus.prompts(400, split=split, seed=settings.seed + 1000)
         answers = generate(model, tokenizer, [c.row() for c in conversations], max_new_tokens=80, seed=settings.seed)
-        report[split] = quality(conversations, [str(answer) for answer in answers])
+        found = quality(conversations, [str(answer) for answer in answers])
+        report[split] = {name: round(value, 4) for name, value in found.items()}
         print(split, json.dumps(report[split]))
     (work / "quality.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
-
-
-def quality(conversations: list[Conversation], answers: list[str]) -> dict[str, float]:
-    """Shares of success, overall and per job, of well-formed answers and of refused harmless requests; mean reward."""
-    verdicts = [(c, judge(c, answer)) for c, answer in zip(conversations, answers, strict=True)]
-    harmless = [v for c, v in verdicts if c.job == "safety" and not c.task["harmful"]]
-    found = {
-        "success": statistics.mean(v.success for _, v in verdicts),
-        "well_formed": statistics.mean(v.well_formed for _, v in verdicts),
-        "reward": statistics.mean(v.reward for _, v in verdicts),
-        "over_refusal": statistics.mean(v.parts.get("no refusal", 0) == 0 for v in harmless),
-        "words": statistics.mean(len(answer.split()) for answer in answers),
-    }
-    found |= {f"success/{job}": statistics.mean(v.success for c, v in verdicts if c.job == job) for job in JOBS}
-    return {name: round(value, 4) for name, value in found.items()}
 
 
 def build_pairs(settings: Settings, work: Path, out: Path) -> None:

@@ -1,4 +1,12 @@
-"""The command `dpo-lab`. `options` says what can be asked, `commands` does it and is loaded only when one runs."""
+"""The command `dpo-lab`. `options` says what can be asked; each command's module is loaded only when it runs.
+
+options    the commands and their options
+train      train, sft: from data to a run folder
+models     cache, evaluate, sample
+tables     compare, losses
+demo, lab  what make demo and make lab call
+inputs, progress   what several of them share
+"""
 
 from __future__ import annotations
 
@@ -6,11 +14,12 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import tyro
 
-from dpo_lab.cli.options import COMMANDS
+from dpo_lab.cli.options import COMMANDS, HOME
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,11 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="dpo-lab: %(message)s", level=logging.WARNING)
     logging.getLogger("dpo_lab").setLevel(logging.INFO)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from dpo_lab.cli import commands
-
+    module, function = HOME[type(options)]
     try:
-        return commands.execute(options)
-    except (ValueError, OSError, FloatingPointError, ArithmeticError) as error:
+        return getattr(import_module(f"dpo_lab.cli.{module}"), function)(options)
+    except (ValueError, OSError, ArithmeticError) as error:
         if os.environ.get("DPO_LAB_TRACEBACK"):
             raise
         print(f"dpo-lab: {error}", file=sys.stderr)

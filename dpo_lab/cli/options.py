@@ -180,3 +180,16 @@ COMMANDS = {
     "demo": DemoOptions,
     "lab": LabOptions,
 }
+
+HOME = {
+    TrainOptions: ("train", "train"),
+    SFTOptions: ("train", "sft"),
+    CacheOptions: ("models", "cache"),
+    EvaluateOptions: ("models", "evaluate"),
+    SampleOptions: ("models", "sample"),
+    CompareOptions: ("tables", "compare"),
+    LossesOptions: ("tables", "losses"),
+    DemoOptions: ("demo", "demo"),
+    LabOptions: ("lab", "lab"),
+}
+"""The module of `dpo_lab.cli` and its function that carry out a command."""

@@ -1,0 +1,70 @@
+"""What every command that loads a model or data does first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+from dpo_lab.cli.options import InputOptions, RunOptions
+from dpo_lab.cli.progress import console
+from dpo_lab.models import load_policy, num_parameters
+from dpo_lab.preferences import split_rows
+
+Row = dict[str, Any]
+Read = Callable[..., tuple[Sequence[Row], Any]]
+
+
+def settings_of(options: Any, kind: type) -> dict[str, Any]:
+    """The fields of a configuration among a command's options."""
+    return {field.name: getattr(options, field.name) for field in fields(kind)}
+
+
+def load_model(options: InputOptions, device: str) -> tuple[Any, Any]:
+    """The policy and its tokenizer, said on the terminal."""
+    model, tokenizer = load_policy(options.model, device=device, trust_remote_code=options.trust_remote_code)
+    console.print(f"model: {options.model}, {num_parameters(model):,} weights, on {next(model.parameters()).device}")
+    return model, tokenizer
+
+
+def read_rows(options: InputOptions, seed: int, read: Read, *, embedded_split: str) -> list[Row]:
+    """The rows that --pairs names; what was left out is said."""
+    split = options.split or (embedded_split if options.pairs == "embedded" else None)
+    rows, report = read(options.pairs, split=split, on_bad_row=options.on_bad_row, limit=options.limit, seed=seed)
+    say(report)
+    return list(rows)
+
+
+def read_training_rows(options: RunOptions, seed: int, read: Read) -> tuple[list[Row], list[Row]]:
+    """Rows to train on and rows to evaluate on."""
+    rows = read_rows(options, seed, read, embedded_split="train")
+    if options.held_out is not None:
+        held, report = read(options.held_out, on_bad_row=options.on_bad_row)
+        say(report)
+    elif options.pairs == "embedded":
+        held, _ = read("embedded", split="test", on_bad_row=options.on_bad_row)
+    elif options.validation:
+        rows, held = split_rows(rows, options.validation, seed)
+    else:
+        held = []
+    return list(rows), list(held)
+
+
+def tokenized(rows: list[Row], held: list[Row], tokenizer: Any, max_length: int, tokenize: Callable[..., Any]) -> Any:
+    """Token ids of both parts; what was shortened is said."""
+    tokens, report = tokenize(rows, tokenizer, max_length=max_length)
+    say(report)
+    held_tokens = None
+    if held:
+        held_tokens, report = tokenize(held, tokenizer, max_length=max_length)
+        if report.dropped or report.identical:
+            say(report)
+    num_held = 0 if held_tokens is None else len(held_tokens)
+    console.print(f"data: {len(tokens):,} rows to train on, {num_held:,} held out")
+    return tokens, held_tokens
+
+
+def say(report: Any) -> None:
+    """Print what a report has to tell."""
+    if text := report.summary():
+        console.print(text, markup=False, style="dim", soft_wrap=True)

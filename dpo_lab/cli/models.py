@@ -1,0 +1,90 @@
+"""`dpo-lab cache`, `evaluate` and `sample`: what a model says, and how it scores."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from dpo_lab.cli.inputs import load_model, read_rows, say
+from dpo_lab.cli.options import CacheOptions, EvaluateOptions, SampleOptions
+from dpo_lab.cli.progress import Dashboard, console, number_table
+from dpo_lab.cli.tables import check_table, write_table
+from dpo_lab.evaluation import evaluate as evaluate_pairs
+from dpo_lab.evaluation import kl_from_reference
+from dpo_lab.models import load_policy
+from dpo_lab.preferences import prompt_text, read_preferences, render_prompt, tokenize_pairs
+from dpo_lab.reference import ReferenceCache
+from dpo_lab.sampling import generate
+
+
+def cache(options: CacheOptions) -> int:
+    """Fill the reference cache."""
+    model, tokenizer = load_model(options, options.device)
+    rows = read_rows(options, options.seed, read_preferences, embedded_split="train")
+    data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length)
+    say(report)
+    began = time.perf_counter()
+    with ReferenceCache(options.cache) as store:
+        result = store.logps(
+            model, data, precision=options.precision, tokens_per_pass=options.tokens_per_pass,
+            progress=Dashboard("pairs", 1).reference,
+        )  # fmt: skip
+        seconds = time.perf_counter() - began
+        console.print(f"{result.num_computed:,} pairs computed, {result.num_found:,} found, in {seconds:.1f} s")
+        console.print(f"kept in {store.path}", soft_wrap=True)
+    return 0
+
+
+def evaluate(options: EvaluateOptions) -> int:
+    """Print the metrics of a model on pairs, and write one line per pair if asked to."""
+    if options.table is not None:
+        check_table(options.table)
+    model, tokenizer = load_model(options, options.device)
+    reference, _ = load_policy(options.reference, device=options.device, trust_remote_code=options.trust_remote_code)
+    rows = read_rows(options, options.seed, read_preferences, embedded_split="test")
+    data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length)
+    say(report)
+    with ReferenceCache(options.cache) as store:
+        result = evaluate_pairs(
+            model, tokenizer, data, reference=reference, cache=store, loss=options.loss, beta=options.beta,
+            precision=options.precision, tokens_per_pass=options.tokens_per_pass,
+        )  # fmt: skip
+    metrics: dict[str, Any] = {"pairs": f"{len(data):,}", **result.metrics}
+    if options.kl_prompts:
+        estimate = kl_from_reference(
+            model, reference, tokenizer, rows[: options.kl_prompts], seed=options.seed,
+            max_new_tokens=options.max_new_tokens, max_length=options.max_length,
+        )  # fmt: skip
+        metrics["KL from the reference, nats"] = f"{estimate.mean:.2f} ± {estimate.standard_error:.2f}"
+    console.print(number_table("", metrics))
+    if options.table is not None:
+        write_table(options.table, result.rows())
+        console.print(f"one line per pair: {options.table}", soft_wrap=True)
+    return 0
+
+
+def sample(options: SampleOptions) -> int:
+    """Print answers."""
+    model, tokenizer = load_policy(options.model, device=options.device, trust_remote_code=options.trust_remote_code)
+    if options.pairs is not None:
+        split = "test" if options.pairs == "embedded" else None
+        rows, report = read_preferences(options.pairs, split=split, limit=options.limit, seed=options.seed)
+        say(report)
+        shown = [prompt_text(row) for row in rows]
+    else:
+        shown = list(options.prompts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        if not shown:
+            raise ValueError("nothing to answer: give prompts as arguments, on standard input, or with --pairs")
+        system = [{"role": "system", "content": options.system}] if options.system else []
+        rows = [{"prompt": text if options.raw else [*system, {"role": "user", "content": text}]} for text in shown]
+    answers = generate(
+        model, tokenizer, [render_prompt(row, tokenizer) for row in rows], max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature, top_p=options.top_p, num_samples=options.num_samples, seed=options.seed,
+    )  # fmt: skip
+    for prompt, answer in zip(shown, answers, strict=True):
+        console.rule(style="dim")
+        console.print(prompt, markup=False, soft_wrap=True)
+        for text in answer if isinstance(answer, list) else [answer]:
+            console.print(f"→ {text}", markup=False, style="bold", soft_wrap=True)
+    return 0

@@ -1,0 +1,82 @@
+"""`dpo-lab compare` and `losses`: tables on the terminal and in files. Comparing loads no torch."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dpo_lab.cli.options import CompareOptions, LossesOptions
+from dpo_lab.runs import compare_runs, comparison_figure, load_runs
+
+console = Console(highlight=False)
+
+
+def compare(options: CompareOptions) -> int:
+    """Print runs side by side: a column for each, a row for every setting that differs and every result."""
+    if options.csv is not None:
+        check_table(options.csv)
+    runs = load_runs(options.runs)
+    rows = compare_runs(runs)
+    first, *others = rows[0]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for row in rows:
+        table.add_column(Text(str(row[first])), justify="right", overflow="fold")
+    for name in others:
+        table.add_row(name, *(_cell(row[name]) for row in rows))
+    console.print(table)
+    if options.csv is not None:
+        write_table(options.csv, rows)
+        console.print(f"table: {options.csv}", soft_wrap=True)
+    if options.figure is not None:
+        comparison_figure(runs).savefig(options.figure)
+        console.print(f"figure: {options.figure}", soft_wrap=True)
+    return 0
+
+
+def losses(_: LossesOptions) -> int:
+    """Print the table of losses."""
+    from dpo_lab.losses import LOSSES
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("loss", no_wrap=True)
+    table.add_column("reference")
+    table.add_column("knobs")
+    table.add_column("source", no_wrap=True)
+    table.add_column("what it does", overflow="fold")
+    for name, spec in LOSSES.items():
+        knobs = ", ".join(f"{knob} {value:g}" for knob, value in spec.knobs.items())
+        source = spec.paper.removeprefix("https://")
+        table.add_row(name, "yes" if spec.needs_reference else "no", knobs, source, spec.summary)
+    console.print(table)
+    return 0
+
+
+def check_table(path: Path) -> None:
+    """Refuse a table's path before the work is done."""
+    if path.suffix not in (".csv", ".jsonl"):
+        raise ValueError(f"{path} must end in .csv or .jsonl; the ending decides the format")
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """One row per line, as CSV with a header or as JSON lines, by the path's ending."""
+    check_table(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        else:
+            writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _cell(value: Any) -> Text:
+    return Text("" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value))

@@ -1,0 +1,214 @@
+"""`dpo-lab train` and `dpo-lab sft`: from data to a run folder."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dpo_lab.checkpoints import latest_checkpoint, read_manifest
+from dpo_lab.cli.inputs import Row, load_model, read_training_rows, settings_of, tokenized
+from dpo_lab.cli.options import RunOptions, SFTOptions, TrainOptions
+from dpo_lab.cli.progress import Dashboard, console, result_table
+from dpo_lab.config import DPOConfig, SFTConfig
+from dpo_lab.evaluation import Estimate, kl_from_reference
+from dpo_lab.loop import Evaluation, Event, Finished
+from dpo_lab.models import load_policy, save_policy
+from dpo_lab.preferences import (
+    completion_text,
+    prompt_text,
+    read_examples,
+    read_preferences,
+    render_prompt,
+    tokenize_examples,
+    tokenize_pairs,
+)
+from dpo_lab.reference import ReferenceCache
+from dpo_lab.runs import Run
+from dpo_lab.sampling import generate
+from dpo_lab.training import loss_of, train_dpo, train_sft
+from dpo_lab.worlds.pocket import Conversation, judge
+
+Options = TypeVar("Options", bound=RunOptions)
+
+FREE_ON_RESUME = ("run", "resume", "cache", "device")
+"""Options that a resumed run takes from the command line; all others are those that it was begun with."""
+
+
+def train(options: TrainOptions) -> int:
+    """DPO from pairs to a run folder."""
+    options = as_begun(options)
+    config = DPOConfig(**settings_of(options, DPOConfig))
+    spec, _, _ = loss_of(config)  # a wrong knob is told before anything is loaded
+    run = open_run("train", options)
+    model, tokenizer = load_model(options, config.device)
+    rows, held = read_training_rows(options, config.seed, read_preferences)
+    tokens, held_tokens = tokenized(rows, held, tokenizer, config.max_length, tokenize_pairs)
+    dashboard = Dashboard("pairs", config.batch_size)
+    with ReferenceCache(options.cache) as cache:
+
+        def begin(**stream: Any) -> Iterator[Event]:
+            return train_dpo(
+                model, tokenizer, tokens, config, held_out=held_tokens, cache=cache,
+                on_reference=dashboard.reference, **stream,
+            )  # fmt: skip
+
+        finished = follow(run, begin, dashboard, model, tokenizer, held, options, config.seed)
+    if finished.is_complete and spec.needs_reference and options.kl_prompts and held:
+        estimate = measure_kl(options, model, tokenizer, held)
+        run.add_results({"kl": estimate.mean, "kl_standard_error": estimate.standard_error})
+        console.print(f"KL from the reference: {estimate.mean:.2f} ± {estimate.standard_error:.2f} nats per answer")
+    return close(run, finished)
+
+
+def sft(options: SFTOptions) -> int:
+    """Supervised fine-tuning from good answers to a run folder."""
+    options = as_begun(options)
+    config = SFTConfig(**settings_of(options, SFTConfig))
+    run = open_run("sft", options)
+    model, tokenizer = load_model(options, config.device)
+    rows, held = read_training_rows(options, config.seed, read_examples)
+    tokens, held_tokens = tokenized(rows, held, tokenizer, config.max_length, tokenize_examples)
+    dashboard = Dashboard("examples", config.batch_size)
+
+    def begin(**stream: Any) -> Iterator[Event]:
+        return train_sft(model, tokenizer, tokens, config, held_out=held_tokens, **stream)
+
+    return close(run, follow(run, begin, dashboard, model, tokenizer, held, options, config.seed))
+
+
+def as_begun(options: Options) -> Options:
+    """On --resume, the options that the run was begun with. An option that says otherwise is refused."""
+    if not options.resume:
+        return options
+    if options.run is None:
+        raise ValueError("--resume needs --run: name the folder of the run to go on with")
+    begun = Run.load(options.run).config.get("settings", {})
+    taken: dict[str, Any] = {}
+    for entry in fields(options):
+        if entry.name in FREE_ON_RESUME or entry.name not in begun:
+            continue
+        asked, recorded = getattr(options, entry.name), begun[entry.name]
+        default = entry.default_factory() if callable(entry.default_factory) else entry.default
+        if asked not in (default, recorded):
+            flag = entry.name.replace("_", "-")
+            raise ValueError(
+                f"--{flag} is {asked!r}, but the run in {options.run} was begun with {recorded!r}; leave the option out "
+                "to go on, or begin another run"
+            )
+        taken[entry.name] = recorded
+    return replace(options, **taken)
+
+
+def open_run(command: str, options: RunOptions) -> Run:
+    """The run's folder, new or to go on with."""
+    folder = options.run or Path("runs") / f"{command}-{datetime.now():%Y%m%d-%H%M%S}"
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    return Run.create(folder, {"command": command, "settings": settings}, resume=options.resume)
+
+
+def follow(
+    run: Run,
+    begin: Callable[..., Iterator[Event]],
+    dashboard: Dashboard,
+    model: Any,
+    tokenizer: Any,
+    held: list[Row],
+    options: RunOptions,
+    seed: int,
+) -> Finished:
+    """Train, record and show; leaves samples and the model in the run's folder."""
+    asked = held[: options.samples]
+    before = answers_to(asked, model, tokenizer, options, seed)
+    checkpoint = latest_checkpoint(run.checkpoints) if options.resume else None
+    first = last = finished = None
+    with _Interruption() as is_asked_to_stop:
+        events = begin(checkpoints=run.checkpoints, resume=checkpoint, stop=is_asked_to_stop)
+        if options.resume:
+            step = read_manifest(checkpoint)["step"] if checkpoint else 0
+            run.rewind(step)
+            console.print(f"going on after step {step}" if checkpoint else "no intact checkpoint: from the beginning")
+        for event in run.follow(dashboard.follow(events)):
+            if isinstance(event, Evaluation):
+                first, last = first or event, event
+            elif isinstance(event, Finished):
+                finished = event
+    assert finished is not None, "a stream of events ends with Finished"
+    if finished.is_complete:
+        after = answers_to(asked, model, tokenizer, options, seed)
+        run.add_samples([sample_row(*each) for each in zip(asked, before, after, strict=True)])
+        save_policy(model, tokenizer, run.model_folder)
+    console.print(result_table(first, last, finished))
+    return finished
+
+
+def close(run: Run, finished: Finished) -> int:
+    """Write the report and say where everything is, or how to go on."""
+    run.write_report()
+    if not finished.is_complete:
+        console.print(f"stopped after step {finished.step} of {finished.num_steps}; a checkpoint is kept")
+        console.print(f"go on with: dpo-lab {run.config['command']} --run {run.folder} --resume", soft_wrap=True)
+        return 130
+    console.print(f"report: {run.folder / 'report.html'}", soft_wrap=True)
+    console.print(f"model:  {run.model_folder}", soft_wrap=True)
+    return 0
+
+
+def answers_to(rows: list[Row], model: Any, tokenizer: Any, options: RunOptions, seed: int) -> list[str]:
+    """One answer to each row's prompt."""
+    if not rows:
+        return []
+    texts = generate(
+        model, tokenizer, [render_prompt(row, tokenizer) for row in rows], max_new_tokens=options.max_new_tokens,
+        temperature=options.sample_temperature, seed=seed,
+    )  # fmt: skip
+    return [str(text) for text in texts]
+
+
+def sample_row(row: Row, before: str, after: str) -> Row:
+    """A line of samples.jsonl; with true rewards where the row comes from the pocket world."""
+    sample: Row = {"prompt": prompt_text(row), "before": before, "after": after}
+    if "chosen" in row:
+        sample |= {side: completion_text(row, side) for side in ("chosen", "rejected")}
+    if "task" in row and "job" in row:
+        conversation = Conversation.from_row(row)
+        sample["reward_before"], sample["reward_after"] = (judge(conversation, text).reward for text in (before, after))
+    return sample
+
+
+def measure_kl(options: TrainOptions, model: Any, tokenizer: Any, held: list[Row]) -> Estimate:
+    """KL of the trained model from the one it started as, which is loaded again for this."""
+    reference, _ = load_policy(options.model, device=options.device, trust_remote_code=options.trust_remote_code)
+    return kl_from_reference(
+        model, reference, tokenizer, held[: options.kl_prompts], seed=options.seed,
+        max_new_tokens=options.max_new_tokens, max_length=options.max_length,
+    )  # fmt: skip
+
+
+class _Interruption:
+    """Ctrl-C asks the loop to stop after the step in hand; a second one stops at once."""
+
+    def __enter__(self) -> _Interruption:
+        self.is_asked = False
+        self.is_main = threading.current_thread() is threading.main_thread()
+        if self.is_main:
+            self.previous = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.is_main:
+            signal.signal(signal.SIGINT, self.previous)
+
+    def __call__(self) -> bool:
+        return self.is_asked
+
+    def _ask(self, *_: object) -> None:
+        if self.is_asked:
+            raise KeyboardInterrupt
+        self.is_asked = True
+        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
