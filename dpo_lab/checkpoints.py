@@ -74,7 +74,15 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Any, identity: dict
         load_model(model, str(path / WEIGHTS), device=str(next(model.parameters()).device))
         optimizer.load_state_dict(state["optimizer"])
         _set_random_state(state["random"])
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (
+        pickle.UnpicklingError,
+        SafetensorError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        EOFError,
+    ) as error:
         raise ValueError(
             f"checkpoint {path} does not fit this model and optimiser, or was not written here "
             f"({str(error).strip().splitlines()[0]}); resume from another one"

@@ -53,8 +53,14 @@ def forked(work: Callable[[], None]) -> int:
 
 
 def kill_after(child: int, seconds: float) -> bool:
-    """Kill the process with -9 after a while; True if it had not ended before."""
-    time.sleep(seconds)
+    """Kill the process with -9 after a while; False if it had ended by then, as it should."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            assert status == 0
+            return False
+        time.sleep(min(0.01, max(0.0, until - time.monotonic())))
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return os.WIFSIGNALED(status)
