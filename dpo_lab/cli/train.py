@@ -98,7 +98,7 @@ def as_begun(options: Options) -> Options:
         if asked not in (default, recorded):
             flag = entry.name.replace("_", "-")
             raise ValueError(
-                f"--{flag} is {asked!r}, but the run in {options.run} was begun with {recorded!r}; leave the option out "
+                f"--{flag} is {asked!r}, but the run in {options.run} was begun with {recorded!r}; leave it out "
                 "to go on, or begin another run"
             )
         taken[entry.name] = recorded
