@@ -1,0 +1,79 @@
+"""What a result must carry to be read later: the machine, the versions, the commit, and the rate of its arithmetic."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory, system, versions and commit, without names or paths of this computer."""
+    versions = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "accelerate", "datasets", "trl"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory, 1),
+        "system": platform.system(),
+        "versions": versions,
+        "commit": _commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def heading(command: str, found: dict[str, Any] | None = None) -> str:
+    """One paragraph for the top of a result."""
+    found = machine() if found is None else found
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return (
+        f"{found['processor']}, {found['cores']} cores, {found['memory_gib']} GiB, {found['system']}; {versions}; "
+        f"commit {found['commit']}; {found['date']}.\n`{command}`"
+    )
+
+
+def matrix_rate(threads: int, *, size: int = 2048, seconds: float = 3.0) -> float:
+    """Floating-point operations per second of a float32 matrix product, the median of `seconds` of trying."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        left, right = torch.randn(size, size), torch.randn(size, size)
+        rates, end = [], time.perf_counter() + seconds
+        while time.perf_counter() < end or len(rates) < 5:
+            began = time.perf_counter()
+            left @ right
+            rates.append(2 * size**3 / (time.perf_counter() - began))
+        return sorted(rates)[len(rates) // 2]
+    finally:
+        torch.set_num_threads(before)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    run = lambda *command: subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    try:
+        is_changed = bool(run("status", "--porcelain", "--untracked-files=no", "dpo_lab"))
+        return (run("rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if is_changed else "")
+    except OSError:
+        return "unknown"
