@@ -1,0 +1,216 @@
+"""What DPO does in the pocket world, measured: `python data/measure.py sweep` and `python data/measure.py seeds`.
+
+sweep   a small grid of learning rate, β and epochs, judged on prompts of the training split that no pair was made
+        from. The defaults of `dpo-lab train` were chosen from it.
+seeds   those defaults with five seeds on the test split, beside SFT on the chosen answers alone, and ten times the
+        learning rate.
+
+Results go to data/results/ with the settings, the versions and the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from scipy.stats import spearmanr
+
+from dpo_lab import (
+    DPOConfig,
+    ReferenceCache,
+    SFTConfig,
+    generate,
+    load_policy,
+    load_preferences,
+    train_dpo,
+    train_sft,
+)
+from dpo_lab.evaluation import kl_of_samples
+from dpo_lab.loop import Event, Step
+from dpo_lab.preferences import encode_prompt, render_prompt, tokenize_examples, tokenize_pairs
+from dpo_lab.sampling import generate_ids
+from dpo_lab.worlds import corpus
+from dpo_lab.worlds.pocket import JOBS, Conversation
+from dpo_lab.worlds.pocket.quality import quality
+
+RESULTS = Path(__file__).resolve().parent / "results"
+VALIDATION_SEED = 77_000
+MAX_NEW_TOKENS = 80
+
+
+def answer(model: Any, tokenizer: Any, conversations: list[Conversation], seed: int) -> list[str]:
+    """One answer each at temperature 1."""
+    prompts = [render_prompt(c.row(), tokenizer) for c in conversations]
+    texts = generate(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, seed=seed, batch_size=128)
+    return [str(text) for text in texts]
+
+
+def true_quality(model: Any, tokenizer: Any, conversations: list[Conversation], seed: int) -> dict[str, float]:
+    return quality(conversations, answer(model, tokenizer, conversations, seed))
+
+
+def kl(model: Any, tokenizer: Any, conversations: list[Conversation], seed: int) -> dict[str, float]:
+    """KL from the embedded model per answer, in nats, on 128 prompts."""
+    reference, _ = load_policy("embedded")
+    ids = [encode_prompt(c.row(), tokenizer) for c in conversations[:128]]
+    answers = generate_ids(model, tokenizer, ids, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
+    estimate = kl_of_samples(model, reference, ids, [[one.ids for one in row] for row in answers])
+    return {"kl": estimate.mean, "kl_standard_error": estimate.standard_error}
+
+
+def trained(events: Any) -> tuple[float, Event]:
+    """Drain a training; its seconds and its last step."""
+    began, last = time.perf_counter(), None
+    for event in events:
+        if isinstance(event, Step):
+            last = event
+    assert last is not None
+    return time.perf_counter() - began, last
+
+
+def dpo_trial(
+    config: DPOConfig, conversations: list[Conversation], pairs: Any, cache: ReferenceCache
+) -> dict[str, Any]:
+    """Train on the embedded pairs; true quality and KL afterwards."""
+    model, tokenizer = load_policy("embedded")
+    data, _ = tokenize_pairs(pairs, tokenizer, max_length=config.max_length)
+    seconds, last = trained(train_dpo(model, tokenizer, data, config, cache=cache))
+    found = true_quality(model, tokenizer, conversations, config.seed)
+    return found | kl(model, tokenizer, conversations, config.seed) | {
+        "train_accuracy": last.metrics["rewards/accuracies"], "train_loss": last.metrics["loss"], "seconds": seconds,
+    }  # fmt: skip
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    """Every combination of the grid, one seed; a line of JSON as each is done."""
+    conversations = corpus.prompts(400, split="train", seed=VALIDATION_SEED)
+    pairs = load_preferences("embedded", split="train")
+    grid = itertools.product(arguments.learning_rates, arguments.betas, arguments.epochs)
+    rows = []
+    with ReferenceCache() as cache:
+        for learning_rate, beta, epochs in grid:
+            config = DPOConfig(learning_rate=learning_rate, beta=beta, epochs=epochs, seed=0, device="cpu")
+            rows.append({"learning_rate": learning_rate, "beta": beta, "epochs": epochs}
+                        | dpo_trial(config, conversations, pairs, cache))  # fmt: skip
+            print(json.dumps(rows[-1]), flush=True)
+    names = ["learning_rate", "beta", "epochs", "success", *(f"success/{job}" for job in JOBS), "well_formed",
+             "over_refusal", "words", "reward", "kl", "train_accuracy", "seconds"]  # fmt: skip
+    keep("defaults_sweep", "Choosing the defaults of `dpo-lab train`", sweep.__doc__ or "", names, rows, conversations)
+
+
+def seeds(arguments: argparse.Namespace) -> None:
+    """The defaults with several seeds on the test split, SFT on the chosen answers, ten times the learning rate."""
+    conversations = corpus.prompts(400, split="test", seed=VALIDATION_SEED)
+    pairs, test_pairs = (load_preferences("embedded", split=split) for split in ("train", "test"))
+    default = DPOConfig(device="cpu")
+    rows: list[dict[str, Any]] = []
+    base, tokenizer = load_policy("embedded")
+    for seed in range(arguments.seeds):
+        rows.append({"method": "base", "seed": seed} | true_quality(base, tokenizer, conversations, seed))
+    with ReferenceCache() as cache:
+        for seed in range(arguments.seeds):
+            config = DPOConfig(seed=seed, device="cpu")
+            row = {"method": "DPO", "seed": seed} | dpo_trial(config, conversations, pairs, cache)
+            rows.append(row | margins(config, pairs, test_pairs, cache) if seed == 0 else row)
+            print(json.dumps(rows[-1]), flush=True)
+        for seed in range(arguments.seeds):
+            rows.append({"method": "SFT on chosen", "seed": seed} | sft_trial(default, seed, conversations, pairs))
+            print(json.dumps(rows[-1]), flush=True)
+        hot = DPOConfig(learning_rate=10 * default.learning_rate, device="cpu")
+        rows.append({"method": "DPO, learning rate × 10", "seed": 0} | dpo_trial(hot, conversations, pairs, cache))
+    names = ["success", *(f"success/{job}" for job in JOBS), "well_formed", "over_refusal", "words", "reward", "kl",
+             "rank_correlation", "seconds"]  # fmt: skip
+    summary = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        summary.append({"method": method, "seeds": len(own)} | {name: spread(own, name) for name in names})
+    keep("pocket_dpo", "DPO in the pocket world", seeds.__doc__ or "", ["method", "seeds", *names], summary,
+         conversations, raw=rows)  # fmt: skip
+
+
+def sft_trial(default: DPOConfig, seed: int, conversations: list[Conversation], pairs: Any) -> dict[str, Any]:
+    """SFT on the chosen answers with the same data, epochs, batch and learning rate."""
+    model, tokenizer = load_policy("embedded")
+    config = SFTConfig(
+        epochs=default.epochs,
+        batch_size=default.batch_size,
+        learning_rate=default.learning_rate,
+        seed=seed,
+        device="cpu",
+    )
+    data, _ = tokenize_examples(pairs, tokenizer, max_length=config.max_length)
+    seconds, _ = trained(train_sft(model, tokenizer, data, config))
+    found = true_quality(model, tokenizer, conversations, seed)
+    return found | kl(model, tokenizer, conversations, seed) | {"seconds": seconds}
+
+
+def margins(config: DPOConfig, pairs: Any, test_pairs: Any, cache: ReferenceCache) -> dict[str, float]:
+    """Spearman's rank correlation of implicit and true reward margins on the test pairs."""
+    from dpo_lab import evaluate
+
+    model, tokenizer = load_policy("embedded")
+    reference, _ = load_policy("embedded")
+    trained(train_dpo(model, tokenizer, pairs, config, cache=cache))
+    result = evaluate(model, tokenizer, test_pairs, reference=reference)
+    rows = [test_pairs[int(i)] for i in result.table["row"]]
+    true = np.array([row["reward_chosen"] - row["reward_rejected"] for row in rows])
+    implicit = result.table["margin"]
+    right = (np.sign(true) == np.sign(implicit)).mean()
+    return {"rank_correlation": float(spearmanr(implicit, true).statistic), "agrees_with_truth": float(right)}
+
+
+def spread(rows: list[dict[str, Any]], name: str) -> str:
+    """Mean ± standard deviation over seeds."""
+    values = [row[name] for row in rows if name in row]
+    if not values:
+        return ""
+    return f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
+
+
+def keep(name: str, title: str, lead: str, names: list[str], rows: list[dict[str, Any]],
+         conversations: list[Conversation], raw: Any = None) -> None:  # fmt: skip
+    """Write data/results/NAME.json and NAME.md."""
+    RESULTS.mkdir(exist_ok=True)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    made = {
+        "commit": commit,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "prompts": len(conversations),
+        "command": f"python data/measure.py {'sweep' if name == 'defaults_sweep' else 'seeds'}",
+    }  # fmt: skip
+    (RESULTS / f"{name}.json").write_text(json.dumps({"made": made, "rows": raw or rows}, indent=1) + "\n")
+    cell = lambda value: f"{value:.3g}" if isinstance(value, float) else str(value)
+    lines = [f"# {title}", "", lead, "", *(f"- {key}: {value}" for key, value in made.items()), "",
+             "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]  # fmt: skip
+    lines += ["| " + " | ".join(cell(row.get(column, "")) for column in names) + " |" for row in rows]
+    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["sweep", "seeds"])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
+    parser.add_argument("--betas", type=float, nargs="+", default=[0.05, 0.1, 0.3])
+    parser.add_argument("--epochs", type=float, nargs="+", default=[1.0, 2.0])
+    parser.add_argument("--seeds", type=int, default=5)
+    arguments = parser.parse_args()
+    {"sweep": sweep, "seeds": seeds}[arguments.what](arguments)
+
+
+if __name__ == "__main__":
+    main()
