@@ -107,7 +107,9 @@ def build_measure(settings: Settings, work: Path, out: Path) -> dict[str, Any]:
     report: dict[str, Any] = {}
     for split in get_args(Split):
         conversations = corpus.prompts(400, split=split, seed=settings.seed + 1000)
-        answers = generate(model, tokenizer, [c.row() for c in conversations], max_new_tokens=80, seed=settings.seed)
+        answers = generate(
+            model, tokenizer, [c.row() for c in conversations], max_new_tokens=80, seed=settings.seed, batch_size=128
+        )
         found = quality(conversations, [str(answer) for answer in answers])
         report[split] = {name: round(value, 4) for name, value in found.items()}
         print(split, json.dumps(report[split]))
@@ -125,7 +127,7 @@ def build_pairs(settings: Settings, work: Path, out: Path) -> None:
         conversations = corpus.prompts(num * 5 // 4, split=split, seed=settings.seed + 2000)
         answers = generate(
             model, tokenizer, [c.row() for c in conversations], max_new_tokens=80,
-            num_samples=settings.answers_per_prompt, seed=settings.seed + 1,
+            num_samples=settings.answers_per_prompt, seed=settings.seed + 1, batch_size=512,
         )  # fmt: skip
         several = [[one] if isinstance(one, str) else one for one in answers]
         rows, without = corpus.pair_answers(
