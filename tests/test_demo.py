@@ -1,0 +1,82 @@
+"""`make demo` keeps its promise: the embedded model, trained with the defaults, judged by the true reward."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from dpo_lab import evaluate, load_policy, load_preferences
+from dpo_lab.cli import main
+from dpo_lab.runs import Run
+from dpo_lab.worlds.pocket import JOBS
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo run once: its run, what it printed, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPO_LAB_CACHE", str(folder / "cache"))
+        began = time.perf_counter()
+        status = main(["demo", "--run", str(folder / "run")])
+        seconds = time.perf_counter() - began
+    assert status == 0
+    return Run.load(folder / "run"), seconds
+
+
+def results(run: Run) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for row in run.metrics:
+        if row["kind"] == "result":
+            found |= {name: value for name, value in row.items() if isinstance(value, float)}
+    return found
+
+
+def test_the_base_model_is_as_good_as_its_card_says(demo):
+    found = results(demo[0])
+    assert found["true/well_formed/before"] >= 0.96
+    assert 0.35 <= found["true/success/before"] <= 0.65
+    for job in JOBS:
+        assert 0.2 <= found[f"true/success/{job}/before"] <= 0.8
+
+
+def test_training_lifts_every_job(demo):
+    found = results(demo[0])
+    assert found["true/success/after"] >= 0.88
+    for job in JOBS:
+        assert found[f"true/success/{job}/after"] >= 0.82, job
+    assert found["true/well_formed/after"] >= 0.96
+    assert found["true/over_refusal/after"] <= 0.07
+    assert found["true/words/after"] <= 4 / 3 * found["true/words/before"]
+    assert 0 < found["kl"] < 100
+
+
+def test_implicit_rewards_rank_as_true_rewards_do(demo):
+    model, tokenizer = load_policy(demo[0].model_folder)
+    reference, _ = load_policy("embedded")
+    pairs = load_preferences("embedded", split="test")
+    table = evaluate(model, tokenizer, pairs, reference=reference).table
+    rows = [pairs[int(i)] for i in table["row"]]
+    true = np.array([row["reward_chosen"] - row["reward_rejected"] for row in rows])
+    assert spearmanr(table["margin"], true).statistic >= 0.7
+
+
+def test_the_samples_carry_true_rewards(demo):
+    samples = demo[0].samples
+    assert len(samples) == 8
+    assert all({"prompt", "before", "after", "reward_before", "reward_after"} <= set(sample) for sample in samples)
+
+
+def test_it_is_quick_enough_for_a_first_look(demo):
+    run, seconds = demo
+    last = max(
+        json.loads(line)["seconds"]
+        for line in (run.folder / "metrics.jsonl").read_text().splitlines()
+        if "seconds" in line
+    )
+    assert last < 300  # training on a busy machine; about a minute on a quiet one
+    assert seconds < 600
