@@ -137,96 +137,105 @@ def optimise(
     if config.dropout:
         torch.manual_seed(config.seed)
     step = load_checkpoint(resume, model, optimizer, identity) if resume is not None else 0
-    return _stream(
-        model, scorer, optimizer, accelerator, device, work, config, schedule, identity, step, checkpoints, stop
+    loop = _Loop(
+        model, scorer, optimizer, accelerator, device, work, config, schedule, identity, checkpoints, stop, step
     )
+    return loop.events()
 
 
-def _stream(
-    model: nn.Module,
-    scorer: nn.Module,
-    optimizer: Any,
-    accelerator: Accelerator,
-    device: torch.device,
-    work: Work,
-    config: TrainingConfig,
-    schedule: Schedule,
-    identity: dict[str, Any],
-    step: int,
-    checkpoints: Path | None,
-    stop: Callable[[], bool] | None,
-) -> Iterator[Event]:
-    began, last, metrics = time.perf_counter(), {}, {}
-    tally = Tally(accelerator, work)
-    saved_at = step if step else None
-    is_stopped = False
+@dataclass
+class _Loop:
+    """What the stream of events carries from step to step."""
 
-    def evaluation() -> Iterator[Evaluation]:
-        metrics, margins = work.evaluate(model)
-        if metrics:
-            named = {f"eval_{name}": value for name, value in metrics.items()}
-            last.update(named)
-            yield Evaluation(step, named, margins, time.perf_counter() - began)
+    model: nn.Module
+    scorer: nn.Module  # the same model, as accelerate prepared it
+    optimizer: Any
+    accelerator: Accelerator
+    device: torch.device
+    work: Work
+    config: TrainingConfig
+    schedule: Schedule
+    identity: dict[str, Any]
+    checkpoints: Path | None
+    stop: Callable[[], bool] | None
+    step: int  # optimiser steps taken
 
-    def checkpoint() -> Iterator[Checkpoint]:
-        nonlocal saved_at
-        if checkpoints is not None and saved_at != step:
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                path = save_checkpoint(checkpoints, step, model, optimizer, identity, keep=config.keep_checkpoints)
-                yield Checkpoint(step, str(path))
-            saved_at = step
+    def events(self) -> Iterator[Event]:
+        config, num_steps = self.config, self.schedule.num_steps
+        self.began, self.saved_at, self.is_stopped = time.perf_counter(), self.step, False
+        self.tally, self.last = Tally(self.accelerator, self.work), {}
+        if self.step == 0:
+            yield from self.evaluate()
+        while self.step < num_steps and not self.is_stopped:
+            metrics = self.take_step()
+            if is_due(config.log_every, self.step) or self.step == num_steps:
+                self.last |= metrics
+                yield Step(self.step, num_steps, metrics, self.seconds())
+            if is_due(config.evaluate_every, self.step) and self.step < num_steps:
+                yield from self.evaluate()
+            if is_due(config.checkpoint_every, self.step):
+                yield from self.save()
+        is_complete = self.step == num_steps
+        if is_complete:
+            yield from self.evaluate()
+        yield from self.save()
+        self.model.eval()
+        yield Finished(self.step, num_steps, is_complete, dict(self.last), self.seconds())
 
-    if step == 0:
-        yield from evaluation()
-    while step < schedule.num_steps and not is_stopped:
-        indices, epoch = schedule.batch(step)
-        learning_rate = schedule.learning_rate(step)
-        for group in optimizer.param_groups:
+    def take_step(self) -> dict[str, float]:
+        """Forward, loss, backward, clip, step. The metrics, or nothing where nobody is to look at them."""
+        indices, epoch = self.schedule.batch(self.step)
+        learning_rate = self.schedule.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        model.train()
+        self.model.train()
 
-        size = work.size(indices)
-        share = indices[accelerator.process_index :: accelerator.num_processes]
-        passes = work.passes(share) or [indices[:1]]  # a process without a share still joins the others' reductions
-        weight = accelerator.num_processes / size if len(share) else 0.0
+        share = indices[self.accelerator.process_index :: self.accelerator.num_processes]
+        passes = self.work.passes(share) or [indices[:1]]  # without a share, still join the others' reductions
+        size = self.work.size(indices)
+        weight = self.accelerator.num_processes / size if len(share) else 0.0
         for i, part in enumerate(passes):
             is_last = i == len(passes) - 1
-            with nullcontext() if is_last else accelerator.no_sync(scorer):
-                loss, sums = work.loss(scorer, part, device)
-                accelerator.backward(loss * weight)
-            if len(share):
-                tally.add(sums)
-        norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
-        tally.close_step(step + 1, indices, size, torch.as_tensor(norm))
+            with nullcontext() if is_last else self.accelerator.no_sync(self.scorer):
+                loss, sums = self.work.loss(self.scorer, part, self.device)
+                self.accelerator.backward(loss * weight)
+            self.tally.add(sums if len(share) else {name: 0 * value for name, value in sums.items()})
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
+        self.tally.close_step(self.step + 1, indices, size, torch.as_tensor(norm))
 
-        is_logged = (step + 1) % config.log_every == 0 or step + 1 == schedule.num_steps
-        is_stopped = stop is not None and stop()
-        if (
-            is_logged
-            or is_stopped
-            or is_due(config.checkpoint_every, step + 1)
-            or is_due(config.evaluate_every, step + 1)
-        ):
-            metrics = tally.read() | {"learning_rate": learning_rate, "epoch": epoch}  # before broken weights are kept
-        optimizer.step()
-        optimizer.zero_grad()
-        step += 1
+        metrics: dict[str, float] = {}
+        self.is_stopped = self.stop is not None and self.stop()
+        if self.is_looked_at(self.step + 1):  # waits for the device; raises before broken weights are kept
+            metrics = self.tally.read() | {"learning_rate": learning_rate, "epoch": epoch}
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return metrics
 
-        if is_logged:
-            last.update(metrics)
-            yield Step(step, schedule.num_steps, metrics, time.perf_counter() - began)
-        if is_due(config.evaluate_every, step) and step < schedule.num_steps:
-            yield from evaluation()
-        if is_due(config.checkpoint_every, step):
-            yield from checkpoint()
+    def is_looked_at(self, step: int) -> bool:
+        config = self.config
+        dues = (config.log_every, config.checkpoint_every, config.evaluate_every, self.schedule.num_steps)
+        return self.is_stopped or any(is_due(every, step) for every in dues)
 
-    is_complete = step == schedule.num_steps
-    if is_complete:
-        yield from evaluation()
-    yield from checkpoint()
-    model.eval()
-    yield Finished(step, schedule.num_steps, is_complete, dict(last), time.perf_counter() - began)
+    def evaluate(self) -> Iterator[Evaluation]:
+        metrics, margins = self.work.evaluate(self.model)
+        if metrics:
+            named = {f"eval_{name}": value for name, value in metrics.items()}
+            self.last |= named
+            yield Evaluation(self.step, named, margins, self.seconds())
+
+    def save(self) -> Iterator[Checkpoint]:
+        if self.checkpoints is None or self.saved_at == self.step:
+            return
+        self.accelerator.wait_for_everyone()
+        self.saved_at = self.step
+        if self.accelerator.is_main_process:
+            keep = self.config.keep_checkpoints
+            path = save_checkpoint(self.checkpoints, self.step, self.model, self.optimizer, self.identity, keep=keep)
+            yield Checkpoint(self.step, str(path))
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
 
 
 def is_due(every: int | None, step: int) -> bool:
