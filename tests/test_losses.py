@@ -470,16 +470,18 @@ def test_losses_under_divergences_match_finite_differences(name, divergence):
     assert torch.autograd.gradcheck(function, policy, eps=1e-6, atol=1e-6, rtol=1e-5)
 
 
-HEAD = pair_scores((-4, -10, -5, -7, 3, 3))
-TAIL = pair_scores((-6, 0, -3, 0, 2, 0))  # the chosen completion is two tokens longer
+HEAD = pair_scores((-4, -10, -5, -7, 3, 3), (-3, -6, -2, -8, 2, 2))
+TAIL = pair_scores((-6, 0, -3, 0, 2, 0), (0, -5, 0, -3, 0, 4))  # the chosen two tokens longer, the rejected four
 
 
 def test_discounted_tails_equal_the_numbers_worked_by_hand():
     half = losses.discount_tail(HEAD, TAIL, alpha=0.5)
-    close(torch.stack(half).squeeze(-1), (-7.0, -10.0, -6.5, -7.0, 5.0, 3.0))
+    close(torch.stack(half)[:, 0], (-7.0, -10.0, -6.5, -7.0, 5.0, 3.0))
+    close(torch.stack(half)[:, 1], (-3.0, -8.5, -2.0, -9.5, 2.0, 6.0))
     # a = −7 + 6.5 = −0.5, b = −3: z = 0.25; with the whole tail a = −10 + 8 = −2, z = 0.1; with none a = 1, z = 0.4.
-    for alpha, expected in ((0.5, 0.575939), (1.0, 0.644397), (0.0, 0.513015)):
-        close(losses.dpo(losses.discount_tail(HEAD, TAIL, alpha=alpha), beta=0.1), (expected,))
+    # a = −1, b = −8.5 + 9.5 = 1: z = −0.2; with the whole tail b = −11 + 11 = 0, z = −0.1; with none b = 2, z = −0.3.
+    for alpha, expected in ((0.5, (0.575939, 0.798139)), (1.0, (0.644397, 0.744397)), (0.0, (0.513015, 0.854355))):
+        close(losses.dpo(losses.discount_tail(HEAD, TAIL, alpha=alpha), beta=0.1), expected)
 
 
 def test_the_tail_gets_alpha_times_the_gradient_of_the_head():
