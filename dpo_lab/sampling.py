@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from dpo_lab.models import inner_model
+from dpo_lab.models import check_length, inner_model, position_limit
 from dpo_lab.preferences import BadRow, encode_prompt, end_token_id
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -69,13 +69,19 @@ def generate_ids(
 ) -> list[list[Completion]]:
     """As `generate`, with token ids: one list of `num_samples` completions per prompt, in the order given."""
     _check(max_new_tokens, temperature, top_p, num_samples, batch_size)
+    inner = inner_model(model)
+    num_embeddings = inner.get_input_embeddings().weight.shape[0]
     encoded = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     for i, ids in enumerate(encoded):
         if not ids:
             raise ValueError(f"prompt {i} has no tokens, and a model needs one to start from; give it some text")
-    inner = inner_model(model)
+        if max(ids) >= num_embeddings or min(ids) < 0:
+            raise ValueError(
+                f"prompt {i} holds token ids from {min(ids)} to {max(ids)}, the model has {num_embeddings} embeddings; "
+                "use the tokenizer of this model"
+            )
     device = next(model.parameters()).device
-    ends = end_tokens(model, tokenizer)
+    ends, limit = end_tokens(model, tokenizer), position_limit(model)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens, num_return_sequences=num_samples, do_sample=temperature > 0,
         temperature=temperature if temperature > 0 else 1.0, top_p=top_p, top_k=0, eos_token_id=ends or None,
@@ -88,6 +94,9 @@ def generate_ids(
         for start in range(0, len(order), at_once):
             part = order[start : start + at_once]
             width = max(len(encoded[i]) for i in part)
+            if limit is not None:  # a table of positions ends an answer where it ends
+                check_length(model, width + 1, "a prompt")
+                settings.max_new_tokens = min(max_new_tokens, limit - width)
             ids = torch.full((len(part), width), settings.pad_token_id, dtype=torch.long)
             mask = torch.zeros_like(ids)
             for r, i in enumerate(part):  # padded on the left, so that all prompts end where the answers begin
