@@ -660,6 +660,24 @@ def test_bind_refuses_with_value_rule_and_remedy(name, knobs, message):
     assert message in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "knob", "border"),
+    [
+        ("ipo", "length_power", 0),
+        ("ipo", "length_power", 1),
+        ("discopop", "tau", 1),
+        ("dpop", "lam", 0),
+        ("rpo", "alpha", 0),
+        ("simpo", "gamma", 0),
+        ("robust", "label_smoothing", 0),
+        ("dpo", "beta", 1e-12),
+    ],
+)
+def test_bind_takes_the_borders_of_a_range_that_belong_to_it(name, knob, border):
+    expected = LOSSES[name].function(PAIRS, **(LOSSES[name].knobs | {knob: border}))
+    torch.testing.assert_close(LOSSES[name].bind(**{knob: border})(PAIRS), expected)
+
+
 def test_bind_takes_a_divergence_by_name_or_as_a_function():
     mild = partial(losses.alpha_divergence, alpha=0.2)
     expected = losses.hinge(losses.under_divergence(PAIRS, mild), beta=0.3)
