@@ -126,6 +126,24 @@ def output_layer(model: nn.Module) -> nn.Linear:
     return inner_model(model).get_output_embeddings()
 
 
+def position_limit(model: nn.Module) -> int | None:
+    """Most tokens that a model with a table of positions can take, as GPT-2; None where positions are computed."""
+    inner = inner_model(model)
+    limit = getattr(inner.config, "max_position_embeddings", None)
+    tables = [module for module in inner.modules() if isinstance(module, nn.Embedding)]
+    tables = [table for table in tables if table is not inner.get_input_embeddings()]
+    # OPT's table has two rows before its first position.
+    return limit if limit and any(limit <= table.num_embeddings <= limit + 2 for table in tables) else None
+
+
+def check_length(model: nn.Module, longest: int, name: str) -> None:
+    """Refuse `longest` tokens in a row where the model has no position for the last of them."""
+    limit = position_limit(model)
+    if limit is not None and longest > limit:
+        raise ValueError(f"{name} has a row of {longest} tokens, and the model has {limit} positions; "
+                         f"lower max_length to {limit} or less")  # fmt: skip
+
+
 def num_parameters(model: nn.Module) -> int:
     """Weights of the model, shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())

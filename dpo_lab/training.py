@@ -21,7 +21,7 @@ from dpo_lab.evaluation import evaluate_scores, pair_metrics, pair_scores_of, re
 from dpo_lab.logprobs import autocast, score, sum_per_sequence, usable_layout
 from dpo_lab.loop import Event, optimise
 from dpo_lab.losses import LOSSES, LossSpec, PairScores
-from dpo_lab.models import disable_dropout, pick_device
+from dpo_lab.models import check_length, disable_dropout, pick_device
 from dpo_lab.preferences import TokenData, tokenize_examples, tokenize_pairs
 from dpo_lab.reference import ReferenceCache, fingerprint
 
@@ -63,7 +63,8 @@ def train_dpo(
             raise ValueError(
                 f"{name} must hold 2 completions per prompt (chosen, rejected), got {pairs.num_completions}"
             )
-    _check_vocabulary(model, data)
+    for name, pairs in (("preferences", data), ("held_out", held)):
+        _check_fit(model, pairs, name)
     model.to(pick_device(config.device))
     if not config.dropout:
         disable_dropout(model)
@@ -103,7 +104,8 @@ def train_sft(
     config = config or SFTConfig()
     data = _tokens(examples, tokenizer, config, tokenize_examples, "examples")
     held = None if held_out is None else _tokens(held_out, tokenizer, config, tokenize_examples, "held_out")
-    _check_vocabulary(model, data)
+    for name, rows in (("examples", data), ("held_out", held)):
+        _check_fit(model, rows, name)
     model.to(pick_device(config.device))
     layout = usable_layout(model, config.layout, data)
     work = ExampleWork(data, held, config, layout)
@@ -263,13 +265,17 @@ def _tokens(rows: Rows, tokenizer: Any, config: TrainingConfig, tokenize: Callab
     return data
 
 
-def _check_vocabulary(model: nn.Module, data: TokenData) -> None:
+def _check_fit(model: nn.Module, data: TokenData | None, name: str) -> None:
+    """Every token needs an embedding, and every position a row where positions are a table."""
+    if data is None:
+        return
     rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportCallIssue]
     largest = int(data.ids.max())
     if largest >= rows:
         raise ValueError(
-            f"token id {largest} has no embedding: the model has {rows}; tokenise with the tokenizer of this model"
+            f"token id {largest} has no embedding: the model has {rows}; tokenise {name} with this model's tokenizer"
         )
+    check_length(model, int((data.prompt_lengths + data.completion_lengths.max(1)).max()), name)
 
 
 def _path(path: str | Path | None) -> Path | None:

@@ -21,9 +21,14 @@ import tyro
 
 from dpo_lab.cli.options import COMMANDS, HOME
 
+_LESS_MEMORY = "lower --tokens-per-pass or --max-length, or take --precision bfloat16 or a smaller model"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. A mistake of the user is one message on standard error and status 2."""
+    """Run one command; returns the exit status. A mistake of the user is one message on standard error and status 2.
+
+    With DPO_LAB_TRACEBACK set, the error is raised as it came.
+    """
     options = parse(arguments)
     logging.basicConfig(format="dpo-lab: %(message)s", level=logging.WARNING)
     logging.getLogger("dpo_lab").setLevel(logging.INFO)
@@ -31,10 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module, function = HOME[type(options)]
     try:
         return getattr(import_module(f"dpo_lab.cli.{module}"), function)(options)
-    except (ValueError, OSError, ArithmeticError) as error:
+    except BrokenPipeError:  # the reader of a pipe has seen enough, as in `dpo-lab sample | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more as it leaves
+        return 141
+    except (ValueError, OSError, ArithmeticError, ImportError) as error:
         if os.environ.get("DPO_LAB_TRACEBACK"):
             raise
         print(f"dpo-lab: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if "memory" not in f"{type(error).__name__} {error}".lower() or os.environ.get("DPO_LAB_TRACEBACK"):
+            raise
+        first = str(error).strip().partition("\n")[0] or "the machine has none left"
+        print(f"dpo-lab: out of memory ({first}); {_LESS_MEMORY}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("dpo-lab: interrupted", file=sys.stderr)

@@ -39,9 +39,12 @@ def read_training_rows(options: RunOptions, seed: int, read: Read) -> tuple[list
     """Rows to train on and rows to evaluate on."""
     rows = read_rows(options, seed, read, embedded_split="train")
     if options.held_out is not None:
-        held, report = read(options.held_out, on_bad_row=options.on_bad_row)
+        split = options.held_out_split or ("test" if options.held_out in ("embedded", options.pairs) else None)
+        held, report = read(options.held_out, split=split, on_bad_row=options.on_bad_row)
         say(report)
-    elif options.pairs == "embedded":
+    elif options.held_out_split is not None:
+        raise ValueError(f"held_out_split is {options.held_out_split!r} without --held-out; name the source as well")
+    elif options.pairs == "embedded" and options.split != "test":
         held, _ = read("embedded", split="test", on_bad_row=options.on_bad_row)
     elif options.validation:
         rows, held = split_rows(rows, options.validation, seed)

@@ -9,11 +9,11 @@ from typing import Any
 from dpo_lab.cli.inputs import load_model, read_rows, say
 from dpo_lab.cli.options import CacheOptions, EvaluateOptions, SampleOptions
 from dpo_lab.cli.progress import Dashboard, console, number_table
-from dpo_lab.cli.tables import check_table, write_table
+from dpo_lab.cli.tables import TABLES, check_output, write_table
 from dpo_lab.evaluation import evaluate as evaluate_pairs
 from dpo_lab.evaluation import kl_from_reference
-from dpo_lab.models import load_policy
-from dpo_lab.preferences import prompt_text, read_preferences, render_prompt, tokenize_pairs
+from dpo_lab.models import check_length, load_policy
+from dpo_lab.preferences import prompt_text, read_preferences, tokenize_pairs
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.sampling import generate
 
@@ -24,6 +24,7 @@ def cache(options: CacheOptions) -> int:
     rows = read_rows(options, options.seed, read_preferences, embedded_split="train")
     data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length)
     say(report)
+    check_length(model, report.longest, "--pairs")
     began = time.perf_counter()
     with ReferenceCache(options.cache) as store:
         result = store.logps(
@@ -39,12 +40,19 @@ def cache(options: CacheOptions) -> int:
 def evaluate(options: EvaluateOptions) -> int:
     """Print the metrics of a model on pairs, and write one line per pair if asked to."""
     if options.table is not None:
-        check_table(options.table)
+        check_output(options.table, TABLES)
     model, tokenizer = load_model(options, options.device)
-    reference, _ = load_policy(options.reference, device=options.device, trust_remote_code=options.trust_remote_code)
+    reference, own = load_policy(options.reference, device=options.device, trust_remote_code=options.trust_remote_code)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"the reference {options.reference} has another tokenizer than {options.model}, so their log-probs are of "
+            "other tokens; give --reference the model that training began from"
+        )
+    console.print(f"reference: {options.reference}", soft_wrap=True)
     rows = read_rows(options, options.seed, read_preferences, embedded_split="test")
     data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length)
     say(report)
+    check_length(model, report.longest, "--pairs")
     with ReferenceCache(options.cache) as store:
         result = evaluate_pairs(
             model, tokenizer, data, reference=reference, cache=store, loss=options.loss, beta=options.beta,
@@ -79,8 +87,8 @@ def sample(options: SampleOptions) -> int:
         system = [{"role": "system", "content": options.system}] if options.system else []
         rows = [{"prompt": text if options.raw else [*system, {"role": "user", "content": text}]} for text in shown]
     answers = generate(
-        model, tokenizer, [render_prompt(row, tokenizer) for row in rows], max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature, top_p=options.top_p, num_samples=options.num_samples, seed=options.seed,
+        model, tokenizer, rows, max_new_tokens=options.max_new_tokens, temperature=options.temperature,
+        top_p=options.top_p, num_samples=options.num_samples, seed=options.seed,
     )  # fmt: skip
     for prompt, answer in zip(shown, answers, strict=True):
         console.rule(style="dim")

@@ -41,6 +41,8 @@ class RunOptions(InputOptions):
     """Go on with the run in --run from its last checkpoint."""
     held_out: str | None = None
     """Data to evaluate on; None takes the embedded test split, or splits off --validation."""
+    held_out_split: str | None = None
+    """Which split of --held-out; None takes test where it is the source of --pairs too, else train."""
     validation: float = 0.1
     """Share of the data split off for evaluation, by prompt, where --held-out is not given; 0 evaluates nothing."""
     samples: int = 8
@@ -50,6 +52,17 @@ class RunOptions(InputOptions):
     max_new_tokens: int = 128
     """Longest sampled answer, in tokens."""
 
+    def check(self) -> None:
+        """ValueError for what would strike only after training."""
+        if self.samples < 0:
+            raise ValueError(f"samples must not be negative, got {self.samples}; 0 samples nothing")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}; 128 is the usual start")
+        if not 0 <= self.validation < 1:
+            raise ValueError(
+                f"validation is a share and must lie in [0, 1), got {self.validation}; 0.1 is usual, 0 holds none out"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(DPOConfig, RunOptions):
@@ -58,10 +71,19 @@ class TrainOptions(DPOConfig, RunOptions):
     kl_prompts: int = 64
     """Held-out prompts on which the KL from the reference is estimated at the end; 0 leaves it out."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check()
+        check_kl_prompts(self.kl_prompts)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SFTOptions(SFTConfig, RunOptions):
     """Fine-tune a model on good answers (prompt/completion or messages rows, or the chosen side of pairs)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +118,9 @@ class EvaluateOptions(CacheOptions):
     """Longest sampled answer, in tokens."""
     table: Path | None = None
     """Write one line per pair to this .csv or .jsonl file."""
+
+    def __post_init__(self) -> None:
+        check_kl_prompts(self.kl_prompts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +162,14 @@ class CompareOptions:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders."""
     figure: Path | None = None
-    """Write the overlaid curves to this .png file."""
+    """Write the overlaid curves to this .png, .pdf or .svg file."""
     csv: Path | None = None
-    """Write the table to this .csv file."""
+    """Write the table to this .csv or .jsonl file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossesOptions:
-    """Print the table of losses: formula, knobs, source."""
+    """Print the table of losses: what each does, its knobs, its source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +192,12 @@ class LabOptions:
     """Port on the loopback address; the next free one is taken if it is in use."""
     browser: bool = True
     """Open the browser."""
+
+
+def check_kl_prompts(number: int) -> None:
+    """The standard error is over prompts, so one alone says nothing."""
+    if number < 0 or number == 1:
+        raise ValueError(f"kl_prompts must be 0 or at least 2, got {number}; 64 is usual, 0 leaves the estimate out")
 
 
 COMMANDS = {

@@ -21,6 +21,7 @@ class Dashboard:
 
     def __init__(self, unit: str, batch_size: int) -> None:
         self.unit, self.batch_size = unit, batch_size
+        self.num_scored = 0  # pairs that the reference had to be run on
 
     def follow(self, events: Iterator[Event]) -> Iterator[Event]:
         """Show the events and pass them on."""
@@ -28,9 +29,18 @@ class Dashboard:
 
     def reference(self, done: int, total: int) -> None:
         """Progress of the reference's pass."""
+        self.num_scored += total if done == total else 0
         if console.is_terminal:
             end = "\n" if done == total else "\r"
             print(f"scoring the reference: {done:,} of {total:,} pairs", end=end, file=sys.stderr, flush=True)
+
+    def tell_reference(self, num_pairs: int) -> None:
+        """Say what the cache spared."""
+        if self.num_scored:
+            found = num_pairs - self.num_scored
+            console.print(f"reference: {self.num_scored:,} pairs scored, {found:,} found in the cache")
+        else:
+            console.print(f"reference: all {num_pairs:,} pairs found in the cache, none scored")
 
     def _with_bar(self, events: Iterator[Event]) -> Iterator[Event]:
         columns: list[ProgressColumn] = [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ from dpo_lab.runs import compare_runs, comparison_figure, load_runs
 
 console = Console(highlight=False)
 
+TABLES, FIGURES = (".csv", ".jsonl"), (".png", ".pdf", ".svg")
+
 
 def compare(options: CompareOptions) -> int:
     """Print runs side by side: a column for each, a row for every setting that differs and every result."""
     if options.csv is not None:
-        check_table(options.csv)
+        check_output(options.csv, TABLES)
+    if options.figure is not None:
+        check_output(options.figure, FIGURES)
     runs = load_runs(options.runs)
     rows = compare_runs(runs)
     first, *others = rows[0]
@@ -36,7 +41,8 @@ def compare(options: CompareOptions) -> int:
         write_table(options.csv, rows)
         console.print(f"table: {options.csv}", soft_wrap=True)
     if options.figure is not None:
-        comparison_figure(runs).savefig(options.figure)
+        with output(options.figure):
+            comparison_figure(runs).savefig(options.figure)
         console.print(f"figure: {options.figure}", soft_wrap=True)
     return 0
 
@@ -45,37 +51,50 @@ def losses(_: LossesOptions) -> int:
     """Print the table of losses."""
     from dpo_lab.losses import LOSSES
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("loss", no_wrap=True)
-    table.add_column("reference")
-    table.add_column("knobs")
-    table.add_column("source", no_wrap=True)
-    table.add_column("what it does", overflow="fold")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
     for name, spec in LOSSES.items():
-        knobs = ", ".join(f"{knob} {value:g}" for knob, value in spec.knobs.items())
-        source = spec.paper.removeprefix("https://")
-        table.add_row(name, "yes" if spec.needs_reference else "no", knobs, source, spec.summary)
+        knobs = ", ".join(f"{knob} {value:g}" for knob, value in spec.knobs.items()) or "no knobs"
+        reference = "" if spec.needs_reference else " · needs no reference"
+        facts = f"{knobs}{reference} · {spec.paper.removeprefix('https://')}"
+        table.add_row(name, Text(f"{spec.summary}\n").append(facts, style="dim"))
     console.print(table)
     return 0
 
 
-def check_table(path: Path) -> None:
-    """Refuse a table's path before the work is done."""
-    if path.suffix not in (".csv", ".jsonl"):
-        raise ValueError(f"{path} must end in .csv or .jsonl; the ending decides the format")
+def check_output(path: Path, endings: Sequence[str]) -> None:
+    """Refuse a path before the work is done: its ending must be known, and its folder must be one."""
+    if path.suffix not in endings:
+        raise ValueError(f"{path} must end in {' or '.join(endings)}; the ending decides the format")
+    with output(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise OSError("it is a folder")
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """One row per line, as CSV with a header or as JSON lines, by the path's ending."""
-    check_table(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    check_output(path, TABLES)
+    with output(path), path.open("w", encoding="utf-8", newline="") as file:
         if path.suffix == ".jsonl":
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         else:
             writer = csv.DictWriter(file, list(rows[0]) if rows else [])
             writer.writeheader()
             writer.writerows(rows)
+
+
+@contextmanager
+def output(path: Path) -> Iterator[None]:
+    """Gives an OSError the path, the reason and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            f"{path} cannot be written ({reason}); free space or permissions there, or name another"
+        ) from error
 
 
 def _cell(value: Any) -> Text:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,29 +17,30 @@ from dpo_lab.checkpoints import latest_checkpoint, read_manifest
 from dpo_lab.cli.inputs import Row, load_model, read_training_rows, settings_of, tokenized
 from dpo_lab.cli.options import RunOptions, SFTOptions, TrainOptions
 from dpo_lab.cli.progress import Dashboard, console, result_table
-from dpo_lab.config import DPOConfig, SFTConfig
+from dpo_lab.config import DPOConfig, SFTConfig, TrainingConfig
 from dpo_lab.evaluation import Estimate, kl_from_reference
 from dpo_lab.loop import Evaluation, Event, Finished
 from dpo_lab.models import load_policy, save_policy
 from dpo_lab.preferences import (
     completion_text,
+    encode_prompt,
     prompt_text,
     read_examples,
     read_preferences,
-    render_prompt,
     tokenize_examples,
     tokenize_pairs,
 )
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.runs import Run
+from dpo_lab.runs.run import CONFIG, METRICS
 from dpo_lab.sampling import generate
 from dpo_lab.training import loss_of, train_dpo, train_sft
 from dpo_lab.worlds.pocket import Conversation, judge
 
 Options = TypeVar("Options", bound=RunOptions)
 
-FREE_ON_RESUME = ("run", "resume", "cache", "device")
-"""Options that a resumed run takes from the command line; all others are those that it was begun with."""
+FREE_ON_RESUME = ("cache", "device")
+"""Options that may be given anew when a run goes on; all others are those that it was begun with."""
 
 
 def train(options: TrainOptions) -> int:
@@ -45,41 +48,44 @@ def train(options: TrainOptions) -> int:
     options = as_begun(options)
     config = DPOConfig(**settings_of(options, DPOConfig))
     spec, _, _ = loss_of(config)  # a wrong knob is told before anything is loaded
-    run = open_run("train", options)
-    model, tokenizer = load_model(options, config.device)
-    rows, held = read_training_rows(options, config.seed, read_preferences)
-    tokens, held_tokens = tokenized(rows, held, tokenizer, config.max_length, tokenize_pairs)
-    dashboard = Dashboard("pairs", config.batch_size)
-    with ReferenceCache(options.cache) as cache:
+    with run_folder("train", options) as run:
+        model, tokenizer = load_model(options, config.device)
+        rows, held = read_training_rows(options, config.seed, read_preferences)
+        tokens, held_tokens = tokenized(rows, held, tokenizer, config.max_length, tokenize_pairs)
+        dashboard = Dashboard("pairs", config.batch_size)
+        with ReferenceCache(options.cache) as cache:
 
-        def begin(**stream: Any) -> Iterator[Event]:
-            return train_dpo(
-                model, tokenizer, tokens, config, held_out=held_tokens, cache=cache,
-                on_reference=dashboard.reference, **stream,
-            )  # fmt: skip
+            def begin(**stream: Any) -> Iterator[Event]:
+                events = train_dpo(
+                    model, tokenizer, tokens, config, held_out=held_tokens, cache=cache,
+                    on_reference=dashboard.reference, **stream,
+                )  # fmt: skip
+                if spec.needs_reference:
+                    dashboard.tell_reference(len(tokens) + (len(held_tokens) if held_tokens else 0))
+                return events
 
-        finished = follow(run, begin, dashboard, model, tokenizer, held, options, config.seed)
-    if finished.is_complete and spec.needs_reference and options.kl_prompts and held:
-        estimate = measure_kl(options, model, tokenizer, held)
-        run.add_results({"kl": estimate.mean, "kl_standard_error": estimate.standard_error})
-        console.print(f"KL from the reference: {estimate.mean:.2f} ± {estimate.standard_error:.2f} nats per answer")
-    return close(run, finished)
+            finished = follow(run, begin, dashboard, model, tokenizer, held, options, config)
+        if finished.is_complete and spec.needs_reference and options.kl_prompts and len(held) > 1:
+            estimate = measure_kl(options, model, tokenizer, held)
+            run.add_results({"kl": estimate.mean, "kl_standard_error": estimate.standard_error})
+            console.print(f"KL from the reference: {estimate.mean:.2f} ± {estimate.standard_error:.2f} nats per answer")
+        return close(run, finished)
 
 
 def sft(options: SFTOptions) -> int:
     """Supervised fine-tuning from good answers to a run folder."""
     options = as_begun(options)
     config = SFTConfig(**settings_of(options, SFTConfig))
-    run = open_run("sft", options)
-    model, tokenizer = load_model(options, config.device)
-    rows, held = read_training_rows(options, config.seed, read_examples)
-    tokens, held_tokens = tokenized(rows, held, tokenizer, config.max_length, tokenize_examples)
-    dashboard = Dashboard("examples", config.batch_size)
+    with run_folder("sft", options) as run:
+        model, tokenizer = load_model(options, config.device)
+        rows, held = read_training_rows(options, config.seed, read_examples)
+        tokens, held_tokens = tokenized(rows, held, tokenizer, config.max_length, tokenize_examples)
+        dashboard = Dashboard("examples", config.batch_size)
 
-    def begin(**stream: Any) -> Iterator[Event]:
-        return train_sft(model, tokenizer, tokens, config, held_out=held_tokens, **stream)
+        def begin(**stream: Any) -> Iterator[Event]:
+            return train_sft(model, tokenizer, tokens, config, held_out=held_tokens, **stream)
 
-    return close(run, follow(run, begin, dashboard, model, tokenizer, held, options, config.seed))
+        return close(run, follow(run, begin, dashboard, model, tokenizer, held, options, config))
 
 
 def as_begun(options: Options) -> Options:
@@ -91,11 +97,15 @@ def as_begun(options: Options) -> Options:
     begun = Run.load(options.run).config.get("settings", {})
     taken: dict[str, Any] = {}
     for entry in fields(options):
-        if entry.name in FREE_ON_RESUME or entry.name not in begun:
+        if entry.name in ("run", "resume") or entry.name not in begun:
             continue
         asked, recorded = getattr(options, entry.name), begun[entry.name]
+        if entry.name == "cache" and recorded is not None:
+            recorded = Path(recorded)
         default = entry.default_factory() if callable(entry.default_factory) else entry.default
         if asked not in (default, recorded):
+            if entry.name in FREE_ON_RESUME:
+                continue
             flag = entry.name.replace("_", "-")
             raise ValueError(
                 f"--{flag} is {asked!r}, but the run in {options.run} was begun with {recorded!r}; leave it out "
@@ -105,11 +115,31 @@ def as_begun(options: Options) -> Options:
     return replace(options, **taken)
 
 
-def open_run(command: str, options: RunOptions) -> Run:
-    """The run's folder, new or to go on with."""
+@contextmanager
+def run_folder(command: str, options: RunOptions) -> Iterator[Run]:
+    """The run's folder, new or to go on with.
+
+    Where the run ends before anything was recorded, a new folder goes away again: after a slip in the options the
+    same command can be given once more.
+    """
     folder = options.run or Path("runs") / f"{command}-{datetime.now():%Y%m%d-%H%M%S}"
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    return Run.create(folder, {"command": command, "settings": settings}, resume=options.resume)
+    run = Run.create(folder, {"command": command, "settings": settings}, resume=options.resume)
+    try:
+        yield run
+    except BaseException as error:
+        if not options.resume and not (folder / METRICS).exists():
+            with suppress(OSError):
+                (folder / CONFIG).unlink()
+                folder.rmdir()
+        elif isinstance(error, KeyboardInterrupt):
+            print(f"\ngo on with: {way_on(run)}", file=sys.stderr)
+        raise
+
+
+def way_on(run: Run) -> str:
+    """The command that goes on with a run."""
+    return f"dpo-lab {run.config['command']} --run {shlex.quote(str(run.folder))} --resume"
 
 
 def follow(
@@ -120,19 +150,21 @@ def follow(
     tokenizer: Any,
     held: list[Row],
     options: RunOptions,
-    seed: int,
+    config: TrainingConfig,
 ) -> Finished:
     """Train, record and show; leaves samples and the model in the run's folder."""
     asked = held[: options.samples]
-    before = answers_to(asked, model, tokenizer, options, seed)
+    before = answers_to(asked, model, tokenizer, options, config)
     checkpoint = latest_checkpoint(run.checkpoints) if options.resume else None
     first = last = finished = None
-    with _Interruption() as is_asked_to_stop:
-        events = begin(checkpoints=run.checkpoints, resume=checkpoint, stop=is_asked_to_stop)
-        if options.resume:
-            step = read_manifest(checkpoint)["step"] if checkpoint else 0
-            run.rewind(step)
-            console.print(f"going on after step {step}" if checkpoint else "no intact checkpoint: from the beginning")
+    interruption = _Interruption()
+    events = begin(checkpoints=run.checkpoints, resume=checkpoint, stop=interruption)
+    if options.resume:
+        step = read_manifest(checkpoint)["step"] if checkpoint else 0
+        run.rewind(step)
+        where = f"going on after step {step}" if checkpoint else "no intact checkpoint: from the beginning"
+        console.print(f"{where}, with the settings in {run.folder / CONFIG}", soft_wrap=True)
+    with interruption:
         for event in run.follow(dashboard.follow(events)):
             if isinstance(event, Evaluation):
                 first, last = first or event, event
@@ -140,7 +172,7 @@ def follow(
                 finished = event
     assert finished is not None, "a stream of events ends with Finished"
     if finished.is_complete:
-        after = answers_to(asked, model, tokenizer, options, seed)
+        after = answers_to(asked, model, tokenizer, options, config)
         run.add_samples([sample_row(*each) for each in zip(asked, before, after, strict=True)])
         save_policy(model, tokenizer, run.model_folder)
     console.print(result_table(first, last, finished))
@@ -152,20 +184,20 @@ def close(run: Run, finished: Finished) -> int:
     run.write_report()
     if not finished.is_complete:
         console.print(f"stopped after step {finished.step} of {finished.num_steps}; a checkpoint is kept")
-        console.print(f"go on with: dpo-lab {run.config['command']} --run {run.folder} --resume", soft_wrap=True)
+        console.print(f"go on with: {way_on(run)}", soft_wrap=True)
         return 130
     console.print(f"report: {run.folder / 'report.html'}", soft_wrap=True)
     console.print(f"model:  {run.model_folder}", soft_wrap=True)
     return 0
 
 
-def answers_to(rows: list[Row], model: Any, tokenizer: Any, options: RunOptions, seed: int) -> list[str]:
+def answers_to(rows: list[Row], model: Any, tokenizer: Any, options: RunOptions, config: TrainingConfig) -> list[str]:
     """One answer to each row's prompt."""
     if not rows:
         return []
     texts = generate(
-        model, tokenizer, [render_prompt(row, tokenizer) for row in rows], max_new_tokens=options.max_new_tokens,
-        temperature=options.sample_temperature, seed=seed,
+        model, tokenizer, [encode_prompt(row, tokenizer, config.max_length) for row in rows],
+        max_new_tokens=options.max_new_tokens, temperature=options.sample_temperature, seed=config.seed,
     )  # fmt: skip
     return [str(text) for text in texts]
 
@@ -191,10 +223,11 @@ def measure_kl(options: TrainOptions, model: Any, tokenizer: Any, held: list[Row
 
 
 class _Interruption:
-    """Ctrl-C asks the loop to stop after the step in hand; a second one stops at once."""
+    """While it is entered, Ctrl-C asks the loop to stop after the step in hand; a second one stops at once."""
+
+    is_asked = False
 
     def __enter__(self) -> _Interruption:
-        self.is_asked = False
         self.is_main = threading.current_thread() is threading.main_thread()
         if self.is_main:
             self.previous = signal.signal(signal.SIGINT, self._ask)

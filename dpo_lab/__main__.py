@@ -1,0 +1,8 @@
+"""`python -m dpo_lab` is `dpo-lab`: for launchers such as `torchrun -m`, and where no script is installed."""
+
+import sys
+
+from dpo_lab.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
