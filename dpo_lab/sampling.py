@@ -119,6 +119,12 @@ def _ready_to_sample(model: nn.Module, inner: Any, settings: GenerationConfig, s
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             yield
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):
+            raise
+        raise FloatingPointError(
+            "the model gives probabilities that are no numbers; look at its weights, they may have diverged in training"
+        ) from error
     finally:
         inner.generation_config = own
         model.train(was_training)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dpo_lab.cli.options import InputOptions, RunOptions
 from dpo_lab.cli.progress import console
-from dpo_lab.models import load_policy, num_parameters
+from dpo_lab.models import load_policy, num_parameters, position_limit
 from dpo_lab.preferences import split_rows
 
 Row = dict[str, Any]
@@ -65,6 +65,12 @@ def tokenized(rows: list[Row], held: list[Row], tokenizer: Any, max_length: int,
     num_held = 0 if held_tokens is None else len(held_tokens)
     console.print(f"data: {len(tokens):,} rows to train on, {num_held:,} held out")
     return tokens, held_tokens
+
+
+def longest_prompt(model: Any, max_length: int, max_new_tokens: int) -> int:
+    """Most tokens of a prompt that is to be answered: where positions are a table, up to half of it is the answer's."""
+    limit = position_limit(model)
+    return max_length if limit is None else min(max_length, limit - min(max_new_tokens, limit // 2))
 
 
 def say(report: Any) -> None:

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from dpo_lab.cli.inputs import load_model, read_rows, say
+from dpo_lab.cli.inputs import load_model, longest_prompt, read_rows, say
 from dpo_lab.cli.options import CacheOptions, EvaluateOptions, SampleOptions
 from dpo_lab.cli.progress import Dashboard, console, number_table
 from dpo_lab.cli.tables import TABLES, check_output, write_table
@@ -62,7 +62,8 @@ def evaluate(options: EvaluateOptions) -> int:
     if options.kl_prompts:
         estimate = kl_from_reference(
             model, reference, tokenizer, rows[: options.kl_prompts], seed=options.seed,
-            max_new_tokens=options.max_new_tokens, max_length=options.max_length,
+            max_new_tokens=options.max_new_tokens,
+            max_length=longest_prompt(model, options.max_length, options.max_new_tokens),
         )  # fmt: skip
         metrics["KL from the reference, nats"] = f"{estimate.mean:.2f} ± {estimate.standard_error:.2f}"
     console.print(number_table("", metrics))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dpo_lab.checkpoints import latest_checkpoint, read_manifest
-from dpo_lab.cli.inputs import Row, load_model, read_training_rows, settings_of, tokenized
+from dpo_lab.cli.inputs import Row, load_model, longest_prompt, read_training_rows, settings_of, tokenized
 from dpo_lab.cli.options import RunOptions, SFTOptions, TrainOptions
 from dpo_lab.cli.progress import Dashboard, console, result_table
 from dpo_lab.config import DPOConfig, SFTConfig, TrainingConfig
@@ -195,8 +195,9 @@ def answers_to(rows: list[Row], model: Any, tokenizer: Any, options: RunOptions,
     """One answer to each row's prompt."""
     if not rows:
         return []
+    longest = longest_prompt(model, config.max_length, options.max_new_tokens)
     texts = generate(
-        model, tokenizer, [encode_prompt(row, tokenizer, config.max_length) for row in rows],
+        model, tokenizer, [encode_prompt(row, tokenizer, longest) for row in rows],
         max_new_tokens=options.max_new_tokens, temperature=options.sample_temperature, seed=config.seed,
     )  # fmt: skip
     return [str(text) for text in texts]
@@ -218,7 +219,8 @@ def measure_kl(options: TrainOptions, model: Any, tokenizer: Any, held: list[Row
     reference, _ = load_policy(options.model, device=options.device, trust_remote_code=options.trust_remote_code)
     return kl_from_reference(
         model, reference, tokenizer, held[: options.kl_prompts], seed=options.seed,
-        max_new_tokens=options.max_new_tokens, max_length=options.max_length,
+        max_new_tokens=options.max_new_tokens,
+        max_length=longest_prompt(model, options.max_length, options.max_new_tokens),
     )  # fmt: skip
 
 

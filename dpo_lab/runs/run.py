@@ -90,6 +90,10 @@ class Run:
             raise OSError(f"{path} cannot be read ({error.strerror}); give yourself permission to read it") from error
         if not isinstance(config, dict):
             raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}; restore it")
+        if "command" not in config:  # a model's folder has a config.json too
+            raise ValueError(
+                f"{folder} holds no run: its {CONFIG} has no command; give the folder that was given as --run"
+            )
         return cls(folder, config)
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
