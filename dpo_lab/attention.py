@@ -1,8 +1,10 @@
 """Attention over shared rows: each completion sees its prompt and its own past, and nothing else is computed.
 
-A row `[prompt | chosen | rejected | next prompt | ...]` is described by spans (`batching.Batch.spans`). The causal part
-`[prompt | chosen]` is one attention call; each further completion is one call against the keys of its prompt and its
-own. So the work is that of the tokens that see each other: no padding, no masked-out half, no T × T mask.
+A row `[prompt | chosen | rejected | next prompt | ...]` is described by spans (`batching.Batch.spans`). Two ways give
+the same values. Long rows on a CPU are attended to apart: the causal part `[prompt | chosen]` is one call and each
+further completion another, against the keys of its prompt and its own, so the work is that of the tokens that see each
+other. Many short rows, and rows on a GPU, are attended to together, since calls cost more there than masked-out work:
+one call, each prompt with its completions padded to a row, under a mask.
 
 Registered with transformers under the name `SHARED_ATTENTION`; calls without spans (generation, separate rows) go to
 transformers' own scaled-dot-product attention.
@@ -10,6 +12,7 @@ transformers' own scaled-dot-product attention.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +24,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 SHARED_ATTENTION = "shared_prompts"
+TOKENS_TOGETHER = 160
+"""On a CPU, rows of up to this many tokens on average are attended to together; longer ones apart."""
+
+Spans = tuple[tuple[int, ...], ...]
 
 
 def shared_attention(
@@ -31,7 +38,7 @@ def shared_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    spans: tuple[tuple[int, ...], ...] | None = None,
+    spans: Spans | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query (1, H, T, d), key and value (1, H_kv, T, d) → (1, T, H, d), the layout that transformers expects."""
@@ -43,6 +50,13 @@ def shared_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:  # grouped-query attention: each key head serves several query heads
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    is_short = query.shape[2] <= TOKENS_TOGETHER * len(spans)
+    attend = _attend_together if is_short or query.device.type != "cpu" else _attend_apart
+    return attend(query, key, value, spans, {"dropout_p": dropout, "scale": scaling}), None
+
+
+def _attend_apart(query: Tensor, key: Tensor, value: Tensor, spans: Spans, options: dict[str, Any]) -> Tensor:
+    """One call per prompt and completion: (1, H, T, d) → (1, T, H, d)."""
     # Cut once and join once: the backward pass of a cut is then one join, where that of many slices would write a
     # tensor of zeros for each.
     query_sizes, key_sizes = [], []
@@ -58,17 +72,45 @@ def shared_attention(
         for _ in ends:
             own_key, own_value = next(pieces)
             keys, values = torch.cat([prompt_key, own_key], 2), torch.cat([prompt_value, own_value], 2)
-            outputs.append(_attend(next(queries), keys, values, dropout, scaling))
-    return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
+            outputs.append(_attend(next(queries), keys, values, options))
+    return torch.cat(outputs, 2).transpose(1, 2).contiguous()
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
+def _attend_together(query: Tensor, key: Tensor, value: Tensor, spans: Spans, options: dict[str, Any]) -> Tensor:
+    """One call over padded rows, one row per prompt: (1, H, T, d) → (1, T, H, d)."""
+    places, mask = _padded_rows(spans, query.device)
+    num_rows, _, width, _ = mask.shape
+
+    def padded(x: Tensor) -> Tensor:  # (1, H, T, d) → (B, H, L, d)
+        _, heads, _, size = x.shape
+        rows = x.new_zeros(num_rows * width, heads, size).index_copy(0, places, x[0].transpose(0, 1))
+        return rows.view(num_rows, width, heads, size).transpose(1, 2)
+
+    output = F.scaled_dot_product_attention(padded(query), padded(key), padded(value), attn_mask=mask, **options)
+    return output.transpose(1, 2).flatten(0, 1).index_select(0, places)[None]
+
+
+@lru_cache(maxsize=4)  # every layer asks for the same
+def _padded_rows(spans: Spans, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where each token stands among B padded rows of L tokens, (T,), and who sees whom in each, (B, 1, L, L)."""
+    lengths = torch.tensor([span[-1] - span[0] for span in spans])
+    num_rows, width = len(spans), int(lengths.max())
+    is_token = torch.arange(width) < lengths[:, None]  # (B, L)
+    # Which part of its row a token belongs to: 0 the prompt, k the k-th completion.
+    inner = torch.tensor([span[1:-1] for span in spans]) - torch.tensor([[span[0]] for span in spans])
+    part = (torch.arange(width)[None, :, None] >= inner[:, None, :]).sum(-1)  # (B, L)
+    sees = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
+    mask = sees.tril().view(num_rows, 1, width, width)
+    return is_token.flatten().nonzero()[:, 0].to(device), mask.to(device)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
     """Causal attention whose last query sees all keys: where the queries are fewer, the early keys are a prompt."""
     num_queries, num_keys = query.shape[2], key.shape[2]
     if num_queries == num_keys:
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling, is_causal=True)
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, **options)
     mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril(num_keys - num_queries)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
 
 
 def can_share(model: Any) -> bool:

@@ -31,6 +31,9 @@ SCORING_VERSION = 1
 LOGITS_AT_ONCE = 2**25
 """Most logits (N·V) that are kept for the backward pass: 128 MiB in float32. Beyond it they are computed again."""
 
+LOGITS_IN_CACHE = 2**21
+"""Most logits that a CPU works on at a time: what a chunk's matrix product wrote is read again from its cache."""
+
 logger = logging.getLogger("dpo_lab")
 
 
@@ -130,40 +133,38 @@ def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
 
 
 class _TargetLogps(torch.autograd.Function):
-    """log softmax(h Wᵀ + b)[target] per row of h, without ever holding more logits than `LOGITS_AT_ONCE`.
+    """log softmax(h Wᵀ + b)[target] per row of h, without ever holding more log-probs than `LOGITS_AT_ONCE`.
 
-    Backward: ∂ log p_y / ∂ logits = onehot(y) − p. If all logits fit they are kept from the forward pass; otherwise
-    each chunk computes its own again.
+    Backward: ∂ log p_y / ∂ logits = onehot(y) − p. If the log-probs of the whole vocabulary fit they are kept from the
+    forward pass; otherwise each chunk computes its own again.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            chunks = _chunks(len(hidden), len(weight))
-            ctx.is_kept = len(chunks) == 1 and any(ctx.needs_input_grad)
+            is_kept = hidden.shape[0] * weight.shape[0] <= LOGITS_AT_ONCE and any(ctx.needs_input_grad)
             cast = weight.to(hidden.dtype)
-            logps, normalisers = [], []
-            logits = hidden.new_zeros(0, len(weight), dtype=torch.float32)
-            for rows in chunks:
-                logits = _logits(hidden[rows], cast, bias)
-                normalisers.append(logits.logsumexp(-1))
-                logps.append(logits.gather(-1, targets[rows, None])[:, 0] - normalisers[-1])
-        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers), logits if ctx.is_kept else None)
+            logps, kept = [], []
+            for rows in _chunks(hidden, weight):
+                every = _every_logp(hidden[rows], cast, bias)
+                logps.append(every.gather(-1, targets[rows, None])[:, 0])
+                kept += [every] if is_kept else []
+        ctx.save_for_backward(hidden, weight, bias, targets, *kept)
         return torch.cat(logps)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = upstream
-        hidden, weight, bias, targets, normalisers, kept = ctx.saved_tensors
+        hidden, weight, bias, targets, *kept = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
             cast = weight.to(hidden.dtype)
-            for rows in _chunks(len(hidden), len(weight)):
-                logits = kept.clone() if ctx.is_kept else _logits(hidden[rows], cast, bias)
-                slope = logits.sub_(normalisers[rows, None]).exp_().mul_(-grad[rows, None])  # −g·p
+            for i, rows in enumerate(_chunks(hidden, weight)):
+                every = kept[i] if kept else _every_logp(hidden[rows], cast, bias)
+                slope = every.exp().mul_(-grad[rows, None])  # −g·p
                 slope.scatter_add_(-1, targets[rows, None], grad[rows, None])  # g·(onehot − p)
                 if grad_bias is not None:
                     grad_bias += slope.sum(0)
@@ -175,13 +176,17 @@ class _TargetLogps(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _every_logp(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """log p of every token of the vocabulary, (rows, V), in float32."""
     logits = (hidden @ weight.T).float()
-    return logits if bias is None else logits + bias.float()
+    return (logits if bias is None else logits + bias.float()).log_softmax(-1)
 
 
-def _chunks(num_rows: int, num_vocab: int) -> list[slice]:
-    at_once = max(1, LOGITS_AT_ONCE // num_vocab)
+def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    """Rows of `hidden` whose logits fit: into the cache of a CPU, into memory elsewhere."""
+    num_rows, num_vocab = len(hidden), len(weight)
+    most = min(LOGITS_AT_ONCE, LOGITS_IN_CACHE) if hidden.device.type == "cpu" else LOGITS_AT_ONCE
+    at_once = max(1, most // num_vocab)
     return [slice(start, min(start + at_once, num_rows)) for start in range(0, max(num_rows, 1), at_once)]
 
 
