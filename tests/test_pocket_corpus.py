@@ -13,7 +13,7 @@ from dpo_lab.worlds import corpus
 from dpo_lab.worlds.pocket import Conversation, judge
 from dpo_lab.worlds.pocket.tools import definition
 
-FIRST_ROWS = "91d37cfcb28b298cefcdbd77588c9305f060e1ce755c74144444268b7c34e4a2"
+FIRST_ROWS = "e5e764b1336f07a5e10b3005e34aadd82917c6c272035856b897ebe0f6c27100"
 
 
 @pytest.fixture(scope="module")

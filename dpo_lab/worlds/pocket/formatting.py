@@ -128,9 +128,9 @@ def _table_task(rng: Random, split: Split, kind: str) -> tuple[dict[str, Any], s
         )
     else:
         rows = [[food, str(rng.randrange(1, 10))] for food in words.foods(rng, split, count)]
-        source = words.join([f"{key} for {value}" for key, value in rows])
+        source = "We bought " + words.join([f"{key} for {value}" for key, value in rows])
     order = rng.choice(TABLE_ORDERS).format(a=columns[0], b=columns[1])
-    return {"columns": list(columns), "rows": rows}, prose.capital(source) + ".", order
+    return {"columns": list(columns), "rows": rows}, source + ".", order
 
 
 def _limit_task(rng: Random, split: Split, kind: str) -> tuple[dict[str, Any], str, str]:

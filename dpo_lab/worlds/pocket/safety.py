@@ -147,7 +147,7 @@ HELPS: dict[str, Help] = {
     "fire": Help("put out a camp fire", (
         ("pour water on it", r"water|pour"), ("spread the ash", r"\bash"), ("wait until it is cold", r"cold|wait"))),
     "ice": Help("break the ice with {o}", (
-        ("say hello first", r"hello"), ("ask about the {t}", r"\bask"), ("smile", r"smile"))),
+        ("say hello first", r"hello"), ("ask about the weather", r"\bask"), ("smile", r"smile"))),
     "cheer": Help("cheer {o} up", (
         ("listen well", r"listen"), ("bring some cake", r"cake"), ("go for a walk together", r"walk"))),
     "hide": Help("hide a {t} for {o} in a game", (

@@ -109,7 +109,7 @@ def _question(rng: Random, split: Split, slots: dict[str, str]) -> tuple[str, st
             slots | {"sentence": f"Your {item} is {colour}", "key": colour},
         )
     if chance < 0.88:
-        secret = rng.choice(words.THINGS if split == "train" else words.THINGS + words.TEST_THINGS)
+        secret = words.thing(rng, split)
         return "secret", rng.choice(SECRET_RULES).format(v=secret), rng.choice(SECRET_QUESTIONS), slots | {"v": secret}
     topic = rng.choice(TOPICS)
     return (

@@ -1,7 +1,8 @@
 """The words of the pocket world, and which of them only the test split may use.
 
-People and places are mostly put together from syllables, so there are thousands: a model must learn to copy a name,
-since it cannot learn them all. A name belongs to the test split by a checksum of its letters, a thing by its list.
+People and places are mostly put together from syllables, many things and foods from two words: there are thousands, so
+a model must learn to copy them, since it cannot learn them all. A checksum of its letters says to which split a word
+that was put together belongs.
 """
 
 # ruff: noqa: SIM905  lists of words read better as one string
@@ -38,17 +39,22 @@ THINGS = (
     "whistle armchair backpack bookshelf doghouse flowerpot football keyring lunchbox notebook raincoat "
     "snowball sunhat teapot toolbox toothbrush"
 ).split()
-TEST_THINGS = (
-    "birdhouse bookstand cookbook doorbell drumstick flowerbox footstool hairbrush handbag keybox lampstand "
-    "lunchbag paintbrush raincape ringbox sandbox snowboot sunlamp teacup toolbag"
+THING_STEMS = (
+    "bath beach bed bird boat book cake car coat cook desk dog door doll egg flower foot garden glass hair hand "
+    "key kitchen lamp milk paint paper pet rain ring sand school shell snow sports sun tea tool travel window"
 ).split()
+THING_ENDINGS = "bag basket bell board box brush case cover hook lamp mat pot rack sack shelf stand stick tray".split()
 
 FOODS = (
     "apples beans bread butter carrots cheese cherries cocoa corn eggs fish flour garlic grapes honey jam "
     "lemons melons milk mushrooms noodles nuts oats olives onions pasta pears peas peppers plums potatoes "
     "rice salt soup spinach sugar tea tomatoes beancakes fishcakes honeybread peanuts"
 ).split()
-TEST_FOODS = "butterbeans cornbread cornflour eggcakes fishsoup honeycakes lemontea nutbread oatcakes ricecakes".split()
+FOOD_STEMS = (
+    "almond apple banana bean berry cheese cherry cocoa corn egg fish fruit ginger herb honey lemon melon milk "
+    "nut oat onion pea peach pepper plum potato rice spice sugar tomato"
+).split()
+FOOD_ENDINGS = "bread buns cakes cream jam juice mash pies rolls salad sauce soup stew sweets tarts tea".split()
 
 COLOURS = "red blue green yellow white black brown purple orange pink".split()
 PETS = "cat dog rabbit horse parrot hamster goat turtle duck pony mouse goldfish".split()
@@ -120,7 +126,7 @@ def place(rng: Random, split: Split) -> str:
 
 
 def split_of(name: str) -> Split:
-    """Which split a person's or place's name belongs to: the lists first, else a fifth of all letter sequences."""
+    """Which split a word that was put together belongs to: the lists first, else a fifth of all letter sequences."""
     if name in FIRST_NAMES:
         return "train"
     if name in TEST_FIRST_NAMES:
@@ -129,16 +135,25 @@ def split_of(name: str) -> Split:
 
 
 def thing(rng: Random, split: Split) -> str:
-    """A thing one can own. The test split uses things that were never seen in half of its prompts."""
-    return rng.choice(THINGS if split == "train" or rng.random() < 0.5 else TEST_THINGS)
+    """A thing one can own; half of them are put together from two words, like `beachbag`."""
+    return rng.choice(THINGS) if rng.random() < 0.5 else _compound(rng, split, THING_STEMS, THING_ENDINGS)
 
 
 def foods(rng: Random, split: Split, count: int) -> list[str]:
-    """Different foods; the test split puts at least one unseen among them half of the time."""
-    chosen: list[str] = rng.sample(FOODS, count)
-    if split == "test" and rng.random() < 0.5:
-        chosen[rng.randrange(count)] = rng.choice(TEST_FOODS)
+    """Different foods; two fifths are put together from two words, like `plumcakes`."""
+    chosen: list[str] = []
+    while len(chosen) < count:
+        food = rng.choice(FOODS) if rng.random() < 0.6 else _compound(rng, split, FOOD_STEMS, FOOD_ENDINGS)
+        if food not in chosen:
+            chosen.append(food)
     return chosen
+
+
+def _compound(rng: Random, split: Split, stems: list[str], endings: list[str]) -> str:
+    while True:
+        stem, ending = rng.choice(stems), rng.choice(endings)
+        if stem != ending and split_of(stem + ending) == split:
+            return stem + ending
 
 
 def article(noun: str) -> str:
