@@ -11,16 +11,25 @@ manifest   SHA-256 sums, sizes, settings and measured quality of what is embedde
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import json
+import math
+import os
+import platform
 import statistics
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
+from cards import blocks, fill
+
 from dpo_lab.worlds import corpus
+from dpo_lab.worlds.pocket import JOBS
 from dpo_lab.worlds.pocket.quality import quality
 from dpo_lab.worlds.pocket.schema import Split
 
@@ -34,13 +43,13 @@ class Settings:
     """All that decides what is built."""
 
     seed: int = 0
-    num_texts: int = 240_000
+    num_texts: int = 400_000
     vocabulary: int = corpus.VOCABULARY
-    width: int = 128
+    width: int = 160
     layers: int = 4
-    heads: int = 4
+    heads: int = 5
     batch_size: int = 96
-    steps: int = 5000
+    steps: int = 7500
     learning_rate: float = 2e-3
     warmup: float = 0.03
     train_pairs: int = 4096
@@ -141,22 +150,64 @@ def build_pairs(settings: Settings, work: Path, out: Path) -> None:
 
 
 def build_manifest(settings: Settings, work: Path, out: Path) -> None:
+    """Sums, sizes, settings and quality; the same numbers go into the marked blocks of the cards."""
+    texts, report = work / "sft.jsonl.gz", work / "quality.json"
+    for path, stage in ((texts, "texts"), (report, "measure")):
+        if not path.exists():
+            raise SystemExit(f"{path} is missing; run the stage {stage} first")
+    pairs = {split: list(corpus.read_rows(out / PAIRS / f"{split}.jsonl.gz")) for split in get_args(Split)}
     files = sorted(path for folder in (MODEL, PAIRS) for path in (out / folder).rglob("*") if path.is_file())
-    texts = work / "sft.jsonl.gz"
-    report = work / "quality.json"
+    weights = out / MODEL / "model.safetensors"
     manifest = {
         "settings": asdict(settings),
-        "texts": {"sha256": _sha(texts), "bytes": texts.stat().st_size} if texts.exists() else None,
-        "files": {
-            str(path.relative_to(out)): {"sha256": _sha(path), "bytes": path.stat().st_size} for path in files
-        },
-        "quality": json.loads(report.read_text()) if report.exists() else None,
-    }  # fmt: skip
+        "made_with": {"python": platform.python_version(), "cores": os.cpu_count()}
+        | {name: version(name) for name in ("tokenizers", "torch", "transformers")},
+        "texts": content(texts),
+        "model": json.loads((out / MODEL / "config.json").read_text()) | {"parameters": num_weights(weights)},
+        "pairs": {split: about(rows) for split, rows in pairs.items()},
+        "quality": json.loads(report.read_text()),
+        "files": {path.relative_to(out).as_posix(): on_disk(path) for path in files},
+    }
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    cards = out / "README.md"
+    if cards.exists():
+        cards.write_text(fill(cards.read_text(), blocks(manifest, pairs["test"][0])))
 
 
-def _sha(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def on_disk(path: Path) -> dict[str, Any]:
+    found = {"bytes": path.stat().st_size, "sha256": sha256([path.read_bytes()])}
+    return found | content(path) if path.suffix == ".gz" else found
+
+
+def content(path: Path) -> dict[str, Any]:
+    """Rows and sum of what a gzipped file holds: its own bytes differ between versions of zlib."""
+    with gzip.open(path) as lines:
+        held = list(lines)
+    return {"rows": len(held), "content_sha256": sha256(held)}
+
+
+def sha256(pieces: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def num_weights(path: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as tensors:
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+
+
+def about(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Pairs, share of them with the worse answer in front, mean true rewards, and pairs of each job."""
+    return {
+        "pairs": len(rows),
+        "labelled_wrong": round(statistics.mean(row["reward_chosen"] < row["reward_rejected"] for row in rows), 4),
+        "reward_chosen": round(statistics.mean(row["reward_chosen"] for row in rows), 4),
+        "reward_rejected": round(statistics.mean(row["reward_rejected"] for row in rows), 4),
+    } | {job: sum(row["job"] == job for row in rows) for job in JOBS}
 
 
 def main(argv: list[str] | None = None) -> None:
