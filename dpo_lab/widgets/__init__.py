@@ -1,0 +1,38 @@
+"""Figures with controls, each a thin layer over a plain function of `dpo_lab.plots` that draws the same without it.
+
+`live_figure` has the box of controls and a picture; the other modules each have one widget of the course. ipywidgets
+loads with the first name that is used, so the package works without it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dpo_lab.widgets.live_figure import LiveFigure, choice, log_slider, slider
+
+_HOME = {
+    "LiveFigure": "live_figure",
+    "choice": "live_figure",
+    "log_slider": "live_figure",
+    "slider": "live_figure",
+}
+
+__all__ = ["LiveFigure", "choice", "log_slider", "slider"]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'dpo_lab.widgets' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    try:
+        value = getattr(import_module(f"dpo_lab.widgets.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "ipywidgets":
+            raise
+        raise ModuleNotFoundError(
+            "widgets need ipywidgets, which is not installed; `pip install 'dpo-lab[course]'` brings it along",
+            name=error.name,
+        ) from None
+    globals()[name] = value
+    return value
