@@ -25,6 +25,9 @@ logger = logging.getLogger("dpo_lab")
 
 Loss = Callable[[PairScores], Tensor]
 
+ROUNDING = 2e-6
+"""Relative difference that rounding alone makes between two computations of a log-prob in float32."""
+
 
 @dataclass(frozen=True)
 class PairEvaluation:
@@ -119,17 +122,19 @@ def evaluate_scores(scores: PairScores, loss: Loss, beta: float, data: TokenData
 def pair_metrics(scores: PairScores, losses: Tensor, beta: float) -> dict[str, Tensor]:
     """The metrics that the field reports, per pair (B,), detached; their mean over pairs is the number to log.
 
-    A tie (margin exactly 0, as at the first step) counts as half right.
+    A tie counts as half right: a margin that is 0 up to rounding, as at the first step, where policy and reference are
+    the same model scored in other batches.
     """
     with torch.no_grad():
         chosen, rejected = implicit_rewards(scores, beta)
         margins = chosen - rejected
+        is_tie = margins.abs() <= ROUNDING * beta * (scores.policy_chosen.abs() + scores.policy_rejected.abs())
         return {
             "loss": losses.detach(),
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
             "rewards/margins": margins,
-            "rewards/accuracies": (margins > 0).float() + 0.5 * (margins == 0).float(),
+            "rewards/accuracies": torch.where(is_tie, 0.5, (margins > 0).float()),
             "logps/chosen": scores.policy_chosen.detach(),
             "logps/rejected": scores.policy_rejected.detach(),
         }

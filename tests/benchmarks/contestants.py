@@ -1,0 +1,138 @@
+"""One side of the benchmark in a process of its own: trains, and prints what it took as one line of JSON.
+
+    python -m tests.benchmarks.contestants dpo_lab --pairs 320
+
+Time runs from the call of the trainer to the end of training; loading the model and the tokens is not in it. On our
+side everything that a user gets is in it: the check of the model, the hash of the reference, the look-up or filling of
+the cache, metrics and events of every step, the run folder, the last checkpoint, the curves and the report. TRL writes
+no files, and its own preparation (precomputing the reference's log-probs) is not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+BATCH, LEARNING_RATE = 8, 1e-4
+
+
+def dpo_lab(folder: Path, num: int, first: int, work: Path) -> dict[str, float]:
+    """Twice: with an empty cache (the cache pass and one epoch), then again with the cache filled."""
+    from dpo_lab.config import DPOConfig
+    from dpo_lab.loop import Step
+    from dpo_lab.reference import ReferenceCache
+    from dpo_lab.runs import Run
+    from dpo_lab.training import train_dpo
+    from tests.benchmarks.workload import load_pairs, make_model
+
+    data = load_pairs(folder, first + num).select(range(first, first + num))
+    config = DPOConfig(epochs=1, batch_size=BATCH, learning_rate=LEARNING_RATE, max_length=512, device="cpu")
+    warm_up(lambda: list(train_dpo(make_model(1), None, data.select(range(16)), config)))
+
+    def train(name: str) -> dict[str, float]:
+        model = make_model()
+        with ReferenceCache(work / "reference.sqlite") as cache:
+            began = time.perf_counter()
+            run = Run.create(work / name, {"command": "train", "settings": vars(config)})
+            events = train_dpo(model, None, data, config, cache=cache, checkpoints=run.checkpoints)
+            steps = [event for event in run.follow(events) if isinstance(event, Step)]
+            run.write_report()
+            seconds = time.perf_counter() - began
+        assert len(steps) == -(-num // BATCH)
+        return {"seconds": seconds, "last_loss": steps[-1].metrics["loss"], "seconds_of_steps": steps[-1].seconds}
+
+    cold, warm = train("cold"), train("warm")
+    return {
+        "seconds_with_reference": cold["seconds"],
+        "seconds": warm["seconds"],
+        "seconds_of_steps": warm["seconds_of_steps"],
+    }
+
+
+def trl(folder: Path, num: int, first: int, work: Path, *, is_live: bool, is_grouped: bool = False) -> dict[str, float]:
+    """TRL's trainer, with a live reference or with precomputed log-probs."""
+    import copy
+
+    from transformers import AutoTokenizer
+
+    from tests.benchmarks import trl_side
+    from tests.benchmarks.workload import load_pairs, make_model
+
+    data = load_pairs(folder, first + num).select(range(first, first + num))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    rows = trl_side.rows_of(data)
+    changes: dict[str, Any] = {"learning_rate": LEARNING_RATE, "per_device_train_batch_size": BATCH, "seed": 0}
+    if is_grouped:
+        changes |= {"train_sampling_strategy": "group_by_length", "remove_unused_columns": False}
+        rows = rows.add_column("length", (data.prompt_lengths + data.completion_lengths.max(1)).tolist())
+
+    def trainer(rows: Any):
+        model = make_model()
+        reference = copy.deepcopy(model) if is_live else None
+        config = trl_side.settings(work, precompute_ref_log_probs=not is_live, **changes)
+        return trl_side.make_trainer(trl_side.GivenTokens, model, reference, rows, tokenizer, config)
+
+    warm_up(lambda: trainer(rows.select(range(16))).train())
+    contestant = trainer(rows)
+    began = time.perf_counter()
+    contestant.train()
+    return {"seconds": time.perf_counter() - began}
+
+
+CONTESTANTS: dict[str, Callable[..., dict[str, float]]] = {
+    "dpo_lab": dpo_lab,
+    "trl_precomputed": lambda *where: trl(*where, is_live=False),
+    "trl_live": lambda *where: trl(*where, is_live=True),
+    "trl_precomputed_grouped": lambda *where: trl(*where, is_live=False, is_grouped=True),
+}
+
+
+def warm_up(work: Callable[[], Any]) -> None:
+    """Two steps that do not count: lazy imports and the memory's first touch."""
+    work()
+
+
+def peak_memory() -> int:
+    """The most memory that this process held, in bytes.
+
+    Linux tells it per program (VmHWM); `ru_maxrss` would also count the process that started this one.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+    except (OSError, StopIteration):
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name", choices=CONTESTANTS)
+    parser.add_argument("--pairs", type=int, default=320)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    import torch
+
+    from tests.benchmarks.workload import prepare
+
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as work:
+        found = CONTESTANTS[arguments.name](prepare(), arguments.pairs, arguments.first, Path(work))
+    print(json.dumps(found | {"pairs": arguments.pairs, "peak_memory": peak_memory()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""How time and memory grow: with the pairs, the prompt's share, the vocabulary and the length; start-up and the cache.
+
+    python -m tests.benchmarks.growth      writes data/results/growth.{md,json,png}
+
+Made-up tokens and small random Llamas: what matters here is the shape of the curves. Every point is a process of its
+own, and times only what follows two steps of warming up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpo_lab.plots.style import BLUE, ORANGE, Picture, add_title, dress, new_figure, to_png
+from tests.benchmarks.contestants import peak_memory
+from tests.benchmarks.machine import ROOT, heading, machine
+
+RESULTS = ROOT / "data" / "results"
+SMALL = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 4, "max_position_embeddings": 4096}  # fmt: skip
+# What stays the same in each series, and what is varied.
+PLAIN = {"pairs": 1000, "tokens": 256, "prompt_share": 0.5, "vocabulary": 4096, "steps": 24, "layout": "shared"}
+SERIES: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "pairs": ([1_000, 10_000, 100_000], {"tokens": 128, "steps": 60}),
+    "prompt_share": ([0.1, 0.3, 0.5, 0.7, 0.9], {}),
+    "vocabulary": ([1_000, 10_000, 50_000, 150_000], {"steps": 8}),
+    "tokens": ([128, 256, 512, 1024, 2048], {"steps": 12}),
+}
+NAMES = {
+    "pairs": "pairs in the data",
+    "prompt_share": "share of the prompt in a sequence",
+    "vocabulary": "vocabulary",
+    "tokens": "tokens of prompt and completion",
+}
+
+
+def made_up(num: int, tokens: int, prompt_share: float, vocabulary: int):
+    """`num` pairs whose prompt with either completion has about `tokens` tokens (a fifth more or less)."""
+    from dpo_lab.preferences import TokenData
+
+    generator = np.random.default_rng(0)
+    lengths = (
+        tokens * generator.uniform(0.8, 1.2, (num, 1)) * [prompt_share, 1 - prompt_share, 1 - prompt_share]
+    ).astype(np.int64)
+    ends = np.concatenate([np.zeros((num, 1), np.int64), np.maximum(lengths, 1).cumsum(1)], 1)
+    starts = np.concatenate([[0], ends[:-1, -1].cumsum()])
+    ids = generator.integers(3, vocabulary, int(ends[:, -1].sum()), dtype=np.int32)
+    return TokenData(ids, ends + starts[:, None], np.ones(num, np.float32), np.arange(num))
+
+
+def point(pairs: int, tokens: int, prompt_share: float, vocabulary: int, steps: int, layout: str) -> dict[str, float]:
+    """Train `steps` steps of 8 pairs; how fast, at how much memory, and how long until the first step."""
+    from dpo_lab.config import DPOConfig
+    from dpo_lab.loop import Step
+    from dpo_lab.training import train_dpo
+    from tests.benchmarks.workload import make_model
+
+    data = made_up(pairs, tokens, prompt_share, vocabulary)
+    model = make_model(vocab_size=vocabulary, **SMALL)
+    # Without a reference: its pass over all pairs is the cache's business and is measured there.
+    config = DPOConfig(loss="simpo", batch_size=8, max_steps=steps + 2, layout=layout, device="cpu", max_length=4096)
+    began = time.perf_counter()
+    stamps, scored = [], []
+    for event in train_dpo(model, None, data, config):
+        if isinstance(event, Step):
+            stamps.append(time.perf_counter())
+            scored.append(event.step)
+    seconds = stamps[-1] - stamps[1]
+    return {
+        "pairs_per_second": 8 * (len(stamps) - 2) / seconds,
+        "peak_memory": peak_memory(),
+        "seconds_to_first_step": stamps[0] - began,
+    }
+
+
+def cache_timings() -> dict[str, float]:
+    """A cold start, a warm one at another β, one with a tenth more pairs: seconds to the first step, pairs computed."""
+    from dpo_lab.config import DPOConfig
+    from dpo_lab.loop import Step
+    from dpo_lab.reference import ReferenceCache
+    from dpo_lab.training import train_dpo
+    from tests.benchmarks.workload import make_model
+
+    data = made_up(2200, 128, 0.5, 4096)
+    first, found = data.select(range(2000)), {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part, beta in (("cold", first, 0.1), ("warm", first, 0.3), ("tenth", data, 0.1)):
+            computed = 0
+
+            def count(done: int, _: int) -> None:
+                nonlocal computed
+                computed = done
+
+            model = make_model(vocab_size=4096, **SMALL)
+            with ReferenceCache(Path(folder) / "reference.sqlite") as cache:
+                count(0, 0)
+                began = time.perf_counter()
+                config = DPOConfig(batch_size=8, max_steps=1, beta=beta, device="cpu")
+                # on_reference is told of every pass through the reference, so it counts the pairs computed.
+                stream = train_dpo(model, None, part, config, cache=cache, on_reference=count)
+                next(event for event in stream if isinstance(event, Step))
+                found[f"{name}_seconds"] = time.perf_counter() - began
+            found[f"{name}_computed"] = computed
+    return found
+
+
+def start_up() -> dict[str, float]:
+    """Seconds of `import dpo_lab`, of `dpo-lab --help`, and of Python alone; the best of five."""
+    command = Path(sys.executable).with_name("dpo-lab")
+    programs = {
+        "python": [sys.executable, "-c", "pass"],
+        "import_dpo_lab": [sys.executable, "-c", "import dpo_lab"],
+        "help": [str(command), "--help"],
+        "train_help": [str(command), "train", "--help"],
+    }
+    found = {}
+    for name, program in programs.items():
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            subprocess.run(program, cwd=ROOT, capture_output=True, check=True)
+            times.append(time.perf_counter() - began)
+        found[name] = min(times)
+    return found
+
+
+def in_a_process(call: str, threads: int) -> dict[str, float]:
+    """Evaluate a call of this module in a fresh process."""
+    code = f"import json; from tests.benchmarks.growth import *; print(json.dumps({call}))"
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr[-3000:])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(threads: int) -> dict[str, Any]:
+    series = {}
+    for name, (values, changes) in SERIES.items():
+        for layout in ("shared", "separate") if name == "prompt_share" else ("shared",):
+            rows = []
+            for value in values:
+                settings = PLAIN | changes | {name: value, "layout": layout}
+                rows.append({name: value} | in_a_process(f"point(**{settings!r})", threads))
+                print(name, layout, rows[-1], flush=True)
+            series[name if layout == "shared" else f"{name}, separate rows"] = rows
+    return {
+        "machine": machine(), "threads": threads, "series": series,
+        "cache": in_a_process("cache_timings()", threads), "start_up": start_up(),
+    }  # fmt: skip
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = [
+        "# Growth",
+        "",
+        heading("python -m tests.benchmarks.growth", found["machine"]),
+        "",
+        f"A Llama of 2 layers of width 128, made-up tokens, batches of 8 pairs, float32, {found['threads']} threads. "
+        f"Where a table does not vary it: {PLAIN['pairs']} pairs of {PLAIN['tokens']} tokens, half of them prompt, "
+        f"vocabulary {PLAIN['vocabulary']}.",
+    ]
+    for name, rows in found["series"].items():
+        key = name.split(",")[0]
+        lines += [
+            "",
+            f"| {NAMES[key]}{name.removeprefix(key)} | pairs/s | peak memory (GiB) | first step after (s) |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {row[key]:g} | {row['pairs_per_second']:.1f} | {row['peak_memory'] / 2**30:.2f} | "
+            f"{row['seconds_to_first_step']:.2f} |"
+            for row in rows
+        ]
+    cache, start = found["cache"], found["start_up"]
+    lines += [
+        "",
+        "| the cache, 2,000 pairs | pairs computed | first step after (s) |",
+        "|---|---|---|",
+        f"| empty | {cache['cold_computed']} | {cache['cold_seconds']:.2f} |",
+        f"| filled, another β | {cache['warm_computed']} | {cache['warm_seconds']:.2f} |",
+        f"| filled, 200 pairs more | {cache['tenth_computed']} | {cache['tenth_seconds']:.2f} |",
+        "",
+        "| start-up | seconds |",
+        "|---|---|",
+        f"| Python alone | {start['python']:.2f} |",
+        f"| `import dpo_lab` | {start['import_dpo_lab']:.2f} |",
+        f"| `dpo-lab --help` | {start['help']:.2f} |",
+        f"| `dpo-lab train --help` | {start['train_help']:.2f} |",
+        "",
+        "![Growth of speed and memory](growth.png)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def figure(found: dict[str, Any]) -> Picture:
+    """Pairs per second (blue) and peak memory (orange) over each quantity."""
+    picture = new_figure(9.6, 4.8)
+    axes = picture.subplots(2, 4)
+    for column, name in enumerate(SERIES):
+        rows = found["series"][name]
+        x = [row[name] for row in rows]
+        speed, memory = axes[0][column], axes[1][column]
+        speed.plot(x, [row["pairs_per_second"] for row in rows], "-o", color=BLUE, label="shared prompts")
+        if separate := found["series"].get(f"{name}, separate rows"):
+            speed.plot(x, [row["pairs_per_second"] for row in separate], "--s", color=ORANGE, label="separate rows")
+            speed.legend(fontsize=7)
+        memory.plot(x, [row["peak_memory"] / 2**30 for row in rows], "-o", color=BLUE)
+        for ax in (speed, memory):
+            if name != "prompt_share":
+                ax.set_xscale("log")
+            ax.set_ylim(bottom=0)
+        dress(
+            speed,
+            NAMES[name].capitalize() if len(NAMES[name]) < 20 else name.replace("_", " ").capitalize(),
+            "",
+            "pairs per second" if column == 0 else "",
+        )
+        dress(memory, "", NAMES[name], "peak memory, GiB" if column == 0 else "")
+    add_title(picture, "Speed and memory as the work grows")
+    return picture
+
+
+def write(found: dict[str, Any], folder: Path = RESULTS) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "growth.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (folder / "growth.md").write_text(table(found), encoding="utf-8")
+    (folder / "growth.png").write_bytes(to_png(figure(found)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    found = measure(arguments.threads)
+    write(found, arguments.results)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What is trained on in the benchmarks: a Llama of 8.9 M parameters, real preference pairs, and the floor of the work.
+
+The pairs are the first of HH harmless-base where it lies beside the checkout, else the embedded ones, else made up. A
+tokenizer of 8,192 tokens is trained on their texts. Everything made is kept under build/benchmarks/. The texts are
+offensive and are never printed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpo_lab.preferences import TokenData, load_preferences, tokenize_pairs
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = ROOT / "build" / "benchmarks"
+HARMLESS = ROOT.parent / "shared" / "real" / "preferences" / "hh-harmless-base-test.jsonl.gz"
+EMBEDDED = ROOT / "data" / "pairs"
+VOCABULARY, MAX_LENGTH = 8192, 512
+SHAPE = {
+    "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "max_position_embeddings": 2048, "tie_word_embeddings": True,
+    "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+}  # fmt: skip
+
+
+def make_model(seed: int = 0, **changes: Any):
+    """The random Llama; a seed always gives the same weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**{"vocab_size": VOCABULARY, **SHAPE} | changes)).eval()
+
+
+def source() -> Path:
+    """The file of preference pairs."""
+    if HARMLESS.is_file():
+        return HARMLESS
+    embedded = sorted(path for path in EMBEDDED.rglob("*") if path.name.startswith("train") and path.is_file())
+    if not embedded:
+        raise SystemExit(
+            "there are no pairs: neither the real ones (../shared/real) nor the embedded ones (data/pairs)"
+        )
+    return embedded[0]
+
+
+def prepare() -> Path:
+    """Tokenise all pairs once; returns the folder with `tokens/` and `tokenizer/`, made anew when the file changes."""
+    path = source()
+    folder = KEPT / f"{path.name.split('.')[0]}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+    if not (folder / "tokens" / "token_data.json").is_file():
+        logging.getLogger("dpo_lab").setLevel(logging.ERROR)
+        rows = list(load_preferences(path, on_bad_row="skip"))
+        tokenizer = _train_tokenizer(_texts(rows))
+        tokenizer.save_pretrained(folder / "tokenizer")
+        data, _ = tokenize_pairs(rows, tokenizer, max_length=MAX_LENGTH, on_bad_row="skip")
+        data.save(folder / "tokens")
+    return folder
+
+
+def load_pairs(folder: Path, num: int) -> TokenData:
+    """`num` pairs drawn with a fixed seed: any run of them has about the same lengths."""
+    data = TokenData.load(folder / "tokens")
+    order = np.random.default_rng(0).permutation(len(data))
+    return data.select(order[:num])
+
+
+def _texts(rows: list[dict[str, Any]]) -> list[str]:
+    texts = []
+    for row in rows:
+        for name in ("prompt", "chosen", "rejected"):
+            turns = [{"content": row[name]}] if isinstance(row[name], str) else row[name]
+            texts += [turn["content"] for turn in turns]
+    return texts
+
+
+def _train_tokenizer(texts: list[str]):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<bos>", "<eos>", "<pad>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    core.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", model_max_length=2048
+    )
+
+
+def forward_flops(config: Any, data: TokenData) -> np.ndarray:
+    """Floating-point operations of one forward pass, per pair, (N,): what cannot be left out.
+
+    Each prompt once and each completion once through the layers; attention only between a token and those that it
+    sees; the output layer only where a completion token is predicted. A product of (m, k) and (k, n) counts 2·m·k·n;
+    norms, activations, rotations and softmax are not counted. Backward costs twice as much again.
+    """
+    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
+    per_token = 2 * (2 * width * queries + 2 * width * keys + 3 * width * inner)
+    prompt, completions = data.prompt_lengths, data.completion_lengths
+    tokens = prompt + completions.sum(1)
+    seen = _triangle(prompt) + (_triangle(completions) + prompt[:, None] * completions).sum(1)
+    scored = completions.sum(1) - data.num_completions * (prompt == 0)
+    return layers * (per_token * tokens + 4 * queries * seen) + 2 * width * config.vocab_size * scored
+
+
+def _triangle(num: np.ndarray) -> np.ndarray:
+    return num * (num + 1) // 2
