@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dpo_lab.widgets.live_figure import LiveFigure, choice, log_slider, slider
+    from dpo_lab.widgets.loss import loss_widget
+    from dpo_lab.widgets.preferences import bradley_terry_widget
 
 _HOME = {
     "LiveFigure": "live_figure",
     "choice": "live_figure",
     "log_slider": "live_figure",
     "slider": "live_figure",
+    "loss_widget": "loss",
+    "bradley_terry_widget": "preferences",
 }
 
-__all__ = ["LiveFigure", "choice", "log_slider", "slider"]
+__all__ = ["LiveFigure", "bradley_terry_widget", "choice", "log_slider", "loss_widget", "slider"]
 
 
 def __getattr__(name: str):
