@@ -50,7 +50,7 @@ def plot_tokens(
     ax.axvspan(-0.5, num_prompt - 0.5, color=PALE, zorder=0)
     ax.bar(columns, costs, width=0.8, color=color)
     ax.plot(columns, np.full(len(columns), -0.035 * top), "^", color=color, markersize=4, clip_on=False)
-    for column, cost in zip(columns, costs, strict=True):
+    for column, cost in zip(range(num_prompt, num), costs.tolist(), strict=True):
         ax.text(column, cost + 0.015 * top, f"{cost:.1f}", ha="center", va="bottom", fontsize=6.5, color=INK)
     if num_prompt:
         place = ax.get_xaxis_transform()  # columns across, a share of the height upwards: any scale may follow
