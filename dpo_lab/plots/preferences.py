@@ -54,16 +54,12 @@ def plot_bradley_terry(gap: float, *, temperature: float = 1.0, flip: float = 0.
     ax.plot(at, win_probability(at, temperature, flip), color=CHOSEN, linewidth=2.4, label="P(A ≻ B)")
     share = float(win_probability(gap, temperature, flip))
     ax.plot([gap, gap, -_WIDEST_GAP], [0, share, share], ":", color=INK, linewidth=1.2)
-    ax.plot([gap], [share], "o", color=ORANGE, markersize=10, markeredgecolor=INK, zorder=3)
-    side = -1 if gap > 0 else 1  # where the curve leaves room
-    ax.annotate(f"gap {gap:+.2f}: {share:.0%}", (gap, share), (side * 12, -side * -6 if side > 0 else 10),
-                textcoords="offset points", ha="left" if side > 0 else "right", va="top" if side > 0 else "bottom",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8},
-                **_TEXT)  # fmt: skip
+    ax.plot([gap], [share], "o", color=ORANGE, markersize=10, markeredgecolor=INK, zorder=3,
+            label=f"gap {gap:+.2f}: {share:.0%}")  # fmt: skip
     ax.set(xlim=(-_WIDEST_GAP, _WIDEST_GAP), ylim=(0, 1.02))
     dress(ax, "Who wins a comparison", "reward gap r(A) − r(B)", "how often A is preferred")
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    add_legend(ax, loc="upper left")
+    add_legend(ax, loc="lower right")
     return ax
 
 
