@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dpo_lab.exercises.checking import NotYet
-from dpo_lab.exercises.derivation import check_beta_for_kl, check_reward_gaps, check_shift, check_two_responses
+from dpo_lab.exercises.derivation import check_beta_for_kl, check_recovered_gaps, check_shift, check_two_responses
 from dpo_lab.worlds.tabular import kitchen_world, kl, optimal_logps
 
 
@@ -44,8 +44,8 @@ SHIFT = {"log Z": 6.0, "J(π*)": 1.5, "π*": 0.0, "P": 0.0}
 RIGHT = [
     (check_two_responses, two_responses, "reweighted by exp(r/β)"),
     (check_two_responses, lambda *a: np.array(two_responses(*a)), "reweighted by exp(r/β)"),
-    (check_reward_gaps, gaps, "Z was not needed"),
-    (check_reward_gaps, lambda p, q, beta: gaps(p, q, beta).tolist(), "Z was not needed"),
+    (check_recovered_gaps, gaps, "Z was not needed"),
+    (check_recovered_gaps, lambda p, q, beta: gaps(p, q, beta).tolist(), "Z was not needed"),
     (check_shift, SHIFT, "neither π* nor any preference"),
     (check_shift, {key: torch.tensor(value) for key, value in SHIFT.items()} | {"π*": 3e-16}, "neither π*"),
     (check_beta_for_kl, beta_for(mean_kl), "fixes β"),
@@ -90,14 +90,14 @@ WRONG = [
     (check_two_responses, lambda *args: (7.0, 0.5), "compare term by term"),
     (check_two_responses, pi_as(lambda *args: 0.123), "share of a's term"),
     (check_two_responses, pi_as(lambda *args: math.nan), "should be finite"),
-    (check_reward_gaps, lambda p, q, beta: -gaps(p, q, beta), "sign is turned round"),
-    (check_reward_gaps, lambda p, q, beta: gaps(p, 0 * q, beta), "take the log-ratio"),
-    (check_reward_gaps, lambda p, q, beta: gaps(p, q, 1.0), "β is missing"),
-    (check_reward_gaps, lambda p, q, beta: gaps(p, q, 1 / beta), "Here β divides"),
-    (check_reward_gaps, lambda p, q, beta: gaps(p, q, beta).sigmoid(), "step before σ"),
-    (check_reward_gaps, lambda p, q, beta: gaps((p - q).exp(), 0 * q, beta), "in their logarithms"),
-    (check_reward_gaps, lambda p, q, beta: beta * (p - q), "should have shape (5, 5), and has (5,)"),
-    (check_reward_gaps, lambda p, q, beta: torch.zeros(5, 5), "a number that all responses share"),
+    (check_recovered_gaps, lambda p, q, beta: -gaps(p, q, beta), "sign is turned round"),
+    (check_recovered_gaps, lambda p, q, beta: gaps(p, 0 * q, beta), "take the log-ratio"),
+    (check_recovered_gaps, lambda p, q, beta: gaps(p, q, 1.0), "β is missing"),
+    (check_recovered_gaps, lambda p, q, beta: gaps(p, q, 1 / beta), "Here β divides"),
+    (check_recovered_gaps, lambda p, q, beta: gaps(p, q, beta).sigmoid(), "step before σ"),
+    (check_recovered_gaps, lambda p, q, beta: gaps((p - q).exp(), 0 * q, beta), "in their logarithms"),
+    (check_recovered_gaps, lambda p, q, beta: beta * (p - q), "should have shape (5, 5), and has (5,)"),
+    (check_recovered_gaps, lambda p, q, beta: torch.zeros(5, 5), "a number that all responses share"),
     (check_shift, SHIFT | {"log Z": 3.0}, "divided by β"),
     (check_shift, SHIFT | {"log Z": 1.5}, "here they were multiplied"),
     (check_shift, SHIFT | {"log Z": math.exp(6.0)}, "the factor by which Z grows"),
@@ -130,7 +130,7 @@ def test_wrong_answers_are_told_what_is_wrong_with_them(check, answer, says, cap
     assert not capsys.readouterr().out
 
 
-@pytest.mark.parametrize("check", [check_two_responses, check_reward_gaps, check_beta_for_kl])
+@pytest.mark.parametrize("check", [check_two_responses, check_recovered_gaps, check_beta_for_kl])
 def test_an_empty_answer_is_told_apart_from_a_wrong_one(check):
     def empty(*_):
         raise NotImplementedError

@@ -16,7 +16,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "check_reward_gap",
         "check_comparisons_needed",
     ),
-    "derivation": (),
+    "derivation": ("check_two_responses", "check_recovered_gaps", "check_shift", "check_beta_for_kl"),
     "loss": ("check_dpo_loss", "check_loss_slope", "check_share_behind_margin", "check_beta_for_margin"),
     "log_probabilities": ("check_token_logps", "check_mask_repair", "check_border", "check_shared_row"),
     "reference_cache": ("check_cache_key", "check_looks_stale", "check_rows_to_compute", "check_reference_bytes"),

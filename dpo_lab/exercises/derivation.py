@@ -20,7 +20,7 @@ from dpo_lab.worlds.tabular import (
     small_world,
 )
 
-__all__ = ["check_beta_for_kl", "check_reward_gaps", "check_shift", "check_two_responses"]
+__all__ = ["check_beta_for_kl", "check_recovered_gaps", "check_shift", "check_two_responses"]
 
 
 def check_two_responses(answer: Callable[..., Any]) -> None:
@@ -55,7 +55,7 @@ def check_two_responses(answer: Callable[..., Any]) -> None:
     right("π* is the reference, reweighted by exp(r/β) and divided by the sum of these weights")
 
 
-def check_reward_gaps(answer: Callable[..., Any]) -> None:
+def check_recovered_gaps(answer: Callable[..., Any]) -> None:
     """`answer(policy_logps, reference_logps, beta)` (Y,), (Y,) → (Y, Y): r(y_i) − r(y_j), with the policy a π*."""
     world = small_world(3)
     for x, beta in ((0, 0.5), (1, 0.1), (2, 3.0)):
