@@ -2,7 +2,7 @@
 
 Each function takes `ax=None` and returns the axes; for each picture a `describe_…` function says in words what it
 shows, for alternative text. `style` holds colours and figures, `curves` what a run measured, `overlays` several
-runs over each other, `margins` the histogram.
+runs over each other, `margins` the histogram; `show` puts a figure into a notebook, with caption and alternative text.
 """
 
 from dpo_lab.plots.curves import (
@@ -21,6 +21,7 @@ from dpo_lab.plots.curves import (
 )
 from dpo_lab.plots.margins import describe_margins, plot_margins
 from dpo_lab.plots.overlays import describe_runs, plot_runs, runs_figure
+from dpo_lab.plots.show import Shown, show
 from dpo_lab.plots.style import (
     CHOSEN,
     PALETTE,
@@ -44,6 +45,7 @@ __all__ = [
     "Curve",
     "Panel",
     "Picture",
+    "Shown",
     "add_legend",
     "add_title",
     "curves_figure",
@@ -61,6 +63,7 @@ __all__ = [
     "plot_runs",
     "runs_figure",
     "series",
+    "show",
     "smooth",
     "smoothing_window",
     "to_png",
