@@ -38,10 +38,8 @@ def check_dpo_loss(function: Callable[..., Any]) -> None:
         "β is missing inside σ.": loss(h),
         "β stands before the logarithm; it belongs inside σ, beside the gap.": beta * loss(h),
         "Its sign is wrong: log σ is never positive, and a loss is −log σ.": -loss(beta * h),
-        "The reference's gap was added, and it should be taken away.":
-            loss(beta * (policy_w - policy_l + reference_w - reference_l)),
-        "The references of chosen and rejected have changed places.":
-            loss(beta * (policy_w - reference_l - policy_l + reference_w)),
+        "The reference's gap was added where it should be taken away, or the references of chosen and rejected have "
+        "changed places, which comes to the same.": loss(beta * (policy_w - policy_l + reference_w - reference_l)),
         "That is the probability σ(βh); the loss is minus its logarithm.": (beta * h).sigmoid(),
     }, otherwise=f"First test: with policy = reference it should be log 2 = 0.6931, and it gives {_first(same)}.",
     )  # fmt: skip

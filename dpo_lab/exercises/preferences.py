@@ -17,7 +17,7 @@ __all__ = ["check_bradley_terry_loss", "check_comparisons_needed", "check_prefer
 def check_preference_probability(function: Callable[..., Any]) -> None:
     """`function(r_w, r_l)` → P(y_w ≻ y_l) = σ(r_w − r_l), for tensors of rewards."""
     chosen = torch.tensor([2.0, 0.5, -1.0, 3.0], dtype=torch.float64)
-    rejected = torch.tensor([0.5, 0.5, 1.0, -1.0], dtype=torch.float64)
+    rejected = torch.tensor([0.5, 0.5, 1.5, -1.0], dtype=torch.float64)
     gap = (chosen - rejected).numpy()
     strength = np.exp(chosen.numpy())
     found = call(function, chosen, rejected)

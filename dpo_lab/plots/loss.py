@@ -6,11 +6,12 @@ Rafailov et al. 2023 (arXiv 2305.18290), Eq. 7 and the gradient in Section 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
 from dpo_lab.plots.style import (
     CHOSEN,
@@ -108,6 +109,7 @@ def plot_courses(
     ylabel: str,
     levels: Mapping[str, float] | None = None,
     is_log: bool = False,
+    colors: Sequence[str] = PALETTE,
     ax: Axes | None = None,
 ) -> Axes:
     """Several quantities against the step of training; `levels` are values that they are to be compared with.
@@ -117,13 +119,14 @@ def plot_courses(
     steps = np.asarray(steps, np.float64)
     ax = new_figure(5.8, 3.8).subplots() if ax is None else ax
     for i, (name, values) in enumerate(courses.items()):
-        ax.plot(steps, np.asarray(values), LINES[i % 4], color=PALETTE[i % 7], linewidth=2, label=plain(name))
+        ax.plot(steps, np.asarray(values), LINES[i % 4], color=colors[i % len(colors)], linewidth=2, label=plain(name))
     ax.set_xlim(*((max(1.0, steps.min()), steps.max()) if is_log else (steps.min(), steps.max())))
     if is_log:
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     for name, level in (levels or {}).items():
         ax.axhline(level, color=GREY, linewidth=1, linestyle=(0, (1, 1.5)), zorder=0.5)
-        ax.annotate(plain(name), (0.99, level), (0, 2), xycoords=("axes fraction", "data"), ha="right",
+        ax.annotate(plain(name), (0.01, level), (0, 3), xycoords=("axes fraction", "data"),
                     textcoords="offset points", **_TEXT)  # fmt: skip
     dress(ax, title, "gradient step", ylabel)
     add_legend(ax)

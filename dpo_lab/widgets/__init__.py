@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dpo_lab.widgets.finite_world import optimum_widget
     from dpo_lab.widgets.live_figure import LiveFigure, choice, log_slider, slider
     from dpo_lab.widgets.loss import loss_widget
     from dpo_lab.widgets.preferences import bradley_terry_widget
@@ -20,10 +21,11 @@ _HOME = {
     "log_slider": "live_figure",
     "slider": "live_figure",
     "loss_widget": "loss",
+    "optimum_widget": "finite_world",
     "bradley_terry_widget": "preferences",
 }
 
-__all__ = ["LiveFigure", "bradley_terry_widget", "choice", "log_slider", "loss_widget", "slider"]
+__all__ = ["LiveFigure", "bradley_terry_widget", "choice", "log_slider", "loss_widget", "optimum_widget", "slider"]
 
 
 def __getattr__(name: str):
