@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -158,13 +159,14 @@ def build_manifest(settings: Settings, work: Path, out: Path) -> None:
     pairs = {split: list(corpus.read_rows(out / PAIRS / f"{split}.jsonl.gz")) for split in get_args(Split)}
     files = sorted(path for folder in (MODEL, PAIRS) for path in (out / folder).rglob("*") if path.is_file())
     weights = out / MODEL / "model.safetensors"
+    seen = prompts_seen(texts, pairs)
     manifest = {
         "settings": asdict(settings),
         "made_with": {"python": platform.python_version(), "cores": os.cpu_count()}
         | {name: version(name) for name in ("tokenizers", "torch", "transformers")},
-        "texts": content(texts),
+        "texts": content(texts) | {"first_thousand_sha256": first_thousand(texts)},
         "model": json.loads((out / MODEL / "config.json").read_text()) | {"parameters": num_weights(weights)},
-        "pairs": {split: about(rows) for split, rows in pairs.items()},
+        "pairs": {split: about(rows) | {"prompts_seen": seen[split]} for split, rows in pairs.items()},
         "quality": json.loads(report.read_text()),
         "files": {path.relative_to(out).as_posix(): on_disk(path) for path in files},
     }
@@ -186,6 +188,20 @@ def content(path: Path) -> dict[str, Any]:
     return {"rows": len(held), "content_sha256": sha256(held)}
 
 
+def first_thousand(path: Path) -> str:
+    """Sum of the first thousand lines, which can be written again in a second."""
+    with gzip.open(path) as lines:
+        return sha256(islice(lines, 1000))
+
+
+def prompts_seen(texts: Path, pairs: dict[Split, list[dict[str, Any]]]) -> dict[Split, float]:
+    """Share of each split's pairs whose prompt, tools included, stands word for word among the SFT texts."""
+    key = lambda row: json.dumps([row["prompt"], row.get("tools")])
+    wanted = {key(row) for rows in pairs.values() for row in rows}
+    met = wanted.intersection(map(key, corpus.read_rows(texts)))
+    return {split: round(statistics.mean(key(row) in met for row in rows), 4) for split, rows in pairs.items()}
+
+
 def sha256(pieces: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
     for piece in pieces:
@@ -201,10 +217,13 @@ def num_weights(path: Path) -> int:
 
 
 def about(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Pairs, share of them with the worse answer in front, mean true rewards, and pairs of each job."""
+    """Pairs, share with the worse answer in front, that share as Bradley–Terry expects it, mean rewards, each job."""
+    gaps = [abs(row["reward_chosen"] - row["reward_rejected"]) for row in rows]
+    wrong = lambda temperature: statistics.mean(1 / (1 + math.exp(gap / temperature)) for gap in gaps)
     return {
         "pairs": len(rows),
         "labelled_wrong": round(statistics.mean(row["reward_chosen"] < row["reward_rejected"] for row in rows), 4),
+        "wrong_at": {f"{temperature:g}": round(wrong(temperature), 4) for temperature in (0.1, 0.3, 1, 3)},
         "reward_chosen": round(statistics.mean(row["reward_chosen"] for row in rows), 4),
         "reward_rejected": round(statistics.mean(row["reward_rejected"] for row in rows), 4),
     } | {job: sum(row["job"] == job for row in rows) for job in JOBS}

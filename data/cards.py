@@ -24,7 +24,11 @@ def blocks(manifest: dict[str, Any], example: dict[str, Any]) -> dict[str, str]:
         "pairs": table(["", *pairs], [
             ["pairs", *(f"{pairs[split]['pairs']:,}" for split in pairs)],
             *([f"of them {title}", *(f"{pairs[split][job]:,}" for split in pairs)] for job, title in success.items()),
+            ["prompts that are among the SFT texts too", *(percent(pairs[split]["prompts_seen"]) for split in pairs)],
             ["labelled the wrong way", *(percent(pairs[split]["labelled_wrong"]) for split in pairs)],
+            *([f"expected wrong at label temperature {temperature}",
+               *(percent(pairs[split]["wrong_at"][temperature]) for split in pairs)]
+              for temperature in next(iter(pairs.values()))["wrong_at"]),
             ["mean true reward, chosen", *(f"{pairs[split]['reward_chosen']:.2f}" for split in pairs)],
             ["mean true reward, rejected", *(f"{pairs[split]['reward_rejected']:.2f}" for split in pairs)],
         ]),
@@ -39,6 +43,8 @@ def blocks(manifest: dict[str, Any], example: dict[str, Any]) -> dict[str, str]:
             ["training texts", f"{manifest['texts']['rows']:,}"],
             ["training", f"{settings['steps']:,} steps of {settings['batch_size']} answers"],
             ["AdamW's peak learning rate", f"{settings['learning_rate']:g}"],
+            ["made with", ", ".join(f"{name} {manifest['made_with'][name]}"
+                                    for name in ("python", "torch", "transformers", "tokenizers"))],
         ]),
         "quality": table(["", *(f"{split} split" for split in found)], [
             [title, *(shown(found[split][name]) for split in found)] for title, (name, shown) in rows.items()
