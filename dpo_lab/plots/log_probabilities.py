@@ -114,7 +114,7 @@ def plot_shared_row(
     colors = ["white", GREY, CHOSEN, REJECTED]
     picture = np.where(sees, 1 + part[:, None], 0)
     size = max(4.6, 1.6 + 0.2 * num)
-    ax = new_figure(size + 1.2, size).subplots() if ax is None else ax
+    ax = new_figure(size + 0.4, size).subplots() if ax is None else ax
     ax.imshow(picture, cmap=ListedColormap([to_rgb(color) for color in colors]), vmin=0, vmax=3, aspect="equal")
     dress(ax, "Who sees whom in a shared row", "token that is looked at", "token that looks")
     ax.set_xticks(range(num), [show_token(token) for token in tokens], rotation=90, fontsize=7)
