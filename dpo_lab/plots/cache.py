@@ -36,9 +36,10 @@ def plot_drift(curves: Mapping[str, tuple[Any, Any]], *, ax: Axes | None = None)
     for i, (name, (steps, kl)) in enumerate(curves.items()):
         ax.plot(np.asarray(steps), np.asarray(kl, np.float64), LINES[i % len(LINES)], color=PALETTE[i % len(PALETTE)],
                 linewidth=1.9, label=plain(name))  # fmt: skip
-    dress(ax, "How far the policy has gone from the reference", "optimiser step", "KL(π_θ ‖ π_ref) (nats)")
-    ax.set_ylim(bottom=0)
-    add_legend(ax)
+    dress(ax, "How far the policy has gone from the reference", "optimiser step",
+          r"KL($\pi_\theta \,\Vert\, \pi_{\rm ref}$) (nats)")  # fmt: skip
+    ax.set_ylim(0, 1.3 * ax.get_ylim()[1])  # room for the legend above the lines
+    add_legend(ax, ncols=2, loc="upper left")
     return ax
 
 
