@@ -9,7 +9,7 @@ from typing import Any
 
 # Room → the names it gives to notebooks, in the order in which they are met.
 _ROOMS: dict[str, tuple[str, ...]] = {
-    "quickstart": (),
+    "quickstart": ("check_share_of_wrong_labels", "check_starting_loss", "check_accuracy_and_margin"),
     "preferences": (
         "check_preference_probability",
         "check_bradley_terry_loss",
