@@ -44,9 +44,9 @@ def plot_drift(curves: Mapping[str, tuple[Any, Any]], *, ax: Axes | None = None)
 
 
 def plot_before_after(seconds: Mapping[str, float], megabytes: Mapping[str, float]) -> Picture:
-    """Two panels of bars: the time of some training steps, and what the reference keeps in memory."""
+    """Two panels of bars: the CPU time of some training steps, and what the reference keeps in memory."""
     figure = new_figure(9.4, 2.6)
-    panels = (("Time of the same steps", "seconds", seconds), ("Held for the reference", "MB", megabytes))
+    panels = (("Time of the same steps", "CPU seconds", seconds), ("Held for the reference", "MB", megabytes))
     for ax, (title, unit, bars) in zip(figure.subplots(1, 2), panels, strict=True):
         values = np.array(list(bars.values()), np.float64)
         if not (np.isfinite(values).all() and (values >= 0).all()):
@@ -54,7 +54,7 @@ def plot_before_after(seconds: Mapping[str, float], megabytes: Mapping[str, floa
         colors = [VERMILLION, BLUE, GREEN, ORANGE][: len(values)]
         ax.barh(range(len(values)), values, color=colors, height=0.62)
         for i, value in enumerate(values):
-            ax.text(value, i, f"  {_amount(value)} {'s' if unit == 'seconds' else unit}", va="center", fontsize=9,
+            ax.text(value, i, f"  {_amount(value)} {'MB' if unit == 'MB' else 's'}", va="center", fontsize=9,
                     color=INK)  # fmt: skip
         dress(ax, title, unit, "")
         ax.set_yticks(range(len(values)), [plain(name) for name in bars])
