@@ -13,7 +13,10 @@ export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test check format bench data results clean
+# Strict: every cell must print what the committed notebook shows. Two notebooks run side by side, on a core each.
+NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
+
+.PHONY: help demo lab test release check format bench data results clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +48,11 @@ format: $(VENV)/.with-course+test
 
 test: check
 	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks $(NBVAL) -n 2 --dist loadfile
+
+# The notebooks made ready to commit after they were run, and the student version made from them.
+release: $(VENV)/.with-course
+	$(BIN)/python -m dpo_lab.exercises.release
 
 bench: $(VENV)/.with-course+test+bench
 	$(BIN)/python -m pytest tests/benchmarks --run-benchmarks

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-benchmarks", action="store_true", help="run tests/benchmarks, which take minutes")
+    parser.addoption("--run-slow", action="store_true", help="run the notebooks from another folder, all of them")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

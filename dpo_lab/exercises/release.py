@@ -44,6 +44,8 @@ def finish(notebook: Any, name: str) -> Any:
     for index, cell in enumerate(notebook.cells):
         cell.id = f"cell-{index:02d}"
         cell.metadata = type(cell.metadata)({key: cell.metadata[key] for key in KEPT_OF_CELLS if key in cell.metadata})
+        if cell.cell_type == "code":
+            cell.outputs = _joined(cell.outputs)
         for output in cell.get("outputs", ()):
             output.get("data", {}).pop(WIDGET_VIEW, None)  # it names a live object of the kernel that is gone
             if output.output_type == "execute_result":
@@ -54,6 +56,18 @@ def finish(notebook: Any, name: str) -> Any:
             f"{name} must be run from a fresh kernel, top to bottom, without errors; {'; '.join(problems)}"
         )
     return notebook
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """Outputs in which what was printed in one go stands together, however the kernel cut it."""
+    joined: list[Any] = []
+    for output in outputs:
+        is_stream = output.output_type == "stream" and joined and joined[-1].output_type == "stream"
+        if is_stream and joined[-1].name == output.name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def student_version(notebook: Any) -> Any:
@@ -119,29 +133,35 @@ def _unfinished(notebook: Any) -> Iterator[str]:
         yield from (f"{cell.source[:40]!r} gave {o.ename}" for o in cell.outputs if o.output_type == "error")
 
 
-def released(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Every file that a release writes, with its text: the finished notebooks, and the student version of each."""
+def released(path: Path) -> dict[Path, str]:
+    """The files that a release writes for one notebook, with their texts: itself, finished, and the student version."""
     import nbformat
 
-    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
-        finished = finish(nbformat.read(path, as_version=4), path.name)
-        yield path, nbformat.writes(finished) + "\n"
-        yield folder / "student" / path.name, nbformat.writes(student_version(finished)) + "\n"
+    finished = finish(nbformat.read(path, as_version=4), path.name)
+    student = path.parent / "student" / path.name
+    return {path: nbformat.writes(finished) + "\n", student: nbformat.writes(student_version(finished)) + "\n"}
 
 
 def main(arguments: list[str]) -> int:
     if set(arguments) - {"--check"}:
         raise SystemExit("usage: python -m dpo_lab.exercises.release [--check]")
-    folder, stale = course_folder(), []
-    for path, text in released(folder):
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            stale.append(path)
-            if "--check" not in arguments:
+    folder, is_check, failed = course_folder(), "--check" in arguments, False
+    for notebook in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        try:
+            files = released(notebook)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            failed = True
+            continue
+        for path, text in files.items():
+            if path.is_file() and path.read_text(encoding="utf-8") == text:
+                continue
+            print(f"{'would change' if is_check else 'wrote'} {path.relative_to(folder.parent)}")
+            failed |= is_check
+            if not is_check:
                 path.parent.mkdir(exist_ok=True)
                 path.write_text(text, encoding="utf-8")
-    for path in stale:
-        print(f"{'would change' if '--check' in arguments else 'wrote'} {path.relative_to(folder.parent)}")
-    return int(bool(stale) and "--check" in arguments)
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,23 @@
+"""What the notebooks' own test run needs: `pytest --nbval --nbval-current-env notebooks`, as `make test` calls it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import pytest
+
+collect_ignore_glob = ["notebooks/student/*"]  # their solutions are missing on purpose; tests/test_student_notebooks.py
+
+# A kernel inherits this process's environment: no notebook touches the user's reference cache or a network.
+os.environ.setdefault("DPO_LAB_CACHE", tempfile.mkdtemp(prefix="dpo-lab-notebooks-"))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """nbval waits five seconds for what a cell printed; a loaded machine needs longer."""
+    for item in items:
+        if hasattr(item, "output_timeout"):
+            item.output_timeout = 60  # type: ignore[attr-defined]
