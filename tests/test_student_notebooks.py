@@ -112,7 +112,9 @@ def test_finishing_takes_out_what_differs_between_runs_and_refuses_what_was_not_
     ran.metadata["execution"] = {"iopub.execute_input": "2026"}
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1f"}, "text/plain": "LiveFigure()"}
     ran.outputs = [nbformat.v4.new_output("display_data", widget)]
-    notebook = nbformat.v4.new_notebook(cells=[ran], metadata={"widgets": {}, "language_info": {"version": "3.11.9"}})
+    notebook = nbformat.v4.new_notebook(
+        cells=[ran], metadata={"widgets": {}, "language_info": {"name": "python", "version": "3.11.9"}}
+    )
     done = finish(notebook, "a.ipynb")
     assert done.cells[0].outputs[0].data == {"text/plain": "LiveFigure()"}
     assert "execution" not in done.cells[0].metadata

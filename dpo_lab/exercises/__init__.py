@@ -20,7 +20,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "loss": ("check_dpo_loss", "check_loss_slope", "check_share_behind_margin", "check_beta_for_margin"),
     "log_probabilities": ("check_token_logps", "check_mask_repair", "check_border", "check_shared_row"),
     "reference_cache": ("check_cache_key", "check_looks_stale", "check_rows_to_compute", "check_reference_bytes"),
-    "training_loop": (),
+    "training_loop": ("check_training_step", "check_accumulation", "check_warmup_share", "check_repaired_loop"),
     "checking": ("NotYet",),
 }
 
