@@ -53,7 +53,7 @@ class Settings:
     steps: int = 7500
     learning_rate: float = 2e-3
     warmup: float = 0.03
-    train_pairs: int = 4096
+    train_pairs: int = 10_240
     test_pairs: int = 400
     answers_per_prompt: int = 4
     temperature: float = 0.3
@@ -137,7 +137,7 @@ def build_pairs(settings: Settings, work: Path, out: Path) -> None:
         conversations = corpus.prompts(num * 5 // 4, split=split, seed=settings.seed + 2000)
         answers = generate(
             model, tokenizer, [c.row() for c in conversations], max_new_tokens=80,
-            num_samples=settings.answers_per_prompt, seed=settings.seed + 1, batch_size=512,
+            num_samples=settings.answers_per_prompt, seed=settings.seed + 1, batch_size=1024,
         )  # fmt: skip
         several = [[one] if isinstance(one, str) else one for one in answers]
         rows, without = corpus.pair_answers(

@@ -30,6 +30,7 @@ from dpo_lab import (
     DPOConfig,
     ReferenceCache,
     SFTConfig,
+    evaluate,
     generate,
     load_policy,
     load_preferences,
@@ -80,14 +81,15 @@ def trained(events: Any) -> tuple[float, Event]:
 
 
 def dpo_trial(
-    config: DPOConfig, conversations: list[Conversation], pairs: Any, cache: ReferenceCache
+    config: DPOConfig, conversations: list[Conversation], pairs: Any, test_pairs: Any, cache: ReferenceCache
 ) -> dict[str, Any]:
-    """Train on the embedded pairs; true quality and KL afterwards."""
+    """Train on the embedded pairs; true quality, KL and how implicit margins rank afterwards."""
     model, tokenizer = load_policy("embedded")
     data, _ = tokenize_pairs(pairs, tokenizer, max_length=config.max_length)
     seconds, last = trained(train_dpo(model, tokenizer, data, config, cache=cache))
     found = true_quality(model, tokenizer, conversations, config.seed)
-    return found | kl(model, tokenizer, conversations, config.seed) | {
+    ranks = margins(model, tokenizer, test_pairs, cache)
+    return found | ranks | kl(model, tokenizer, conversations, config.seed) | {
         "train_accuracy": last.metrics["rewards/accuracies"], "train_loss": last.metrics["loss"], "seconds": seconds,
     }  # fmt: skip
 
@@ -95,17 +97,17 @@ def dpo_trial(
 def sweep(arguments: argparse.Namespace) -> None:
     """Every combination of the grid, one seed; a line of JSON as each is done."""
     conversations = corpus.prompts(400, split="train", seed=VALIDATION_SEED)
-    pairs = load_preferences("embedded", split="train")
+    pairs, test_pairs = (load_preferences("embedded", split=split) for split in ("train", "test"))
     grid = itertools.product(arguments.learning_rates, arguments.betas, arguments.epochs)
     rows = []
     with ReferenceCache() as cache:
         for learning_rate, beta, epochs in grid:
             config = DPOConfig(learning_rate=learning_rate, beta=beta, epochs=epochs, seed=0, device="cpu")
             rows.append({"learning_rate": learning_rate, "beta": beta, "epochs": epochs}
-                        | dpo_trial(config, conversations, pairs, cache))  # fmt: skip
+                        | dpo_trial(config, conversations, pairs, test_pairs, cache))  # fmt: skip
             print(json.dumps(rows[-1]), flush=True)
     names = ["learning_rate", "beta", "epochs", "success", *(f"success/{job}" for job in JOBS), "well_formed",
-             "over_refusal", "words", "reward", "kl", "train_accuracy", "seconds"]  # fmt: skip
+             "over_refusal", "words", "reward", "kl", "rank_correlation", "train_accuracy", "seconds"]  # fmt: skip
     keep("defaults_sweep", "Choosing the defaults of `dpo-lab train`", sweep.__doc__ or "", names, rows, conversations)
 
 
@@ -121,14 +123,15 @@ def seeds(arguments: argparse.Namespace) -> None:
     with ReferenceCache() as cache:
         for seed in range(arguments.seeds):
             config = DPOConfig(seed=seed, device="cpu")
-            row = {"method": "DPO", "seed": seed} | dpo_trial(config, conversations, pairs, cache)
-            rows.append(row | margins(config, pairs, test_pairs, cache) if seed == 0 else row)
+            rows.append({"method": "DPO", "seed": seed}
+                        | dpo_trial(config, conversations, pairs, test_pairs, cache))  # fmt: skip
             print(json.dumps(rows[-1]), flush=True)
         for seed in range(arguments.seeds):
             rows.append({"method": "SFT on chosen", "seed": seed} | sft_trial(default, seed, conversations, pairs))
             print(json.dumps(rows[-1]), flush=True)
         hot = DPOConfig(learning_rate=10 * default.learning_rate, device="cpu")
-        rows.append({"method": "DPO, learning rate × 10", "seed": 0} | dpo_trial(hot, conversations, pairs, cache))
+        rows.append({"method": "DPO, learning rate × 10", "seed": 0}
+                    | dpo_trial(hot, conversations, pairs, test_pairs, cache))  # fmt: skip
     names = ["success", *(f"success/{job}" for job in JOBS), "well_formed", "over_refusal", "words", "reward", "kl",
              "rank_correlation", "seconds"]  # fmt: skip
     summary = []
@@ -155,19 +158,14 @@ def sft_trial(default: DPOConfig, seed: int, conversations: list[Conversation], 
     return found | kl(model, tokenizer, conversations, seed) | {"seconds": seconds}
 
 
-def margins(config: DPOConfig, pairs: Any, test_pairs: Any, cache: ReferenceCache) -> dict[str, float]:
+def margins(model: Any, tokenizer: Any, test_pairs: Any, cache: ReferenceCache) -> dict[str, float]:
     """Spearman's rank correlation of implicit and true reward margins on the test pairs."""
-    from dpo_lab import evaluate
-
-    model, tokenizer = load_policy("embedded")
     reference, _ = load_policy("embedded")
-    trained(train_dpo(model, tokenizer, pairs, config, cache=cache))
-    result = evaluate(model, tokenizer, test_pairs, reference=reference)
-    rows = [test_pairs[int(i)] for i in result.table["row"]]
+    table = evaluate(model, tokenizer, test_pairs, reference=reference, cache=cache).table
+    rows = [test_pairs[int(i)] for i in table["row"]]
     true = np.array([row["reward_chosen"] - row["reward_rejected"] for row in rows])
-    implicit = result.table["margin"]
-    right = (np.sign(true) == np.sign(implicit)).mean()
-    return {"rank_correlation": float(spearmanr(implicit, true).statistic), "agrees_with_truth": float(right)}
+    agrees = (np.sign(true) == np.sign(table["margin"])).mean()
+    return {"rank_correlation": float(spearmanr(table["margin"], true).statistic), "agrees_with_truth": float(agrees)}
 
 
 def spread(rows: list[dict[str, Any]], name: str) -> str:

@@ -4,7 +4,7 @@ Scale. An answer that isn't well formed gets -2. Any other starts at -1, earns u
 one more when every part is complete (that is success), and loses 0.03 for each needless word, at most 0.6. So:
 
     -2            not well formed
-    -1.6 to -1    well formed, and nothing right
+    -2.1 to -1    well formed, and nothing right (a word that nobody used costs 0.5)
     below 2       something is missing
     2.4 to 3      success; 3 without a needless word
 """
