@@ -290,6 +290,14 @@ def test_weights_and_source_rows_come_along():
     assert report.identical == [1]
 
 
+def test_preference_rows_are_examples_by_their_chosen_answer():
+    tokenizer = bpe()
+    data, _ = tokenize_examples([pair()], tokenizer)
+    both, _ = tokenize_pairs([pair()], tokenizer)
+    assert data.num_completions == 1
+    assert whole(data.row(0), 0) == whole(both.row(0), 0)
+
+
 def test_examples_have_one_completion_and_the_same_rules():
     tokenizer = bpe(bos=True)
     data, report = tokenize_examples([{"prompt": "the cat", "completion": " sat."}], tokenizer)

@@ -62,8 +62,13 @@ def tokenize_examples(
     max_length: int = 1024,
     on_bad_row: OnBadRow = "raise",
 ) -> tuple[TokenData, TokenReport]:
-    """Rows of prompt, completion → token ids with K = 1; rules as in `tokenize_pairs`."""
-    return _tokenize(rows, ("completion",), tokenizer, max_length, on_bad_row)
+    """Rows of prompt, completion → token ids with K = 1; rules as in `tokenize_pairs`.
+
+    Preference rows (no completion, but chosen) are taken by their chosen answer.
+    """
+    columns = rows[0] if len(rows) else {}
+    answer = "chosen" if "chosen" in columns and "completion" not in columns else "completion"
+    return _tokenize(rows, (answer,), tokenizer, max_length, on_bad_row)
 
 
 def encode_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> list[int]:
