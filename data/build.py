@@ -128,26 +128,31 @@ def build_measure(settings: Settings, work: Path, out: Path) -> dict[str, Any]:
 
 
 def build_pairs(settings: Settings, work: Path, out: Path) -> None:
-    from dpo_lab import generate, load_policy
+    from dpo_lab import load_policy
 
     model, tokenizer = load_policy(out / MODEL)
     (out / PAIRS).mkdir(parents=True, exist_ok=True)
     for split, num in zip(get_args(Split), (settings.train_pairs, settings.test_pairs), strict=True):
-        # A few prompts give no pair, since all their answers are worth the same.
-        conversations = corpus.prompts(num * 5 // 4, split=split, seed=settings.seed + 2000)
-        answers = generate(
-            model, tokenizer, [c.row() for c in conversations], max_new_tokens=80,
-            num_samples=settings.answers_per_prompt, seed=settings.seed + 1, batch_size=1024,
-        )  # fmt: skip
-        several = [[one] if isinstance(one, str) else one for one in answers]
-        rows, without = corpus.pair_answers(
-            conversations, several, temperature=settings.temperature, seed=settings.seed
-        )
-        if not rows:
-            raise SystemExit(f"no {split} pair: all answers of the model are worth the same; train it for longer")
-        corpus.write_rows(out / PAIRS / f"{split}.jsonl.gz", rows[:num])
-        wrong = statistics.mean(row["reward_chosen"] < row["reward_rejected"] for row in rows[:num])
-        print(f"{split}: {len(rows[:num])} pairs, {wrong:.1%} labelled the wrong way; {without} prompts gave none")
+        build_pairs_of(model, tokenizer, split, num, settings, out / PAIRS / f"{split}.jsonl.gz")
+
+
+def build_pairs_of(model: Any, tokenizer: Any, split: Split, num: int, settings: Settings, path: Path) -> None:
+    """`num` pairs of one split from the model's own answers."""
+    from dpo_lab import generate
+
+    # A few prompts give no pair, since all their answers are worth the same.
+    conversations = corpus.prompts(num * 5 // 4, split=split, seed=settings.seed + 2000)
+    answers = generate(
+        model, tokenizer, [c.row() for c in conversations], max_new_tokens=80,
+        num_samples=settings.answers_per_prompt, seed=settings.seed + 1, batch_size=1024,
+    )  # fmt: skip
+    several = [[one] if isinstance(one, str) else one for one in answers]
+    rows, without = corpus.pair_answers(conversations, several, temperature=settings.temperature, seed=settings.seed)
+    if not rows:
+        raise SystemExit(f"no {split} pair: all answers of the model are worth the same; train it for longer")
+    corpus.write_rows(path, rows[:num])
+    wrong = statistics.mean(row["reward_chosen"] < row["reward_rejected"] for row in rows[:num])
+    print(f"{split}: {len(rows[:num])} pairs, {wrong:.1%} labelled the wrong way; {without} prompts gave none")
 
 
 def build_manifest(settings: Settings, work: Path, out: Path) -> None:
