@@ -107,7 +107,8 @@ def sweep(arguments: argparse.Namespace) -> None:
                         | dpo_trial(config, conversations, pairs, test_pairs, cache))  # fmt: skip
             print(json.dumps(rows[-1]), flush=True)
     names = ["learning_rate", "beta", "epochs", "success", *(f"success/{job}" for job in JOBS), "well_formed",
-             "over_refusal", "words", "reward", "kl", "rank_correlation", "train_accuracy", "seconds"]  # fmt: skip
+             "over_refusal", "words", "reward", "kl", "rank_correlation",
+             "rank_correlation/chosen first", "agrees_with_truth", "train_accuracy", "seconds"]  # fmt: skip
     keep("defaults_sweep", "Choosing the defaults of `dpo-lab train`", sweep.__doc__ or "", names, rows, conversations)
 
 
@@ -133,7 +134,7 @@ def seeds(arguments: argparse.Namespace) -> None:
         rows.append({"method": "DPO, learning rate × 10", "seed": 0}
                     | dpo_trial(hot, conversations, pairs, test_pairs, cache))  # fmt: skip
     names = ["success", *(f"success/{job}" for job in JOBS), "well_formed", "over_refusal", "words", "reward", "kl",
-             "rank_correlation", "seconds"]  # fmt: skip
+             "rank_correlation", "rank_correlation/chosen first", "agrees_with_truth", "seconds"]  # fmt: skip
     summary = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
@@ -159,13 +160,22 @@ def sft_trial(default: DPOConfig, seed: int, conversations: list[Conversation], 
 
 
 def margins(model: Any, tokenizer: Any, test_pairs: Any, cache: ReferenceCache) -> dict[str, float]:
-    """Spearman's rank correlation of implicit and true reward margins on the test pairs."""
+    """Spearman's rank correlation of implicit and true reward margins on the test pairs.
+
+    A coin decides which answer of a pair comes first: with the chosen one first almost every true margin is positive,
+    and only their sizes are compared, which is told apart.
+    """
     reference, _ = load_policy("embedded")
     table = evaluate(model, tokenizer, test_pairs, reference=reference, cache=cache).table
     rows = [test_pairs[int(i)] for i in table["row"]]
     true = np.array([row["reward_chosen"] - row["reward_rejected"] for row in rows])
     agrees = (np.sign(true) == np.sign(table["margin"])).mean()
-    return {"rank_correlation": float(spearmanr(table["margin"], true).statistic), "agrees_with_truth": float(agrees)}
+    coin = np.random.default_rng(0).choice([-1, 1], len(true))
+    return {
+        "rank_correlation": float(spearmanr(coin * table["margin"], coin * true).statistic),
+        "rank_correlation/chosen first": float(spearmanr(table["margin"], true).statistic),
+        "agrees_with_truth": float(agrees),
+    }
 
 
 def spread(rows: list[dict[str, Any]], name: str) -> str:

@@ -26,7 +26,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 class TrainingConfig:
     """What SFT and DPO share: data shape, optimiser, schedule, and how often to look."""
 
-    epochs: float = 2.0
+    epochs: float = 1.0
     """Passes over the training data; fractions are allowed."""
     max_steps: int | None = None
     """Stop after this many optimiser steps, whatever `epochs` says."""
@@ -36,7 +36,7 @@ class TrainingConfig:
     """Pairs that one process puts through the model at a time; None lets `tokens_per_pass` decide."""
     tokens_per_pass: int = 16384
     """Most tokens that go through the model at a time; a larger batch is split and its gradients accumulated."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     """Peak learning rate; large pretrained models want 5e-7 to 5e-6."""
     schedule: ScheduleName = "linear"
     """How the learning rate falls after the warm-up: to zero, or not at all."""
@@ -116,7 +116,7 @@ class DPOConfig(TrainingConfig):
     loss: LossName = "dpo"
     """Which loss of the table `LOSSES`."""
     beta: float | None = None
-    """Price of drifting from the reference: larger stays closer. None takes the loss's own (0.1 for dpo)."""
+    """Price of drifting from the reference: larger stays closer. None takes the loss's own (0.5 for dpo)."""
     label_smoothing: float | None = None
     """Share of labels believed to be flipped, in [0, ½), for the losses that have it."""
     divergence: DivergenceName = "reverse_kl"

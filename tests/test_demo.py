@@ -46,8 +46,11 @@ def test_the_base_model_is_as_good_as_its_card_says(demo):
 
 def test_training_lifts_every_job(demo):
     found = results(demo[0])
-    assert found["true/success/after"] >= found["true/success/before"] + 0.05
-    assert found["true/well_formed/after"] >= 0.9
+    assert found["true/success/after"] >= 0.8
+    for job in JOBS:
+        assert found[f"true/success/{job}/after"] >= 0.7, job
+    assert found["true/well_formed/after"] >= 0.96
+    assert found["true/over_refusal/after"] <= 0.07
     assert found["true/words/after"] <= 4 / 3 * found["true/words/before"]
     assert 0 < found["kl"] < 100
 
@@ -59,7 +62,10 @@ def test_implicit_rewards_rank_as_true_rewards_do(demo):
     table = evaluate(model, tokenizer, pairs, reference=reference).table
     rows = [pairs[int(i)] for i in table["row"]]
     true = np.array([row["reward_chosen"] - row["reward_rejected"] for row in rows])
-    assert spearmanr(table["margin"], true).statistic >= 0.2
+    # Which answer comes first is decided by a coin: chosen minus rejected would be positive almost always.
+    coin = np.random.default_rng(0).choice([-1, 1], len(true))
+    assert spearmanr(coin * table["margin"], coin * true).statistic >= 0.7
+    assert ((table["margin"] > 0) == (true > 0)).mean() >= 0.85
 
 
 def test_the_samples_carry_true_rewards(demo):
