@@ -47,7 +47,7 @@ format: $(VENV)/.with-course+test
 	$(BIN)/ruff check --fix .
 
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks $(NBVAL) -n 2 --dist loadfile
 
 # The notebooks made ready to commit after they were run, and the student version made from them.

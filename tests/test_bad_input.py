@@ -43,7 +43,7 @@ def refuse(capsys, monkeypatch, tmp_path, shelf):
 
     SHELF in an argument stands for the shelf. `train` and others get the good model and pairs where none are named.
     """
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
 
     def call(command: str, *arguments: object, say: tuple[str, ...]) -> str:
@@ -182,7 +182,7 @@ SETTINGS = {
     ("--beta", "much"): ("Error parsing --beta", "'much'"),
     ("--loss", "cdpo", "--label-smoothing", "0.5"): ("label_smoothing must lie in [0, 0.5), got 0.5", "0.1 is a usual"),
     ("--label-smoothing", "0.1"): ("the loss dpo has no knob 'label_smoothing', got label_smoothing=0.1", "its knobs"),
-    ("--knobs", "gamma", "1"): ("the loss dpo has no knob 'gamma', got gamma=1.0", "its knobs are beta (0.1)"),
+    ("--knobs", "gamma", "1"): ("the loss dpo has no knob 'gamma', got gamma=1.0", "its knobs are beta (0.5)"),
     ("--loss", "hinge", "--divergence", "js", "--knobs", "x", "1"): ("hinge has no knob 'x'",),
     ("--loss", "simpo", "--divergence", "js"): ("divergence must be reverse_kl for the loss simpo, got 'js'",),
     ("--learning-rate", "0"): ("learning_rate must be positive and finite, got 0.0", "1e-4 for small models"),

@@ -428,7 +428,7 @@ def test_losses_lists_every_loss_with_its_knobs_and_source(tell):
     text = " ".join(told.out.split())
     for spec in LOSSES.values():
         assert " ".join(spec.summary.split()) in text
-    assert "beta 0.1 · 2305.18290" in text
+    assert "beta 0.5 · 2305.18290" in text
 
 
 def test_the_lab_listens_on_the_loopback_address_behind_its_token(tell, monkeypatch, tmp_path):

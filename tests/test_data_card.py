@@ -201,7 +201,7 @@ def test_the_world_is_as_small_as_the_card_says():
 
     prompts = corpus.prompts(2000, split="test", seed=1)
     without = [not any(map(is_held_out, re.findall(r"[A-Za-z]+", prompt.shown))) for prompt in prompts]
-    assert mean(without) == pytest.approx(0.13, abs=0.03)
+    assert mean(without) == pytest.approx(0.19, abs=0.03)
 
 
 def test_the_code_in_the_card_runs():

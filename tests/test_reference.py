@@ -240,7 +240,7 @@ def test_the_reference_stays_the_original_one_after_resuming(path, tmp_path):
     step = next(event for event in stream if isinstance(event, Step))
     ratio = score(resumed, data) - score(tiny_llama(), data)
     assert step.step == 2
-    assert step.metrics["rewards/margins"] == pytest.approx(0.1 * (ratio[:, 0] - ratio[:, 1]).mean(), abs=1e-6)
+    assert step.metrics["rewards/margins"] == pytest.approx(0.5 * (ratio[:, 0] - ratio[:, 1]).mean(), abs=1e-6)
     assert abs(step.metrics["rewards/margins"]) > 1e-3
 
 

@@ -125,7 +125,7 @@ def test_a_reference_given_is_the_one_that_is_used():
     reference, data = tiny_llama(seed=3), random_pairs(8)
     _, events = run(DPOConfig(**SETTINGS, max_steps=1), data=data, reference=reference)
     ratio = score(tiny_llama(), data) - score(reference, data)
-    expected = 0.1 * (ratio[:, 0] - ratio[:, 1])
+    expected = 0.5 * (ratio[:, 0] - ratio[:, 1])
     assert next(e for e in events if isinstance(e, Step)).metrics["rewards/margins"] == pytest.approx(
         expected.mean(), abs=1e-5
     )
