@@ -8,6 +8,7 @@ that was put together belongs.
 # ruff: noqa: SIM905  lists of words read better as one string
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 from zlib import crc32
 
@@ -152,7 +153,7 @@ def foods(rng: Random, split: Split, count: int) -> list[str]:
     return chosen
 
 
-def _compound(rng: Random, split: Split, stems: list[str], endings: list[str]) -> str:
+def _compound(rng: Random, split: Split, stems: Sequence[str], endings: Sequence[str]) -> str:
     while True:
         stem, ending = rng.choice(stems), rng.choice(endings)
         if stem != ending and split_of(stem + ending) == split:
