@@ -94,9 +94,8 @@ def _striking(prompts: list[Conversation], texts: dict[str, list[str]]) -> list[
 
 
 def _side_by_side(row: dict[str, Any], before: str, after: str) -> Table:
-    table = Table(
-        pad_edge=False, expand=False, title=Text(prompt_text(row)), title_justify="left", title_style="", width=100
-    )
+    width = min(100, console.width)  # where the output is a file, rich takes 80 columns
+    table = Table(pad_edge=False, title=Text(prompt_text(row)), title_justify="left", title_style="", width=width)
     table.add_column("before", ratio=1)
     table.add_column("after", ratio=1)
     table.add_row(Text(before), Text(after))  # not markup: an answer may hold brackets
