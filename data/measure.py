@@ -212,9 +212,9 @@ def keep(name: str, title: str, lead: str, names: list[str], rows: list[dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["sweep", "seeds"])
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
-    parser.add_argument("--betas", type=float, nargs="+", default=[0.05, 0.1, 0.3])
-    parser.add_argument("--epochs", type=float, nargs="+", default=[1.0, 2.0])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 2e-4, 4e-4])
+    parser.add_argument("--betas", type=float, nargs="+", default=[0.1, 0.3, 0.5])
+    parser.add_argument("--epochs", type=float, nargs="+", default=[1.0])
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
     {"sweep": sweep, "seeds": seeds}[arguments.what](arguments)

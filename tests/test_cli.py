@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -515,3 +517,13 @@ def test_minimind_renders_its_conversations_for_a_tiny_model_of_its_vocabulary(t
     assert told.status == 0
     assert "chat template: tokenizer; end token: <|im_end|>" in told.out
     assert Run.load(tmp_path / "m").series("loss")[1][0] == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_the_lab_opens_pages_of_text_rendered(monkeypatch):
+    from dpo_lab.cli.lab import lab_environment
+
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "/their/own")
+    ours, theirs = lab_environment()["JUPYTER_CONFIG_PATH"].split(os.pathsep)
+    assert theirs == "/their/own"
+    settings = json.loads((Path(ours) / "labconfig" / "default_setting_overrides.json").read_text())
+    assert settings["@jupyterlab/docmanager-extension:plugin"]["defaultViewers"] == {"markdown": "Markdown Preview"}

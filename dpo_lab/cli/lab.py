@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,16 @@ from dpo_lab.cli.options import LabOptions
 
 def lab(options: LabOptions) -> int:
     """Start JupyterLab on the loopback address, at the map of the course."""
-    return subprocess.call(lab_command(options))
+    return subprocess.call(lab_command(options), env=lab_environment())
+
+
+def lab_environment() -> dict[str, str]:
+    """This process's environment, with our defaults for JupyterLab: pages of text open rendered, no news is fetched.
+
+    What the user has set in JupyterLab itself goes before.
+    """
+    paths = [str(Path(__file__).with_name("lab_settings")), os.environ.get("JUPYTER_CONFIG_PATH")]
+    return os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(path for path in paths if path)}
 
 
 def lab_command(options: LabOptions) -> list[str]:
@@ -27,6 +37,6 @@ def lab_command(options: LabOptions) -> list[str]:
     command = [
         sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={checkout}", "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.port={options.port}",
-        "--LabApp.default_url=/lab/tree/notebooks/README.md?factory=Markdown%20Preview",
+        "--LabApp.default_url=/lab/tree/notebooks/README.md",
     ]  # fmt: skip
     return command if options.browser else [*command, "--no-browser"]
