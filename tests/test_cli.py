@@ -450,7 +450,7 @@ def test_the_lab_listens_on_the_loopback_address_behind_its_token(tell, monkeypa
     assert any(part.startswith("--LabApp.default_url=/lab/tree/notebooks/README.md") for part in command)
     assert command[-1] == "--no-browser"
     assert not any("token" in part or "password" in part or "allow" in part for part in command)
-    monkeypatch.setattr(lab.subprocess, "call", lambda command: 7)
+    monkeypatch.setattr(lab.subprocess, "call", lambda command, env: 7)
     assert tell("lab").status == 7
 
 
