@@ -2,7 +2,7 @@
 #   make demo    train on the embedded model and data, and show before and after
 #   make lab     open the course in JupyterLab
 #   make test    run every test          make check   format, lint and types
-#   make bench   against TRL             make data    rebuild the embedded data and model (an hour)
+#   make bench   against TRL             make data    rebuild the embedded data and model (80 minutes)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
