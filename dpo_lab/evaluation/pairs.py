@@ -1,14 +1,14 @@
-"""How good is a policy on held-out pairs, and how far has it gone from its reference?
+"""How good is a policy on held-out pairs: loss, accuracy, margins and implicit rewards.
 
-N pairs. Log-probs and KL are in nats; implicit rewards are β·log(π/π_ref), so β is in them.
+N pairs. Log-probs are in nats; implicit rewards are β·log(π/π_ref), so β is in them.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from dpo_lab.batching import Layout
 from dpo_lab.logprobs import score
 from dpo_lab.losses import LOSSES, PairScores, implicit_rewards
-from dpo_lab.preferences import TokenData, encode_prompt, tokenize_pairs
+from dpo_lab.preferences import TokenData, tokenize_pairs
 from dpo_lab.reference import ReferenceCache
-from dpo_lab.sampling import generate_ids, prompt_ids
 
 logger = logging.getLogger("dpo_lab")
 
@@ -39,14 +38,6 @@ class PairEvaluation:
     def rows(self) -> list[dict[str, float]]:
         """The table as one dict per pair."""
         return [{name: column[i].item() for name, column in self.table.items()} for i in range(len(self.table["row"]))]
-
-
-class Estimate(NamedTuple):
-    """A mean over samples with its standard error."""
-
-    mean: float
-    standard_error: float
-    num_samples: int
 
 
 def evaluate(
@@ -75,7 +66,7 @@ def evaluate(
         raise ValueError(f"loss {loss!r} compares with a reference, and none was given; pass reference=model")
     knobs = {} if beta is None else {"beta": beta}
     bound = spec.bind(divergence="reverse_kl", **knobs)
-    data = _pairs(preferences, tokenizer, max_length)
+    data = usable_pairs(preferences, tokenizer, max_length)
     options: dict[str, Any] = {"layout": layout, "precision": precision, "tokens_per_pass": tokens_per_pass}
     policy_logps = score(model, data, **options)
     if reference is None:
@@ -87,7 +78,8 @@ def evaluate(
     return evaluate_scores(pair_scores_of(policy_logps, reference_logps, data), bound, reward_beta(spec, knobs), data)
 
 
-def _pairs(preferences: Any, tokenizer: Any, max_length: int) -> TokenData:
+def usable_pairs(preferences: Any, tokenizer: Any, max_length: int) -> TokenData:
+    """Rows or their token ids as token ids with two completions each; what was cut or left out is logged."""
     data = preferences
     if not isinstance(data, TokenData):
         data, report = tokenize_pairs(preferences, tokenizer, max_length=max_length)
@@ -155,47 +147,3 @@ def scored_lengths(data: TokenData) -> np.ndarray:
 def reward_beta(spec: Any, knobs: dict[str, float]) -> float:
     """The β that scales implicit rewards: the loss's own knob, or 1 where it has none."""
     return float(({"beta": 1.0} | spec.knobs | knobs)["beta"])
-
-
-def kl_from_reference(
-    policy: nn.Module,
-    reference: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[Any],
-    *,
-    num_samples: int = 1,
-    max_new_tokens: int = 128,
-    max_length: int = 1024,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> Estimate:
-    """KL(π‖π_ref) per answer, E_{y∼π}[log π(y|x) − log π_ref(y|x)], estimated on answers sampled at temperature 1.
-
-    prompts: rows with a prompt, rendered texts, or token ids. Answers cut at `max_new_tokens` are scored as far as they
-    go, so the estimate is unbiased for answers of at most that length. The standard error is over prompts (of a single
-    prompt, over its answers). In nats.
-    """
-    if not len(prompts):
-        raise ValueError("KL needs at least one prompt to sample answers for, got none; give held-out prompts")
-    ids = [
-        encode_prompt(prompt, tokenizer, max_length) if isinstance(prompt, Mapping) else prompt_ids(prompt, tokenizer)
-        for prompt in prompts
-    ]
-    answers = generate_ids(
-        policy, tokenizer, ids, max_new_tokens=max_new_tokens, num_samples=num_samples, seed=seed, batch_size=batch_size
-    )
-    return kl_of_samples(policy, reference, ids, [[answer.ids for answer in row] for row in answers])
-
-
-def kl_of_samples(
-    policy: nn.Module, reference: nn.Module, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[np.ndarray]]
-) -> Estimate:
-    """The estimate of `kl_from_reference` from answers that were already sampled from `policy` at temperature 1."""
-    data = TokenData.from_rows(
-        (np.asarray(prompt, np.int32), tuple(np.asarray(answer, np.int32) for answer in row))
-        for prompt, row in zip(prompts, answers, strict=True)
-    )
-    ratios = (score(policy, data) - score(reference, data)).astype(np.float64)  # (prompts, samples)
-    independent = ratios.mean(1) if len(ratios) > 1 else ratios[0]  # answers to one prompt share its difficulty
-    error = independent.std(ddof=1) / np.sqrt(len(independent)) if len(independent) > 1 else float("nan")
-    return Estimate(float(independent.mean()), float(error), ratios.size)
