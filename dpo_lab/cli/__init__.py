@@ -4,6 +4,7 @@ options    the commands and their options
 train      train, sft: from data to a run folder
 models     cache, evaluate, sample
 tables     compare, losses
+sweep      many short runs that search for good knobs
 demo, lab  what make demo and make lab call
 inputs, progress   what several of them share
 """

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dpo_lab.config import DPOConfig, LossName, Precision, SFTConfig
+from dpo_lab.sweeps.settings import SweepSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +169,16 @@ class CompareOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepOptions(SweepSettings):
+    """Search for good knobs: several short runs, kept in a study that many processes may work on at once."""
+
+    study: Path | None = None
+    """Folder of the study: a new one begins it, one that is there is joined. None makes runs/sweep-DATE-TIME."""
+    cache: Path | None = None
+    """File or folder of the reference's log-probs; None takes ~/.cache/dpo-lab or DPO_LAB_CACHE."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossesOptions:
     """Print the table of losses: what each does, its knobs, its source."""
 
@@ -207,6 +218,7 @@ COMMANDS = {
     "evaluate": EvaluateOptions,
     "sample": SampleOptions,
     "compare": CompareOptions,
+    "sweep": SweepOptions,
     "losses": LossesOptions,
     "demo": DemoOptions,
     "lab": LabOptions,
@@ -219,6 +231,7 @@ HOME = {
     EvaluateOptions: ("models", "evaluate"),
     SampleOptions: ("models", "sample"),
     CompareOptions: ("tables", "compare"),
+    SweepOptions: ("sweep", "sweep"),
     LossesOptions: ("tables", "losses"),
     DemoOptions: ("demo", "demo"),
     LabOptions: ("lab", "lab"),
