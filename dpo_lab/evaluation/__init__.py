@@ -3,10 +3,14 @@
     pairs.py           loss, accuracy, margins and rewards on preference pairs
     kl.py              KL from the reference, on sampled answers
     token_rewards.py   the implicit reward of every single token
+    decision.py        where in an answer the decision falls
+    reward_quality.py  implicit against true rewards: calibration, rank correlation, what length explains
+    ranking.py         the policy as a reward model: fresh answers, best of n
 
 Implicit rewards are β·log(π/π_ref), so β is in them; log-probs and KL are in nats.
 """
 
+from dpo_lab.evaluation.decision import margin_by_position, margin_parts, tokens_for_half
 from dpo_lab.evaluation.kl import Estimate, kl_from_reference, kl_of_samples
 from dpo_lab.evaluation.pairs import (
     ROUNDING,
@@ -20,23 +24,57 @@ from dpo_lab.evaluation.pairs import (
     scored_lengths,
     usable_pairs,
 )
+from dpo_lab.evaluation.ranking import answer_rewards, best_of_n
+from dpo_lab.evaluation.reward_quality import (
+    Calibration,
+    Interval,
+    LengthShare,
+    agreement,
+    calibration,
+    coin_sides,
+    fit_temperature,
+    length_matched,
+    length_share,
+    partial_rank_correlation,
+    per_group,
+    rank_correlation,
+    sigmoid,
+)
 from dpo_lab.evaluation.token_rewards import PairTokens, TokenRewards, token_rewards
 
 __all__ = [
     "ROUNDING",
+    "Calibration",
     "Estimate",
+    "Interval",
+    "LengthShare",
     "Loss",
     "PairEvaluation",
     "PairTokens",
     "TokenRewards",
+    "agreement",
+    "answer_rewards",
+    "best_of_n",
+    "calibration",
+    "coin_sides",
     "evaluate",
     "evaluate_scores",
+    "fit_temperature",
     "kl_from_reference",
     "kl_of_samples",
+    "length_matched",
+    "length_share",
+    "margin_by_position",
+    "margin_parts",
     "pair_metrics",
     "pair_scores_of",
+    "partial_rank_correlation",
+    "per_group",
+    "rank_correlation",
     "reward_beta",
     "scored_lengths",
+    "sigmoid",
     "token_rewards",
+    "tokens_for_half",
     "usable_pairs",
 ]
