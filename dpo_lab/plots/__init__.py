@@ -20,7 +20,7 @@ from dpo_lab.plots.curves import (
     smoothing_window,
 )
 from dpo_lab.plots.margins import describe_margins, plot_margins
-from dpo_lab.plots.overlays import describe_runs, plot_runs, runs_figure
+from dpo_lab.plots.overlays import describe_runs, describe_watch, plot_runs, runs_figure, watch_figure
 from dpo_lab.plots.show import Shown, show
 from dpo_lab.plots.style import (
     CHOSEN,
@@ -53,6 +53,7 @@ __all__ = [
     "describe_margins",
     "describe_panel",
     "describe_runs",
+    "describe_watch",
     "dress",
     "metric_label",
     "new_figure",
@@ -67,4 +68,5 @@ __all__ = [
     "smooth",
     "smoothing_window",
     "to_png",
+    "watch_figure",
 ]

@@ -86,6 +86,10 @@ PANELS: dict[str, Panel] = {
         "Reward margin", "β × nats", (Curve("rewards/margins", "margin"),),
         "The chosen answer's implicit reward minus the rejected one's.", level=0.0,
     ),
+    "true_reward": Panel(
+        "True reward of sampled answers", "mean per answer", (Curve("true_reward", "true reward"),),
+        "What the judge gives to answers that the model samples on the way, where a judge knows.",
+    ),
     "logps_chosen": Panel(
         "Log-prob of chosen answers", "nats per answer", (Curve("logps/chosen", "chosen", CHOSEN, "-", "o"),),
         "log π of the chosen answers, summed over tokens. It often falls while the margin grows: worth watching.",

@@ -1,4 +1,4 @@
-"""One metric of several runs over each other."""
+"""One metric of several runs over each other, and the sheet that a training is watched on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,24 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from dpo_lab.plots.curves import Rows, metric_label, series, smooth, smoothing_window
-from dpo_lab.plots.style import LINES, MARKERS, PALETTE, Picture, add_legend, add_title, dress, new_figure, plain
+from dpo_lab.plots.style import (
+    FONT,
+    GREY,
+    LINES,
+    MARKERS,
+    PALETTE,
+    Picture,
+    add_legend,
+    add_title,
+    dress,
+    new_figure,
+    plain,
+)
+
+WATCHED = (
+    "loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected", "true_reward",
+)  # fmt: skip
+"""What is looked at while a preference training goes on."""
 
 
 def plot_runs(runs: Mapping[str, Rows], metric: str, *, ax: Axes | None = None) -> Axes:
@@ -43,15 +60,17 @@ def plot_runs(runs: Mapping[str, Rows], metric: str, *, ax: Axes | None = None) 
     return ax
 
 
-def runs_figure(runs: Mapping[str, Rows], metrics: Sequence[str], *, title: str = "") -> Picture:
-    """Several metrics of several runs on one sheet of two columns, with one legend."""
-    num_rows = math.ceil(len(metrics) / 2)
+def runs_figure(
+    runs: Mapping[str, Rows], metrics: Sequence[str], *, title: str = "", num_columns: int = 2, width: float = 10.0
+) -> Picture:
+    """Several metrics of several runs on one sheet, with one legend."""
+    num_rows = math.ceil(len(metrics) / num_columns)
     key = [
         Line2D([], [], color=color, ls=line, marker=marker, markeredgecolor="white", label=plain(name))
         for name, (color, line, marker) in zip(runs, map(_look, range(len(runs))), strict=True)
     ]
-    figure = new_figure(10, 0.6 + 2.6 * num_rows + 0.2 * math.ceil(len(runs) / 3))
-    cells = figure.subplots(num_rows, 2, squeeze=False).ravel()
+    figure = new_figure(width, 0.6 + 2.6 * num_rows + 0.2 * math.ceil(len(runs) / 3))
+    cells = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for metric, ax in zip(metrics, cells, strict=False):
         plot_runs(runs, metric, ax=ax)
         if legend := ax.get_legend():
@@ -63,6 +82,30 @@ def runs_figure(runs: Mapping[str, Rows], metrics: Sequence[str], *, title: str 
                   title_fontsize=9, alignment="left")  # fmt: skip
     add_title(figure, title)
     return figure
+
+
+def watch_figure(runs: Mapping[str, Rows], *, title: str = "") -> Picture:
+    """The curves that a preference training is watched by, of one run or of several over each other.
+
+    Loss, margins, accuracy, the rewards of chosen and rejected answers, and true reward: six panels, those without
+    a measurement say so. `runs` gives each run's rows of metrics.jsonl its name; without a run the panels are empty.
+    """
+    figure = runs_figure(runs, WATCHED, title=title, num_columns=3, width=11.0)
+    for metric, ax in zip(WATCHED, figure.axes, strict=True):
+        if not ax.lines:
+            words = "no judge, or not measured yet" if metric == "true_reward" else "not measured yet"
+            look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "color": GREY, "fontfamily": FONT}
+            ax.text(0.5, 0.5, words, transform=ax.transAxes, **look)
+            ax.set(xticks=[], yticks=[])
+    return figure
+
+
+def describe_watch(runs: Mapping[str, Rows]) -> str:
+    """What `watch_figure` shows, in words."""
+    measured = {name.removeprefix("eval_") for rows in runs.values() for row in rows for name in row}
+    told = [describe_runs(runs, metric if metric != "true_reward" else "eval_true_reward")
+            for metric in WATCHED if metric in measured]  # fmt: skip
+    return " ".join(told) or "Six empty panels: nothing was measured yet."
 
 
 def describe_runs(runs: Mapping[str, Rows], metric: str) -> str:

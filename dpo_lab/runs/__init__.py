@@ -3,7 +3,29 @@
 Read in this order: `files` (writing that survives a crash), `run` (the folder), `report` (the page), `compare`.
 """
 
-from dpo_lab.runs.compare import compare_runs, comparison_figure, load_runs
+from dpo_lab.runs.compare import (
+    answers_side_by_side,
+    compare_runs,
+    comparison_csv,
+    comparison_figure,
+    comparison_frame,
+    load_runs,
+    run_labels,
+    run_names,
+    settings_that_differ,
+)
 from dpo_lab.runs.run import Run, row_of
 
-__all__ = ["Run", "compare_runs", "comparison_figure", "load_runs", "row_of"]
+__all__ = [
+    "Run",
+    "answers_side_by_side",
+    "compare_runs",
+    "comparison_csv",
+    "comparison_figure",
+    "comparison_frame",
+    "load_runs",
+    "row_of",
+    "run_labels",
+    "run_names",
+    "settings_that_differ",
+]
