@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from dpo_lab.models import load_policy
     from dpo_lab.preferences import load_preferences
     from dpo_lab.reference import ReferenceCache
+    from dpo_lab.rlhf import (
+        PPOConfig,
+        RewardConfig,
+        RewardModel,
+        RLOOConfig,
+        best_of_n,
+        train_ppo,
+        train_reward_model,
+        train_rloo,
+    )
     from dpo_lab.runs import Run
     from dpo_lab.sampling import generate
     from dpo_lab.training import train_dpo, train_sft
@@ -37,6 +47,14 @@ _HOME = {
     "train_sft": "training",
     "evaluate": "evaluation",
     "Run": "runs",
+    "RewardModel": "rlhf",
+    "RewardConfig": "rlhf",
+    "PPOConfig": "rlhf",
+    "RLOOConfig": "rlhf",
+    "train_reward_model": "rlhf",
+    "train_ppo": "rlhf",
+    "train_rloo": "rlhf",
+    "best_of_n": "rlhf",
 }
 
 __all__ = [  # noqa: RUF022  in the order in which DPO is explained
@@ -55,6 +73,14 @@ __all__ = [  # noqa: RUF022  in the order in which DPO is explained
     "generate",
     "evaluate",
     "Run",
+    "RewardModel",
+    "RewardConfig",
+    "train_reward_model",
+    "PPOConfig",
+    "train_ppo",
+    "RLOOConfig",
+    "train_rloo",
+    "best_of_n",
 ]
 
 

@@ -112,12 +112,14 @@ def optimise(
     work: Work,
     config: TrainingConfig,
     *,
+    scorer: nn.Module | None = None,
     checkpoints: Path | None = None,
     resume: Path | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Iterator[Event]:
     """Train `model` in place and tell what happens.
 
+    scorer: the module whose forward pass `work.loss` calls; None is `Scorer(model)`, which gives log-probs per token.
     checkpoints: the folder for checkpoints; none are written without it.
     resume: a checkpoint to go on from. The events that follow are those of the uninterrupted run, bit for bit on CPU.
     stop: asked after every step; when it says True, a checkpoint is written and the stream ends.
@@ -131,14 +133,16 @@ def optimise(
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("no weight of the model requires a gradient; unfreeze some, or add an adapter")
-    scorer, optimizer = accelerator.prepare(Scorer(model), make_optimizer(model, config))
+    prepared, optimizer = accelerator.prepare(
+        Scorer(model) if scorer is None else scorer, make_optimizer(model, config)
+    )
     schedule = Schedule(work, config)
     identity = {"settings": schedule.settings(), **work.identity()}
     if config.dropout:
         torch.manual_seed(config.seed)
     step = load_checkpoint(resume, model, optimizer, identity) if resume is not None else 0
     loop = _Loop(
-        model, scorer, optimizer, accelerator, device, work, config, schedule, identity, checkpoints, stop, step
+        model, prepared, optimizer, accelerator, device, work, config, schedule, identity, checkpoints, stop, step
     )
     return loop.events()
 

@@ -1,0 +1,116 @@
+"""Best of n: sample n answers, keep the one that a reward likes best. No training, n times the sampling, every time.
+
+P prompts with N sampled answers each, n <= N; KL in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpo_lab.rlhf.rewards import Reward, rewards_of
+from dpo_lab.sampling import Completion, Prompt, generate_ids
+from dpo_lab.worlds.tabular import World
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """What was sampled, and which answer each prompt gets."""
+
+    prompts: list[Prompt]
+    candidates: list[list[Completion]]
+    rewards: np.ndarray
+    """Of every candidate. (P, N)"""
+
+    @property
+    def answers(self) -> list[Completion]:
+        """The best answer to each prompt; the first of equals."""
+        return [row[i] for row, i in zip(self.candidates, self.rewards.argmax(1), strict=True)]
+
+    def rewards_by(self, reward: Reward) -> np.ndarray:
+        """Another reward of every candidate, such as the true one. (P, N)"""
+        prompts = [prompt for prompt, row in zip(self.prompts, self.candidates, strict=True) for _ in row]
+        answers = [answer for row in self.candidates for answer in row]
+        return rewards_of(reward, prompts, answers).reshape(self.rewards.shape)
+
+
+def best_of_n(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt] | Any,
+    n: int,
+    reward: Reward,
+    *,
+    max_new_tokens: int = 128,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> BestOfN:
+    """Sample `n` answers to each prompt at temperature 1 and score them. `.answers` holds the best of each.
+
+    Its KL from the model that samples is at most `best_of_n_kl(n)`. Stiennon et al. 2020 (arXiv 2009.01325);
+    Nakano et al. 2021 (arXiv 2112.09332).
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}; 4 to 64 are usual")
+    prompts = list(prompts)
+    candidates = generate_ids(
+        model, tokenizer, prompts, num_samples=n, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size
+    )
+    found = BestOfN(prompts, candidates, np.zeros((len(prompts), n)))
+    return BestOfN(prompts, candidates, found.rewards_by(reward))
+
+
+def best_of_n_kl(n: Any) -> np.ndarray:
+    """log n − (n − 1)/n: KL of best-of-n from the model that samples, where no two answers share a reward.
+
+    An upper bound in general, far above the truth where answers repeat. Stiennon et al. 2020, Appendix G.3; that it
+    bounds: Beirami et al. 2024 (arXiv 2401.01879), Theorem 1.
+    """
+    n = np.asarray(n, np.float64)
+    if (n < 1).any():
+        raise ValueError(f"n must be at least 1, got {n.min():g}; the best of no answers is none")
+    return np.log(n) - (n - 1) / n
+
+
+def best_of_n_curve(proxy: Any, true: Any, ns: Sequence[int]) -> np.ndarray:
+    """True reward of the answer that `proxy` likes best among n, for every n, from the same N answers. (len(ns), P)
+
+    The mean over all subsets of n out of N, which is unbiased and far less noisy than drawing one: sorted by proxy,
+    the answer at rank i (from 1) is the best of a subset with probability C(i−1, n−1)/C(N, n). Answers with the same
+    proxy reward share their mean. The estimator of Nakano et al. 2021 (arXiv 2112.09332).
+    """
+    proxy, true = np.asarray(proxy, np.float64), np.asarray(true, np.float64)
+    if proxy.ndim != 2 or proxy.shape != true.shape:
+        raise ValueError(f"proxy and true must both be (prompts, answers), got {proxy.shape} and {true.shape}")
+    total = proxy.shape[1]
+    if any(not 1 <= n <= total for n in ns):
+        raise ValueError(f"n must lie between 1 and the {total} answers that were sampled, got {list(ns)}")
+    ranked = np.stack([_ties_shared(p, t) for p, t in zip(proxy, true, strict=True)])  # (P, N)
+    chance = [[math.comb(i, n - 1) / math.comb(total, n) for i in range(total)] for n in ns]
+    return np.array(chance) @ ranked.T
+
+
+def _ties_shared(proxy: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """True rewards in the order of the proxy's, each replaced by the mean over those of the same proxy reward."""
+    _, group, size = np.unique(proxy, return_inverse=True, return_counts=True)
+    means = np.bincount(group, true) / size
+    return means[np.sort(group)]
+
+
+def best_of_n_logps(world: World, logps: Tensor, n: int) -> Tensor:
+    """log-probabilities of best-of-n in a finite world, by its own rewards; equal answers win in turn. (X, Y)
+
+    The chance that the best of n draws is worth r: P(reward <= r)^n − P(reward < r)^n, shared among the answers worth
+    r as π shares it.
+    """
+    probs, rewards = logps.double().exp(), world.rewards
+    lower = rewards[:, None, :] < rewards[:, :, None]  # [x, y, z]: z is worth less than y
+    below = (probs[:, None, :] * lower).sum(-1)
+    same = (probs[:, None, :] * (rewards[:, None, :] == rewards[:, :, None])).sum(-1)
+    return torch.log(((below + same) ** n - below**n) * probs / same)
