@@ -14,13 +14,19 @@ from dpo_lab.sweeps.space import SEARCHED, Choice, Range, Space, parse_space
 
 if TYPE_CHECKING:
     from dpo_lab.sweeps.study import StoredStudy, best_row
-    from dpo_lab.sweeps.sweep import run_sweep, train_line
+    from dpo_lab.sweeps.sweep import run_sweep, sweep_line, train_line
 
-_HOME = {"StoredStudy": "study", "best_row": "study", "run_sweep": "sweep", "train_line": "sweep"}
+_HOME = {
+    "StoredStudy": "study",
+    "best_row": "study",
+    "run_sweep": "sweep",
+    "sweep_line": "sweep",
+    "train_line": "sweep",
+}
 
 __all__ = [
     "DEFAULT_TRIALS", "OBJECTIVES", "SEARCHED", "Choice", "Range", "Space", "StoredStudy", "SweepSettings", "best_row",
-    "parse_space", "run_sweep", "train_line",
+    "parse_space", "run_sweep", "sweep_line", "train_line",
 ]  # fmt: skip
 
 

@@ -126,9 +126,20 @@ def train_line(values: dict[str, Value], settings: SweepSettings) -> str:
     return " ".join(["dpo-lab train", *(_option(name, value) for name, value in parts)])
 
 
+def sweep_line(settings: SweepSettings, folder: str | Path | None = None) -> str:
+    """The line of `dpo-lab sweep` that begins this sweep."""
+    default = SweepSettings()
+    parts = [(f.name, getattr(settings, f.name)) for f in fields(settings)]
+    changed = [_option(name, value) for name, value in parts if value != getattr(default, name)]
+    place = [] if folder is None else [_option("study", folder)]
+    return " ".join(["dpo-lab sweep", *changed, *place])
+
+
 def _option(name: str, value: Any) -> str:
-    flag = "--" + name.replace("_", "-")
-    return flag if value is True else f"{flag} {shlex.quote('None' if value is None else str(value))}"
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {shlex.quote(str(value))}"
 
 
 @dataclass

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dpo_lab.widgets.live_figure import LiveFigure, choice, log_slider, slider
     from dpo_lab.widgets.loss import loss_widget
     from dpo_lab.widgets.preferences import bradley_terry_widget
+    from dpo_lab.widgets.sweep import SweepPanel
 
 _HOME = {
     "LiveFigure": "live_figure",
@@ -23,9 +24,19 @@ _HOME = {
     "loss_widget": "loss",
     "optimum_widget": "finite_world",
     "bradley_terry_widget": "preferences",
+    "SweepPanel": "sweep",
 }
 
-__all__ = ["LiveFigure", "bradley_terry_widget", "choice", "log_slider", "loss_widget", "optimum_widget", "slider"]
+__all__ = [
+    "LiveFigure",
+    "SweepPanel",
+    "bradley_terry_widget",
+    "choice",
+    "log_slider",
+    "loss_widget",
+    "optimum_widget",
+    "slider",
+]
 
 
 def __getattr__(name: str):
