@@ -13,17 +13,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
-import subprocess
-import time
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
+from measuring import VALIDATION_SEED, keep, kl, trained, true_quality
 from scipy.stats import spearmanr
 
 from dpo_lab import (
@@ -31,53 +25,14 @@ from dpo_lab import (
     ReferenceCache,
     SFTConfig,
     evaluate,
-    generate,
     load_policy,
     load_preferences,
     train_dpo,
     train_sft,
 )
-from dpo_lab.evaluation import kl_of_samples
-from dpo_lab.loop import Event, Step
-from dpo_lab.preferences import encode_prompt, render_prompt, tokenize_examples, tokenize_pairs
-from dpo_lab.sampling import generate_ids
+from dpo_lab.preferences import tokenize_examples, tokenize_pairs
 from dpo_lab.worlds import corpus
 from dpo_lab.worlds.pocket import JOBS, Conversation
-from dpo_lab.worlds.pocket.quality import quality
-
-RESULTS = Path(__file__).resolve().parent / "results"
-VALIDATION_SEED = 77_000
-MAX_NEW_TOKENS = 80
-
-
-def answer(model: Any, tokenizer: Any, conversations: list[Conversation], seed: int) -> list[str]:
-    """One answer each at temperature 1."""
-    prompts = [render_prompt(c.row(), tokenizer) for c in conversations]
-    texts = generate(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, seed=seed, batch_size=128)
-    return [str(text) for text in texts]
-
-
-def true_quality(model: Any, tokenizer: Any, conversations: list[Conversation], seed: int) -> dict[str, float]:
-    return quality(conversations, answer(model, tokenizer, conversations, seed))
-
-
-def kl(model: Any, tokenizer: Any, conversations: list[Conversation], seed: int) -> dict[str, float]:
-    """KL from the embedded model per answer, in nats, on 128 prompts."""
-    reference, _ = load_policy("embedded")
-    ids = [encode_prompt(c.row(), tokenizer) for c in conversations[:128]]
-    answers = generate_ids(model, tokenizer, ids, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
-    estimate = kl_of_samples(model, reference, ids, [[one.ids for one in row] for row in answers])
-    return {"kl": estimate.mean, "kl_standard_error": estimate.standard_error}
-
-
-def trained(events: Any) -> tuple[float, Event]:
-    """Drain a training; its seconds and its last step."""
-    began, last = time.perf_counter(), None
-    for event in events:
-        if isinstance(event, Step):
-            last = event
-    assert last is not None
-    return time.perf_counter() - began, last
 
 
 def dpo_trial(
@@ -109,7 +64,8 @@ def sweep(arguments: argparse.Namespace) -> None:
     names = ["learning_rate", "beta", "epochs", "success", *(f"success/{job}" for job in JOBS), "well_formed",
              "over_refusal", "words", "reward", "kl", "rank_correlation",
              "rank_correlation/chosen first", "agrees_with_truth", "train_accuracy", "seconds"]  # fmt: skip
-    keep("defaults_sweep", "Choosing the defaults of `dpo-lab train`", sweep.__doc__ or "", names, rows, conversations)
+    keep("defaults_sweep", "Choosing the defaults of `dpo-lab train`", sweep.__doc__ or "", names, rows, conversations,
+         command="python data/measure.py sweep")  # fmt: skip
 
 
 def seeds(arguments: argparse.Namespace) -> None:
@@ -140,7 +96,7 @@ def seeds(arguments: argparse.Namespace) -> None:
         own = [row for row in rows if row["method"] == method]
         summary.append({"method": method, "seeds": len(own)} | {name: spread(own, name) for name in names})
     keep("pocket_dpo", "DPO in the pocket world", seeds.__doc__ or "", ["method", "seeds", *names], summary,
-         conversations, raw=rows)  # fmt: skip
+         conversations, command="python data/measure.py seeds", raw=rows)  # fmt: skip
 
 
 def sft_trial(default: DPOConfig, seed: int, conversations: list[Conversation], pairs: Any) -> dict[str, Any]:
@@ -184,29 +140,6 @@ def spread(rows: list[dict[str, Any]], name: str) -> str:
     if not values:
         return ""
     return f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
-
-
-def keep(name: str, title: str, lead: str, names: list[str], rows: list[dict[str, Any]],
-         conversations: list[Conversation], raw: Any = None) -> None:  # fmt: skip
-    """Write data/results/NAME.json and NAME.md."""
-    RESULTS.mkdir(exist_ok=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    made = {
-        "commit": commit,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "prompts": len(conversations),
-        "command": f"python data/measure.py {'sweep' if name == 'defaults_sweep' else 'seeds'}",
-    }  # fmt: skip
-    (RESULTS / f"{name}.json").write_text(json.dumps({"made": made, "rows": raw or rows}, indent=1) + "\n")
-    cell = lambda value: f"{value:.3g}" if isinstance(value, float) else str(value)
-    lines = [f"# {title}", "", lead, "", *(f"- {key}: {value}" for key, value in made.items()), "",
-             "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]  # fmt: skip
-    lines += ["| " + " | ".join(cell(row.get(column, "")) for column in names) + " |" for row in rows]
-    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
 
 
 def main() -> None:

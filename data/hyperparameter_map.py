@@ -1,0 +1,105 @@
+"""What β and the learning rate do together: `python data/hyperparameter_map.py`, a quarter of an hour on two cores.
+
+One short run for each cell of β × learning rate, from the same model, on the same pairs, judged on prompts of the
+training split that no pair was made from: nothing here has seen the test split, so a setting may be chosen by it. Four
+cells are run with three seeds, to tell differences from noise. Notebook 09 draws and discusses what it writes.
+
+Cells are kept one by one in build/hyperparameter_map.jsonl: a second call goes on where the first was stopped. Cells of
+another model or of other settings are computed anew. `--cells 0.5:2e-4 0.1:2e-3` computes these only, and writes no table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from measuring import VALIDATION_SEED, answer, keep, kl, trained
+
+from dpo_lab import DPOConfig, ReferenceCache, evaluate, load_policy, load_preferences, train_dpo
+from dpo_lab.preferences import prompt_text, tokenize_pairs
+from dpo_lab.reference import fingerprint
+from dpo_lab.runs.files import append_line, read_lines
+from dpo_lab.training import content_hash
+from dpo_lab.worlds import corpus
+from dpo_lab.worlds.pocket import JOBS
+from dpo_lab.worlds.pocket.quality import quality
+
+BETAS = (0.05, 0.1, 0.2, 0.5, 1.0)
+LEARNING_RATES = (5e-5, 1e-4, 2e-4, 4e-4, 1e-3, 2e-3)
+REPEATED = tuple(itertools.product((0.1, 0.5), (2e-4, 4e-4)))
+"""Cells that are run with several seeds."""
+NUM_PAIRS, NUM_HELD_OUT, NUM_PROMPTS, NUM_SAMPLES = 2560, 400, 200, len(JOBS)
+CELLS = Path(__file__).resolve().parents[1] / "build" / "hyperparameter_map.jsonl"
+COLUMNS = ("beta", "learning_rate", "seed", "reward", "success", "well_formed", "kl", "kl_standard_error", "accuracy",
+           "train_loss", "words", "over_refusal", "seconds")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", nargs="+", metavar="BETA:RATE", help="only these cells, one seed each")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of the repeated cells")
+    arguments = parser.parse_args()
+    base, tokenizer = load_policy("embedded", device="cpu")
+    rows = load_preferences("embedded", split="train")
+    train = tokenize_pairs(rows.select(range(NUM_PAIRS)), tokenizer)[0]
+    held = tokenize_pairs(rows.select(range(len(rows) - NUM_HELD_OUT, len(rows))), tokenizer)[0]
+    conversations = corpus.prompts(NUM_PROMPTS, split="train", seed=VALIDATION_SEED)
+    identity = {"model": fingerprint(base)[:16], "pairs": content_hash(train)[:16], "prompts": NUM_PROMPTS}
+    kept, _ = read_lines(CELLS)
+    done = {(row["beta"], row["learning_rate"], row["seed"]): row for row in kept if row["identity"] == identity}
+    wanted = cells_wanted(arguments.cells, arguments.seeds)
+    CELLS.parent.mkdir(parents=True, exist_ok=True)
+    with ReferenceCache() as cache:
+        for place, cell in enumerate(wanted, start=1):
+            if cell not in done:
+                beta, learning_rate, seed = cell
+                config = DPOConfig(beta=beta, learning_rate=learning_rate, seed=seed, device="cpu")
+                done[cell] = measured(config, train, held, conversations, cache) | {"identity": identity}
+                append_line(CELLS, done[cell])
+            told = {name: done[cell][name] for name in COLUMNS}
+            print(f"{place}/{len(wanted)} {json.dumps(told)}", flush=True)
+    if arguments.cells:
+        return
+    cells = [{name: value for name, value in done[cell].items() if name != "identity"} for cell in wanted]
+    asked = answer(base, tokenizer, conversations, 0)
+    keep(
+        "hyperparameter_map", "β × learning rate in the pocket world", (main.__doc__ or __doc__ or "").split("\n\n")[1],
+        list(COLUMNS), cells, conversations, command="python data/hyperparameter_map.py", pairs=NUM_PAIRS,
+        held_out_pairs=NUM_HELD_OUT, steps=-(-NUM_PAIRS // DPOConfig().batch_size), model=identity["model"],
+        base={**quality(conversations, asked), "samples": asked[:NUM_SAMPLES]},
+        sample_prompts=[prompt_text(one.row()) for one in conversations[:NUM_SAMPLES]],
+    )  # fmt: skip
+
+
+def cells_wanted(asked: list[str] | None, num_seeds: int) -> list[tuple[float, float, int]]:
+    """β, learning rate and seed of each run: those asked for, or the whole map and the repeated cells."""
+    if asked:
+        return [(float(beta), float(rate), 0) for beta, rate in (cell.split(":") for cell in asked)]
+    once = [(beta, rate, 0) for beta, rate in itertools.product(BETAS, LEARNING_RATES)]
+    return once + [(beta, rate, seed) for beta, rate in REPEATED for seed in range(1, num_seeds)]
+
+
+def measured(config: DPOConfig, train: Any, held: Any, conversations: list[Any], cache: ReferenceCache) -> dict:
+    """One cell: train, then true quality, KL, accuracy on held-out pairs, and an answer for each job."""
+    began = time.perf_counter()
+    model, tokenizer = load_policy("embedded", device="cpu")
+    reference, _ = load_policy("embedded", device="cpu")
+    _, last = trained(train_dpo(model, tokenizer, train, config, cache=cache))
+    answers = answer(model, tokenizer, conversations, config.seed)
+    accuracy = evaluate(model, tokenizer, held, reference=reference, cache=cache, beta=config.beta).metrics
+    return (
+        {"beta": config.beta, "learning_rate": config.learning_rate, "seed": config.seed}
+        | quality(conversations, answers)
+        | kl(model, tokenizer, conversations, config.seed)
+        | {"accuracy": accuracy["rewards/accuracies"], "margin": accuracy["rewards/margins"],
+           "train_loss": last.metrics["loss"], "samples": [text[:400] for text in answers[:NUM_SAMPLES]],
+           "seconds": time.perf_counter() - began}
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
