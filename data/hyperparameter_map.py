@@ -5,7 +5,8 @@ training split that no pair was made from: nothing here has seen the test split,
 cells are run with three seeds, to tell differences from noise. Notebook 09 draws and discusses what it writes.
 
 Cells are kept one by one in build/hyperparameter_map.jsonl: a second call goes on where the first was stopped. Cells of
-another model or of other settings are computed anew. `--cells 0.5:2e-4 0.1:2e-3` computes these only, and writes no table.
+another model or of other settings are computed anew. `--cells 0.5:2e-4 0.1:2e-3` computes these only, and writes no
+table.
 """
 
 from __future__ import annotations
