@@ -1,8 +1,9 @@
 """How good is an implicit reward as a reward? Arrays of margins, labels and true rewards in, numbers out. No torch.
 
-A pair has two answers A and B. margin (N,) = r̂(A) − r̂(B); label (N,) is True where A was preferred; true (N,) =
-r(A) − r(B). If A were always the chosen answer, every label would be True and nearly every true margin positive: a
-constant would be "calibrated", and only sizes would be ranked. So `coin_sides` decides which answer comes first.
+A pair has two answers A and B. margin (N,) = r̂(A) − r̂(B); label (N,) is True where A was preferred, or the share of
+people who prefer A; true (N,) = r(A) − r(B). If A were always the chosen answer, every label would be True and nearly
+every true margin positive: a constant would be "calibrated", and only sizes would be ranked. So `coin_sides` decides
+which answer comes first.
 """
 
 from __future__ import annotations
@@ -95,8 +96,7 @@ def fit_temperature(margins: Any, labels: Any) -> float:
     """
     margins, labels = _aligned(margins=margins, labels=labels)
     _check_labels(labels)
-    gaps = np.where(labels > 0.5, margins, -margins)  # positive where the label agrees
-    loss = lambda log_temperature: np.logaddexp(0, -gaps / np.exp(log_temperature)).mean()
+    loss = lambda log_temperature: _cross_entropy(margins / np.exp(log_temperature), labels)
     low, high = np.log(1e-3), np.log(1e3)
     # The loss is convex in 1/T, so it falls and then rises in log T: cut the interval in the golden ratio.
     ratio = (np.sqrt(5) - 1) / 2
@@ -225,7 +225,13 @@ def _aligned(**arrays: Any) -> list[np.ndarray]:
     return list(found.values())
 
 
+def _cross_entropy(margins: np.ndarray, labels: np.ndarray) -> float:
+    return float((labels * np.logaddexp(0, -margins) + (1 - labels) * np.logaddexp(0, margins)).mean())
+
+
 def _check_labels(labels: np.ndarray) -> None:
-    if not np.isin(labels, (0, 1)).all():
-        raise ValueError("labels must be True where the first answer is preferred and False elsewhere (1 and 0), got "
-                         f"values from {labels.min():g} to {labels.max():g}")  # fmt: skip
+    if labels.min() < 0 or labels.max() > 1:
+        raise ValueError(
+            "labels must be True where the first answer is preferred and False elsewhere, or a share between 0 and 1; "
+            f"got values from {labels.min():g} to {labels.max():g}"
+        )

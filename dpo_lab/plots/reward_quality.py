@@ -49,7 +49,7 @@ def plot_rewards(
     for i, name in enumerate(dict.fromkeys(names.tolist())):
         own = names == name
         ax.scatter(true[own], implicit[own], s=16, color=PALETTE[i % len(PALETTE)], marker=MARKERS[i % len(MARKERS)],
-                   alpha=0.7, linewidths=0, label=plain(f"{name}: {own.sum()}"))  # fmt: skip
+                   alpha=0.7, linewidths=0, label=None if groups is None else plain(f"{name}: {own.sum()}"))  # fmt: skip
     right, top = (1.08 * max(np.abs(values).max(), 1e-6) for values in (true, implicit))
     for sign in (-1, 1):
         ax.fill_between([0, sign * right], 0, sign * top, color=TRAINING, alpha=0.07, linewidth=0, zorder=0)
@@ -58,7 +58,7 @@ def plot_rewards(
     ax.set_xlim(-right, right)
     ax.set_ylim(-top, top)
     dress(ax, title, xlabel, ylabel)
-    add_legend(ax, loc="upper left", skip=("pairs",))
+    add_legend(ax, loc="upper left")
     return ax
 
 
@@ -113,7 +113,7 @@ def plot_length(
         share = np.corrcoef(lengths, margins)[0, 1] ** 2 if np.ptp(margins) else 0.0
         ends = np.array([lengths.min(), lengths.max()])
         ax.plot(
-            ends, start + slope * ends, color=REJECTED, linewidth=1.8, linestyle="--", label=f"line, R² {share:.2f}"
+            ends, start + slope * ends, color=REJECTED, linewidth=1.8, linestyle="--", label=f"line: R² {share:.2f}"
         )
     ax.axhline(0, color=GREY, linewidth=0.9)
     ax.axvline(0, color=GREY, linewidth=0.9)

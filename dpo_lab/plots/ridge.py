@@ -23,8 +23,9 @@ def plot_ridge(
 ) -> Axes:
     """A density of the margins at each step, the first at the top; left of 0 pairs are ranked the wrong way round.
 
-    steps: S numbers in order; margins: S arrays of one margin per pair. All ridges have the same area. The axis ends
-    at ±`limit` (None: where 99 pairs in 100 of all steps lie). The share ranked wrong is written beside each.
+    steps: S numbers in order; margins: S arrays of one margin per pair. All ridges have the same area; very tall ones
+    are cut off at the top. The axis ends at ±`limit` (None: where 99 pairs in 100 of all steps lie). The share ranked
+    wrong is written beside each.
     """
     values = [np.asarray(one, np.float64) for one in margins]
     if len(values) != len(steps) or not len(values):
@@ -42,10 +43,9 @@ def plot_ridge(
     for i, (one, curve) in enumerate(zip(values, densities, strict=True)):
         base, height = -i, np.minimum(curve / tallest, 1.0) * _TALL
         order = 2 * i
-        wrong = grid <= 0
         ax.fill_between(grid, base, base + height, color="white", linewidth=0, zorder=order)
-        ax.fill_between(grid, base, base + height, color=TRAINING, alpha=0.6, linewidth=0, zorder=order)
-        ax.fill_between(grid[wrong], base, base + height[wrong], color=REJECTED, alpha=0.7, linewidth=0, zorder=order)
+        for which, color in ((grid >= 0, TRAINING), (grid <= 0, REJECTED)):
+            ax.fill_between(grid[which], base, base + height[which], color=color, alpha=0.65, linewidth=0, zorder=order)
         ax.plot(grid, base + height, color=INK, linewidth=0.8, zorder=order + 1)
         share = ((one < 0).mean() + (one == 0).mean() / 2) * 100  # a tie counts as half wrong
         ax.text(limit * 1.02, base + 0.12, f"{share:.0f} % wrong", fontsize=7.5, color=INK, fontfamily=FONT, ha="left")
@@ -73,6 +73,6 @@ def describe_ridge(steps: Sequence[int], margins: Sequence[Any]) -> str:
     wrong = lambda one: 100 * ((one < 0).mean() + (one == 0).mean() / 2)
     return (
         f"{len(steps)} densities of margins, one above the other, from step {steps[0]} at the top to step {steps[-1]} "
-        f"at the bottom: the median goes from {np.median(first):.2f} to {np.median(last):.2f}, the share of pairs ranked "
-        f"wrong from {wrong(first):.0f} % to {wrong(last):.0f} %."
+        f"at the bottom: the median goes from {np.median(first):.2f} to {np.median(last):.2f}, the share of pairs "
+        f"ranked wrong from {wrong(first):.0f} % to {wrong(last):.0f} %."
     )

@@ -34,6 +34,7 @@ def token_heatmap(pair: Any, *, limit: float | None = None, max_lines: int = 24,
     height = _LINE * max(len(answer) for answer in lines)
     top, bottom = (0.75 if title else 0.4), 0.85
     figure = new_figure(2 * _SIDE + 0.6, height + top + bottom)
+    figure.set_layout_engine("none")  # the letters are placed by hand
     width, whole = figure.get_figwidth(), figure.get_figheight()
     for k, (side, answer) in enumerate(zip(_SIDES, lines, strict=True)):
         left = 0.15 + k * (_SIDE + 0.3)
