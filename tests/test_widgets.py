@@ -154,7 +154,7 @@ def test_ipywidgets_loads_with_the_first_name_and_its_absence_is_told():
 
 def test_every_offered_name_exists_and_others_are_told_what_there_is():
     assert all(hasattr(widgets, name) for name in widgets.__all__)
-    with pytest.raises(AttributeError, match="it offers LiveFigure"):
+    with pytest.raises(AttributeError, match="it offers Arena, Cockpit"):
         _ = widgets.dead_figure
 
 

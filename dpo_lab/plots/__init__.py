@@ -20,7 +20,7 @@ from dpo_lab.plots.curves import (
     smoothing_window,
 )
 from dpo_lab.plots.margins import describe_margins, plot_margins
-from dpo_lab.plots.overlays import describe_runs, describe_watch, plot_runs, runs_figure, watch_figure
+from dpo_lab.plots.overlays import blank_figure, describe_runs, describe_watch, plot_runs, runs_figure, watch_figure
 from dpo_lab.plots.show import Shown, show
 from dpo_lab.plots.style import (
     CHOSEN,
@@ -48,6 +48,7 @@ __all__ = [
     "Shown",
     "add_legend",
     "add_title",
+    "blank_figure",
     "curves_figure",
     "describe_curves",
     "describe_margins",

@@ -100,6 +100,15 @@ def watch_figure(runs: Mapping[str, Rows], *, title: str = "") -> Picture:
     return figure
 
 
+def blank_figure(words: str) -> Picture:
+    """A small picture that only says why there is nothing to draw."""
+    figure = new_figure(6.4, 1.2)
+    ax = figure.subplots()
+    ax.set_axis_off()
+    ax.text(0.0, 0.5, plain(words), ha="left", va="center", fontsize=10, color=GREY, fontfamily=FONT)
+    return figure
+
+
 def describe_watch(runs: Mapping[str, Rows]) -> str:
     """What `watch_figure` shows, in words."""
     measured = {name.removeprefix("eval_") for rows in runs.values() for row in rows for name in row}

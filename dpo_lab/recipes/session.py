@@ -19,8 +19,9 @@ import torch
 
 from dpo_lab.loop import Evaluation, Event, Finished, Step
 from dpo_lab.models import inner_model, load_policy, save_policy
-from dpo_lab.preferences import read_preferences, split_rows, tokenize_pairs
+from dpo_lab.preferences import tokenize_pairs
 from dpo_lab.recipes.answers import answer_rows, sample_rows, true_reward
+from dpo_lab.recipes.data import Shelf
 from dpo_lab.recipes.recipe import Recipe
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.runs import Run
@@ -66,6 +67,7 @@ def carry_out(
     tell: Tell | None = None,
     score: Score | None = true_reward,
     cache: str | Path | None = None,
+    shelf: Shelf | None = None,
 ) -> Iterator[Event | Prepared | Answers]:
     """Train as the recipe says and keep the run in `folder`, new or empty.
 
@@ -78,16 +80,25 @@ def carry_out(
     score: the true reward of an answer to a row, or None where it is not known. The mean over the sampled prompts
         stands in the record as eval_true_reward.
     cache: file or folder of the reference's log-probs; None takes the usual one. Found there, they are not computed.
+    shelf: where the rows that were read are kept for the next run on the same data.
     """
     loss_of(recipe.config)  # a knob that the loss lacks is told before anything is made
     run = Run.create(folder, {"command": "train", "settings": recipe.settings})
-    return _Session(recipe, run, stop or Flag(), tell or (lambda *_: None), score, cache).events()
+    return _Session(recipe, run, stop or Flag(), tell or (lambda *_: None), score, cache, shelf).events()
 
 
 class _Session:
     def __init__(
-        self, recipe: Recipe, run: Run, stop: Flag, tell: Tell, score: Score | None, cache: str | Path | None
+        self,
+        recipe: Recipe,
+        run: Run,
+        stop: Flag,
+        tell: Tell,
+        score: Score | None,
+        cache: str | Path | None,
+        shelf: Shelf | None,
     ) -> None:
+        self.shelf = shelf or Shelf()
         self.recipe, self.run, self.stop, self.tell, self.score, self.cache = recipe, run, stop, tell, score, cache
         self.rows: list[dict[str, Any]] = []  # those whose prompts are answered
         self.answers: list[Answers] = []
@@ -119,7 +130,8 @@ class _Session:
         with interruptible(model, self.stop), ReferenceCache(self.cache) as cache:
             self.tell("reading the pairs", 0, 0)
             self.check()
-            rows, held, notes = read_pairs(recipe)
+            rows, held, notes = self.shelf.read(recipe)
+            notes = list(notes)
             self.check()
             pairs, report = tokenize_pairs(rows, tokenizer, max_length=config.max_length)
             notes.append(report.summary())
@@ -190,22 +202,6 @@ class _Session:
     def check(self) -> None:
         if self.stop.is_set():
             raise Stopped
-
-
-def read_pairs(recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
-    """Rows to train on, rows held out, and what there is to say about them."""
-    is_embedded = recipe.pairs == "embedded"
-    rows, report = read_preferences(
-        recipe.pairs, split="train" if is_embedded else None, limit=recipe.limit, seed=recipe.config.seed
-    )
-    notes = [report.summary()]
-    if is_embedded:
-        held, _ = read_preferences("embedded", split="test")
-    elif recipe.validation:
-        rows, held = split_rows(rows, recipe.validation, recipe.config.seed)
-    else:
-        held = []
-    return rows, held, notes
 
 
 def sample_prompts(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -116,7 +116,7 @@ def answers_side_by_side(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def comparison_figure(runs: Sequence[Run]) -> Picture:
-    """Up to six metrics, each of all runs over each other: training as lines, held-out data as markers."""
+    """What of `FIGURE_METRICS` was recorded, each of all runs over each other: training lines, held-out markers."""
     from dpo_lab.plots import runs_figure
 
     rows = dict(zip(run_names(runs), (run.metrics for run in runs), strict=True))

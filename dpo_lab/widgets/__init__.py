@@ -10,13 +10,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dpo_lab.widgets.arena import Arena
+    from dpo_lab.widgets.cockpit.panel import Cockpit
+    from dpo_lab.widgets.comparer import Comparer
     from dpo_lab.widgets.finite_world import optimum_widget
+    from dpo_lab.widgets.inspector import Inspector
+    from dpo_lab.widgets.labeller import Labeller
     from dpo_lab.widgets.live_figure import LiveFigure, choice, log_slider, slider
     from dpo_lab.widgets.loss import loss_widget
     from dpo_lab.widgets.preferences import bradley_terry_widget
     from dpo_lab.widgets.sweep import SweepPanel
 
 _HOME = {
+    "Cockpit": "cockpit.panel",
+    "Comparer": "comparer",
+    "Arena": "arena",
+    "Inspector": "inspector",
+    "Labeller": "labeller",
     "LiveFigure": "live_figure",
     "choice": "live_figure",
     "log_slider": "live_figure",
@@ -28,6 +38,11 @@ _HOME = {
 }
 
 __all__ = [
+    "Arena",
+    "Cockpit",
+    "Comparer",
+    "Inspector",
+    "Labeller",
     "LiveFigure",
     "SweepPanel",
     "bradley_terry_widget",

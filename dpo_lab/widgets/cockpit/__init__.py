@@ -2,5 +2,6 @@
 
 asked    the controls' values → a recipe
 told     a training's events → words and a share of the way; the runs that were kept
+knobs    the controls
 panel    the layout and the wiring
 """

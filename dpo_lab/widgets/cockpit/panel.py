@@ -11,14 +11,25 @@ import ipywidgets
 
 from dpo_lab.config import DPOConfig
 from dpo_lab.plots import Picture, describe_watch, watch_figure
-from dpo_lab.recipes import Answers, Prepared, Recipe, carry_out, command_line, next_folder, python_code, true_reward
+from dpo_lab.recipes import (
+    Answers,
+    Prepared,
+    Recipe,
+    Shelf,
+    carry_out,
+    command_line,
+    next_folder,
+    python_code,
+    true_reward,
+)
 from dpo_lab.recipes.session import Score
 from dpo_lab.runs import Run, row_of, run_labels
 from dpo_lab.widgets import markup
 from dpo_lab.widgets.background import Job, Throttle
 from dpo_lab.widgets.cockpit.asked import SHARED_KNOBS, own_knobs, recipe_of
-from dpo_lab.widgets.cockpit.parts import Curves, controls_of
-from dpo_lab.widgets.cockpit.told import Progress, Told, ending, kept_runs, sample_columns, shortened
+from dpo_lab.widgets.cockpit.knobs import controls_of
+from dpo_lab.widgets.cockpit.told import Progress, Told, ending, kept_runs, sample_columns
+from dpo_lab.widgets.menus import RunsFigure, shortened
 
 SHOWN_AT_FIRST = 4  # runs that are overlaid unless others are chosen
 
@@ -56,6 +67,7 @@ class Cockpit(ipywidgets.VBox):
             config=config,
         )  # fmt: skip
         self.job: Job | None = None
+        self._shelf = Shelf()
         self.throttle = Throttle()
         self._text_throttle = Throttle(least=0.2)
         self.runs, complaints = kept_runs(self.folder)
@@ -64,8 +76,8 @@ class Cockpit(ipywidgets.VBox):
         self._prompts: list[str] = []
         self.controls = controls_of(self.base)
         self._lay_out()
-        self._offer_runs()
         self._on_change()
+        self._show_answers()
         self.notes.value = markup.notes(complaints)
 
     # ── what the buttons do ──────────────────────────────────────────────────────────────────────────────────────
@@ -87,7 +99,7 @@ class Cockpit(ipywidgets.VBox):
         self.status.value = markup.line(f"{name} begins.")
         self.job = Job(
             lambda stop: carry_out(recipe, self.folder / name, stop=stop, tell=self._tell, score=self.score,
-                                   cache=self.cache),
+                                   cache=self.cache, shelf=self._shelf),
             partial(self._on_event, name), on_end=partial(self._on_end, name), name=name,
         )  # fmt: skip
 
@@ -184,14 +196,16 @@ class Cockpit(ipywidgets.VBox):
         self.train_button.disabled, self.stop_button.disabled = is_running or not self._is_valid, not is_running
 
     def _offer_runs(self, newest: str | None = None) -> None:
-        names = [run.folder.name for run in self.runs]
-        labels = [shortened(label, 90) for label in (run_labels(self.runs) if self.runs else [])]
-        options = list(zip(labels, names, strict=True))
+        options, names = self._run_options(), [run.folder.name for run in self.runs]
         kept = [name for name in self.shown_runs.value if name in names] or names[-SHOWN_AT_FIRST:]
         self.curves.offer(options, (*kept, *([newest] if newest and newest not in kept else [])))
         chosen = newest or self.answers_of.value
         self.answers_of.options = options[::-1]
         self.answers_of.value = chosen if chosen in names else (names[-1] if names else None)
+
+    def _run_options(self) -> list[tuple[str, str]]:
+        labels = run_labels(self.runs) if self.runs else []
+        return [(shortened(label, 90), run.folder.name) for label, run in zip(labels, self.runs, strict=True)]
 
     def _offer_prompts(self, prompts: Sequence[str]) -> None:
         if self._prompts == list(prompts):
@@ -239,7 +253,7 @@ class Cockpit(ipywidgets.VBox):
                 one.value = known[name]
 
     def _lay_out(self) -> None:
-        wide = ipywidgets.Layout(width="46em", max_width="100%")
+        options, wide = self._run_options(), ipywidgets.Layout(width="46em", max_width="100%")
         style = {"description_width": "8em"}
         self.train_button = ipywidgets.Button(description="Train", icon="play", button_style="primary",
                                               tooltip="Begin the run that the controls describe")  # fmt: skip
@@ -251,12 +265,13 @@ class Cockpit(ipywidgets.VBox):
         self.status, self.notes, self.answers = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         self.command, self.python = ipywidgets.HTML(), ipywidgets.HTML()
         self.shown_runs = ipywidgets.SelectMultiple(
-            description="runs shown", rows=4, style=style, layout=wide,
+            options=options, value=tuple(name for _, name in options[-SHOWN_AT_FIRST:]), description="runs shown",
+            rows=4, style=style, layout=wide,
             tooltip="Curves over each other; Ctrl or Shift chooses several",
         )  # fmt: skip
-        self.curves = Curves(self.draw, describe=self.describe, runs=self.shown_runs)
-        self.answers_of = ipywidgets.Dropdown(description="answers of", tooltip="Whose answers are shown",
-                                              style=style, layout=wide)  # fmt: skip
+        self.curves = RunsFigure(self.draw, describe=self.describe, runs=self.shown_runs)
+        self.answers_of = ipywidgets.Dropdown(options=options[::-1], description="answers of",
+                                              tooltip="Whose answers are shown", style=style, layout=wide)  # fmt: skip
         self.prompt = ipywidgets.Dropdown(description="prompt", tooltip="The held-out prompt that was answered",
                                           style=style, layout=wide)  # fmt: skip
         self.as_code = ipywidgets.Accordion(

@@ -138,9 +138,3 @@ def sample_columns(sample: Mapping[str, Any]) -> dict[str, tuple[str | None, flo
         after: (sample.get("after"), sample.get("reward_after")),
     }
     return columns | {f"the pair's {side}": (sample[side], None) for side in ("chosen", "rejected") if side in sample}
-
-
-def shortened(text: str, most: int = 70) -> str:
-    """A text as an entry of a menu: on one line, cut where it is long."""
-    words = " ".join(text.split())
-    return words if len(words) <= most else f"{words[: most - 1]}…"

@@ -1,9 +1,7 @@
-"""Parts of the cockpit: the controls of a recipe, the figure of the runs, the buttons."""
+"""The cockpit's controls, made from the recipe and its configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import ipywidgets
@@ -12,34 +10,8 @@ from dpo_lab.config import DPOConfig
 from dpo_lab.recipes import Recipe
 from dpo_lab.widgets.cockpit.asked import SHARED_KNOBS, own_knobs
 from dpo_lab.widgets.controls import control, control_of, source_box
-from dpo_lab.widgets.live_figure import LiveFigure
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
-
-
-class Curves(LiveFigure):
-    """The live figure of the runs; new runs come in without drawing twice."""
-
-    _is_quiet = False
-
-    def offer(self, options: Sequence[tuple[str, str]], chosen: tuple[str, ...]) -> None:
-        """Another list of runs, of which some are shown."""
-        self._is_quiet = True
-        try:
-            self.controls["runs"].options = options
-            self.controls["runs"].value = chosen
-        finally:
-            self._is_quiet = False
-        self.try_redraw()
-
-    def try_redraw(self) -> None:
-        """Draw; a failure is said under the picture, and is no reason to end a training."""
-        with suppress(Exception):
-            self.redraw()
-
-    def _on_change(self, change: object) -> None:
-        if not self._is_quiet:
-            super()._on_change(change)
 
 
 def controls_of(recipe: Recipe) -> dict[str, Any]:
