@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +139,13 @@ def on_fresh_answers(policies: dict[str, Any], reference: Any, tokenizer: Any, b
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-steps", type=int, help="fewer steps, to try the script out")
     parser.add_argument("--keep", type=Path, help="a folder to which the trained policies are saved")
     arguments = parser.parse_args()
     test_pairs = load_preferences("embedded", split="test")
     reference, tokenizer = load_policy("embedded")
-    default = DPOConfig(device="cpu", seed=arguments.seed, evaluate_every=40)
-    hot = DPOConfig(device="cpu", seed=arguments.seed, learning_rate=10 * default.learning_rate)
+    default = DPOConfig(device="cpu", seed=arguments.seed, max_steps=arguments.max_steps, evaluate_every=40)
+    hot = replace(default, learning_rate=10 * default.learning_rate, evaluate_every=None)
     beta = 0.5 if default.beta is None else default.beta
     found: dict[str, Any] = {}
     with ReferenceCache() as cache:

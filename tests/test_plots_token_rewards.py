@@ -14,7 +14,10 @@ from dpo_lab.plots import to_png
 from dpo_lab.plots.token_rewards import color_limit, describe_tokens, token_colors, token_heatmap, token_html
 from dpo_lab.plots.token_text import drawable, lay_out, plain_lines, visible
 
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> $x^2$ $\\frac{1}{0}$ \\(y\\) </pre></div> \"&' 喵 \u202e \x00"
+HOSTILE = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)> $x^2$ $\\frac{1}{0}$ \\(y\\) "
+    "</pre></div> \"&' 喵 \u202e \x00"
+)
 
 
 def answer_of(tokens, rewards=None, *, seed=0):
@@ -149,7 +152,8 @@ def test_the_figure_draws_hostile_texts_as_they_are():
     figure = token_heatmap(pair_of(cut(HOSTILE), cut(HOSTILE, 9)), title=HOSTILE)
     to_png(figure)  # a warning about a missing letter, or a formula that does not parse, is an error here
     written = "".join(text.get_text() for text in texts_of(figure))
-    assert "$x^2" in "".join(drawable(token) for token in cut(HOSTILE)) and "$" in written
+    assert "$x^2" in "".join(drawable(token) for token in cut(HOSTILE))
+    assert "$" in written
     for text in texts_of(figure):
         assert "$" not in text.get_text().replace(r"\$", "") or not text.get_parse_math()
     assert "?" in written  # 喵, which the font lacks

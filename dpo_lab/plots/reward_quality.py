@@ -48,8 +48,9 @@ def plot_rewards(
         raise ValueError(f"every pair needs its group, got {len(names)} groups and {len(true)} pairs")
     for i, name in enumerate(dict.fromkeys(names.tolist())):
         own = names == name
+        label = None if groups is None else plain(f"{name}: {own.sum()}")
         ax.scatter(true[own], implicit[own], s=16, color=PALETTE[i % len(PALETTE)], marker=MARKERS[i % len(MARKERS)],
-                   alpha=0.7, linewidths=0, label=None if groups is None else plain(f"{name}: {own.sum()}"))  # fmt: skip
+                   alpha=0.7, linewidths=0, label=label)  # fmt: skip
     right, top = (1.08 * max(np.abs(values).max(), 1e-6) for values in (true, implicit))
     for sign in (-1, 1):
         ax.fill_between([0, sign * right], 0, sign * top, color=TRAINING, alpha=0.07, linewidth=0, zorder=0)
