@@ -22,7 +22,6 @@ if TYPE_CHECKING:
         RewardConfig,
         RewardModel,
         RLOOConfig,
-        best_of_n,
         train_ppo,
         train_reward_model,
         train_rloo,
@@ -54,7 +53,6 @@ _HOME = {
     "train_reward_model": "rlhf",
     "train_ppo": "rlhf",
     "train_rloo": "rlhf",
-    "best_of_n": "rlhf",
 }
 
 __all__ = [  # noqa: RUF022  in the order in which DPO is explained
@@ -80,7 +78,6 @@ __all__ = [  # noqa: RUF022  in the order in which DPO is explained
     "train_ppo",
     "RLOOConfig",
     "train_rloo",
-    "best_of_n",
 ]
 
 

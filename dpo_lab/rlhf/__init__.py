@@ -1,6 +1,6 @@
 """The longer road, for comparison with DPO: a reward model learnt from pairs, then a policy that climbs it.
 
-Read in this order: `reward_model` (a scalar head and the Bradley–Terry loss), `reward_training`, `calibration`,
+Read in this order: `reward_model` (a scalar head and the Bradley–Terry loss), `reward_training`,
 `rewards` (any function of prompts and answers), `estimators` (the formulas of policy gradient), `rollouts` (sampled
 answers), `works` (RLOO and PPO as the loop wants them), `policy_gradient` (`train_rloo`, `train_ppo`), `costs`. Then
 the shorter roads beside DPO: `best_of_n` and `unlikelihood`.
@@ -10,8 +10,7 @@ the shorter roads beside DPO: `best_of_n` and `unlikelihood`.
     for event in train_rloo(policy, tokenizer, pairs, LearntReward(reward_model, tokenizer)): ...
 """
 
-from dpo_lab.rlhf.best_of_n import BestOfN, best_of_n, best_of_n_curve, best_of_n_kl, best_of_n_logps
-from dpo_lab.rlhf.calibration import Calibration, bayes_accuracy, calibration
+from dpo_lab.rlhf.best_of_n import BestOfN, best_of_n_kl, best_of_n_logps, sample_best_of_n
 from dpo_lab.rlhf.config import PolicyGradientConfig, PPOConfig, RewardConfig, RLOOConfig
 from dpo_lab.rlhf.costs import Meter
 from dpo_lab.rlhf.estimators import (
@@ -25,13 +24,12 @@ from dpo_lab.rlhf.estimators import (
 )
 from dpo_lab.rlhf.policy_gradient import train_ppo, train_rloo
 from dpo_lab.rlhf.reward_model import RewardModel, bradley_terry_loss, score_rewards
-from dpo_lab.rlhf.reward_training import evaluate_rewards, train_reward_model
+from dpo_lab.rlhf.reward_training import bayes_accuracy, evaluate_rewards, train_reward_model
 from dpo_lab.rlhf.rewards import LearntReward, Reward, judge_reward
 from dpo_lab.rlhf.unlikelihood import train_unlikelihood, unlikelihood
 
 __all__ = [
     "BestOfN",
-    "Calibration",
     "LearntReward",
     "Meter",
     "PPOConfig",
@@ -41,12 +39,9 @@ __all__ = [
     "RewardConfig",
     "RewardModel",
     "bayes_accuracy",
-    "best_of_n",
-    "best_of_n_curve",
     "best_of_n_kl",
     "best_of_n_logps",
     "bradley_terry_loss",
-    "calibration",
     "clipped_loss",
     "evaluate_rewards",
     "generalised_advantages",
@@ -55,6 +50,7 @@ __all__ = [
     "normalised",
     "penalised_rewards",
     "reinforce_loss",
+    "sample_best_of_n",
     "score_rewards",
     "train_ppo",
     "train_reward_model",

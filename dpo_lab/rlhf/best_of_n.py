@@ -1,11 +1,11 @@
 """Best of n: sample n answers, keep the one that a reward likes best. No training, n times the sampling, every time.
 
-P prompts with N sampled answers each, n <= N; KL in nats.
+P prompts with n sampled answers each; KL in nats. What smaller n would have given is in the same answers:
+`evaluation.best_of_n(found.rewards, found.rewards_by(judge_reward), sizes)`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +40,7 @@ class BestOfN:
         return rewards_of(reward, prompts, answers).reshape(self.rewards.shape)
 
 
-def best_of_n(
+def sample_best_of_n(
     model: nn.Module,
     tokenizer: Any,
     prompts: Sequence[Prompt] | Any,
@@ -76,31 +76,6 @@ def best_of_n_kl(n: Any) -> np.ndarray:
     if (n < 1).any():
         raise ValueError(f"n must be at least 1, got {n.min():g}; the best of no answers is none")
     return np.log(n) - (n - 1) / n
-
-
-def best_of_n_curve(proxy: Any, true: Any, ns: Sequence[int]) -> np.ndarray:
-    """True reward of the answer that `proxy` likes best among n, for every n, from the same N answers. (len(ns), P)
-
-    The mean over all subsets of n out of N, which is unbiased and far less noisy than drawing one: sorted by proxy,
-    the answer at rank i (from 1) is the best of a subset with probability C(i−1, n−1)/C(N, n). Answers with the same
-    proxy reward share their mean. The estimator of Nakano et al. 2021 (arXiv 2112.09332).
-    """
-    proxy, true = np.asarray(proxy, np.float64), np.asarray(true, np.float64)
-    if proxy.ndim != 2 or proxy.shape != true.shape:
-        raise ValueError(f"proxy and true must both be (prompts, answers), got {proxy.shape} and {true.shape}")
-    total = proxy.shape[1]
-    if any(not 1 <= n <= total for n in ns):
-        raise ValueError(f"n must lie between 1 and the {total} answers that were sampled, got {list(ns)}")
-    ranked = np.stack([_ties_shared(p, t) for p, t in zip(proxy, true, strict=True)])  # (P, N)
-    chance = [[math.comb(i, n - 1) / math.comb(total, n) for i in range(total)] for n in ns]
-    return np.array(chance) @ ranked.T
-
-
-def _ties_shared(proxy: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """True rewards in the order of the proxy's, each replaced by the mean over those of the same proxy reward."""
-    _, group, size = np.unique(proxy, return_inverse=True, return_counts=True)
-    means = np.bincount(group, true) / size
-    return means[np.sort(group)]
 
 
 def best_of_n_logps(world: World, logps: Tensor, n: int) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dpo_lab.batching import make_batch
+from dpo_lab.evaluation import calibration, coin_sides
 from dpo_lab.logprobs import autocast, usable_layout
 from dpo_lab.loop import Event, optimise
 from dpo_lab.models import disable_dropout, pick_device
 from dpo_lab.preferences import TokenData, tokenize_pairs
-from dpo_lab.rlhf.calibration import calibration
 from dpo_lab.rlhf.config import RewardConfig
 from dpo_lab.rlhf.reward_model import RewardModel, bradley_terry_loss, score_rewards
 from dpo_lab.training import ExampleWork, Rows, _check_fit, _path, _tokens
@@ -39,7 +39,7 @@ def train_reward_model(
             ...
 
     Metrics are those of `train_dpo`, with the model's own rewards in place of implicit ones, so they have no β;
-    `eval_calibration_error` compares how sure it is with how often it is right (see `calibration`).
+    `eval_calibration_error` compares how sure it is with how often it is right (see `evaluation.calibration`).
     """
     config = config or RewardConfig()
     if not isinstance(model, RewardModel):
@@ -113,4 +113,20 @@ def evaluate_rewards(model: RewardModel, data: TokenData, **options: Any) -> Rew
         name: float(value.mean()) for name, value in reward_metrics(rewards, bradley_terry_loss(rewards)).items()
     }
     margins = (rewards[:, 0] - rewards[:, 1]).numpy()
-    return RewardEvaluation(metrics | {"calibration_error": calibration(margins).error}, margins)
+    sides = coin_sides(len(margins))
+    error = calibration(sides * margins, sides > 0, draws=0).error
+    return RewardEvaluation(metrics | {"calibration_error": error}, margins)
+
+
+def bayes_accuracy(true_margins: Any, temperature: float) -> float:
+    """The most that any model can agree with labels drawn by `prefers`: the mean of σ(|true margin| / temperature).
+
+    true_margins: difference of the true rewards of two answers, (N,), in either order. Temperature 0 makes no wrong
+    label, and the ceiling is 1 but for ties.
+    """
+    margins = np.abs(np.asarray(true_margins, np.float64))
+    if temperature < 0:
+        raise ValueError(f"temperature must not be negative, got {temperature}; 0 makes no wrong label")
+    if temperature == 0:
+        return float(np.where(margins > 0, 1.0, 0.5).mean())
+    return float((1 / (1 + np.exp(-margins / temperature))).mean())
