@@ -82,7 +82,7 @@ def plot_importance(importance: Mapping[str, float], *, ax: Axes | None = None) 
     for place, share in enumerate(shares):
         ax.text(share + 0.02, place, f"{share:.0%}", va="center", fontsize=8, color=INK)
     if not names:
-        text = "after 4 complete trials\nof 2 knobs or more"
+        text = "to be told after\n4 complete trials that\ndiffer, of 2 knobs"
         ax.text(0.5, 0.5, text, ha="center", va="center", fontsize=9, color=GREY, transform=ax.transAxes)
     dress(ax, "What mattered", "share of importance", "")
     ax.set_yticks(range(len(names)), [plain(name) for name in names])

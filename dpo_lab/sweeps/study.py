@@ -136,7 +136,8 @@ class StoredStudy:
         for trial in trials:
             seconds = trial.duration.total_seconds() if trial.duration else None
             row: Row = {"trial": trial.number, "state": STATES[trial.state.name], "value": trial.value}
-            row |= {name: trial.params.get(name) for name in self.space.searched}
+            values = trial.system_attrs.get("fixed_params", {}) | trial.params  # one that waits has only the former
+            row |= {name: values.get(name) for name in self.space.searched}
             row |= {"seconds": seconds, "why": trial.user_attrs.get("why", "")}
             row |= {"looks": dict(sorted(trial.intermediate_values.items())),
                     "worker": trial.user_attrs.get("worker", "")}  # fmt: skip

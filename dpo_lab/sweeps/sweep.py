@@ -26,7 +26,7 @@ from dpo_lab.runs import Run
 from dpo_lab.sampling import generate
 from dpo_lab.sweeps.settings import SweepSettings
 from dpo_lab.sweeps.space import Space, Value
-from dpo_lab.sweeps.study import Row, StoredStudy, Trial, best_row
+from dpo_lab.sweeps.study import Row, StoredStudy, Trial, as_begun, best_row
 from dpo_lab.training import loss_of, train_dpo
 from dpo_lab.worlds.pocket import Conversation
 from dpo_lab.worlds.pocket.quality import quality
@@ -102,6 +102,7 @@ def run_sweep(
     stop: asked after every step; when it says True, the trial in hand is given back and the stream ends.
     Raises ValueError for a space that cannot be, before anything is read.
     """
+    settings = as_begun(Path(folder), settings)
     check_losses(settings, settings.check())
     study = StoredStudy.begin(folder, settings)
     return _events(study, cache, stop or (lambda: False))
