@@ -33,7 +33,7 @@ BETAS = (0.05, 0.1, 0.2, 0.5, 1.0)
 LEARNING_RATES = (5e-5, 1e-4, 2e-4, 4e-4, 1e-3, 2e-3)
 REPEATED = tuple(itertools.product((0.1, 0.5), (2e-4, 4e-4)))
 """Cells that are run with several seeds."""
-NUM_PAIRS, NUM_HELD_OUT, NUM_PROMPTS, NUM_SAMPLES = 2560, 400, 200, len(JOBS)
+NUM_HELD_OUT, NUM_SAMPLES = 400, len(JOBS)
 CELLS = Path(__file__).resolve().parents[1] / "build" / "hyperparameter_map.jsonl"
 COLUMNS = ("beta", "learning_rate", "seed", "reward", "success", "well_formed", "kl", "kl_standard_error", "accuracy",
            "train_loss", "words", "over_refusal", "seconds")  # fmt: skip
@@ -43,13 +43,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", nargs="+", metavar="BETA:RATE", help="only these cells, one seed each")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the repeated cells")
+    parser.add_argument("--pairs", type=int, default=2560, help="pairs to train on, of the 10,240 that there are")
+    parser.add_argument("--prompts", type=int, default=200, help="prompts that are answered and judged")
     arguments = parser.parse_args()
     base, tokenizer = load_policy("embedded", device="cpu")
     rows = load_preferences("embedded", split="train")
-    train = tokenize_pairs(rows.select(range(NUM_PAIRS)), tokenizer)[0]
+    train = tokenize_pairs(rows.select(range(arguments.pairs)), tokenizer)[0]
     held = tokenize_pairs(rows.select(range(len(rows) - NUM_HELD_OUT, len(rows))), tokenizer)[0]
-    conversations = corpus.prompts(NUM_PROMPTS, split="train", seed=VALIDATION_SEED)
-    identity = {"model": fingerprint(base)[:16], "pairs": content_hash(train)[:16], "prompts": NUM_PROMPTS}
+    conversations = corpus.prompts(arguments.prompts, split="train", seed=VALIDATION_SEED)
+    identity = {"model": fingerprint(base)[:16], "pairs": content_hash(train)[:16], "prompts": arguments.prompts}
     kept, _ = read_lines(CELLS)
     done = {(row["beta"], row["learning_rate"], row["seed"]): row for row in kept if row["identity"] == identity}
     wanted = cells_wanted(arguments.cells, arguments.seeds)
@@ -69,8 +71,8 @@ def main() -> None:
     asked = answer(base, tokenizer, conversations, 0)
     keep(
         "hyperparameter_map", "β × learning rate in the pocket world", (main.__doc__ or __doc__ or "").split("\n\n")[1],
-        list(COLUMNS), cells, conversations, command="python data/hyperparameter_map.py", pairs=NUM_PAIRS,
-        held_out_pairs=NUM_HELD_OUT, steps=-(-NUM_PAIRS // DPOConfig().batch_size), model=identity["model"],
+        list(COLUMNS), cells, conversations, command="python data/hyperparameter_map.py", pairs=arguments.pairs,
+        held_out_pairs=NUM_HELD_OUT, steps=-(-arguments.pairs // DPOConfig().batch_size), model=identity["model"],
         base={**quality(conversations, asked), "samples": asked[:NUM_SAMPLES]},
         sample_prompts=[prompt_text(one.row()) for one in conversations[:NUM_SAMPLES]],
     )  # fmt: skip
