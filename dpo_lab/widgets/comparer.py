@@ -109,6 +109,7 @@ class Comparer(ipywidgets.VBox):
         options = [(f"{i}: {shortened(row['prompt'])}", i) for i, row in enumerate(self._rows, start=1)]
         if list(self.prompt.options) != options:
             self.prompt.options = options
+            self.prompt.index = 0 if options else None
         self._show_answers()
 
     def _show_answers(self, _change: object = None) -> None:

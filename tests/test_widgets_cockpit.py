@@ -1,0 +1,467 @@
+"""The cockpit without a browser: what it asks for, what it shows while it trains, how it stops, what it keeps."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from dataclasses import replace
+from html import unescape
+
+import pytest
+
+pytest.importorskip("ipywidgets")
+
+from dpo_lab.cli import parse
+from dpo_lab.config import DPOConfig
+from dpo_lab.loop import Finished, Step
+from dpo_lab.losses import LOSSES
+from dpo_lab.plots import to_png
+from dpo_lab.recipes import Prepared, Recipe, command_line
+from dpo_lab.runs import Run
+from dpo_lab.widgets import Cockpit, markup
+from dpo_lab.widgets.cockpit.asked import own_knobs, recipe_of
+from dpo_lab.widgets.cockpit.told import (
+    Progress,
+    describe_runs_watched,
+    in_words,
+    kept_runs,
+    sample_columns,
+    seconds_left,
+    step_words,
+    watch_runs,
+)
+from dpo_lab.widgets.controls import KNOBS, accepted_range, control, field_docs, tidy
+from dpo_lab.widgets.menus import shortened
+from tests.command_line import chat_model, some_rows, write_rows
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)> $\\frac{a}{b}$ " + "x" * 10_000
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sources")
+    rows = some_rows(40)
+    for row in rows:
+        row["prompt"] = f"{EVIL} {row['prompt']}" if row["prompt"].endswith("dog 14?") else row["prompt"]
+    model, pairs = str(chat_model(folder / "model")), str(write_rows(folder / "pairs.jsonl", some_rows(40)))
+    return {"model": model, "pairs": pairs, "evil": str(write_rows(folder / "evil.jsonl", rows))}
+
+
+@pytest.fixture
+def cockpit(sources, tmp_path):
+    """Nine steps take a second or so."""
+    config = DPOConfig(batch_size=4, evaluate_every=3, learning_rate=1e-3, beta=0.3, device="cpu")
+    made = Cockpit(
+        tmp_path / "runs", model=sources["model"], pairs=sources["pairs"], limit=None, samples=2, max_new_tokens=4,
+        config=config,
+    )  # fmt: skip
+    yield made
+    made.stop()
+    if made.job is not None:
+        made.job._thread.join(30)
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("dpo-lab")]
+
+
+def until(holds, seconds: float = 60.0) -> None:
+    ends = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < ends, "it did not come about"
+        time.sleep(0.005)
+
+
+def plain(html: str) -> str:
+    return unescape(re.sub("<[^>]*>", " ", html))
+
+
+# ── controls ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_tooltips_are_the_documentation_of_the_configuration():
+    docs = field_docs(DPOConfig)
+    assert docs["beta"].startswith("Price of drifting from the reference")
+    assert docs["batch_size"].startswith("Pairs")  # of the base class
+    for name in ("loss", "beta", "learning_rate", "label_smoothing", "epochs", "batch_size", "max_length", "seed"):
+        value = {"beta": 0.1, "label_smoothing": 0.1}.get(name, getattr(DPOConfig(), name))
+        made = control(DPOConfig, name, value)
+        assert made.tooltip == docs[name]
+        assert made.description
+        assert made.value == value
+        assert not getattr(made, "continuous_update", False)
+
+
+def accepts(name: str, value: float) -> bool:
+    try:
+        DPOConfig(**{name: value})
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", ["label_smoothing", "epochs", "batch_size", "max_length", "seed", "evaluate_every"])
+def test_a_control_offers_what_the_configuration_accepts_and_no_more(name):
+    made, knob = control(DPOConfig, name, {"label_smoothing": 0.1, "evaluate_every": 5}.get(name, 3)), KNOBS[name]
+    assert accepts(name, made.min)
+    assert accepts(name, made.max)
+    for end, beyond in ((made.min, made.min - knob.step), (made.max, made.max + knob.step)):
+        is_own_border = end in (knob.low, knob.high)
+        assert is_own_border or not accepts(name, beyond)
+
+
+def test_both_ends_of_the_logarithmic_sliders_are_accepted():
+    for name in ("beta", "learning_rate"):
+        made = control(DPOConfig, name, 0.01)
+        assert accepts(name, made.base**made.min)
+        assert accepts(name, made.base**made.max)
+
+
+def test_a_value_beyond_the_usual_range_widens_it_instead_of_being_cut():
+    assert control(DPOConfig, "beta", 50.0).value == 50.0
+    assert control(DPOConfig, "epochs", 400.0).value == 400.0
+
+
+def test_the_accepted_range_is_found_and_an_empty_one_is_refused():
+    assert accepted_range(DPOConfig, "label_smoothing", 0.0, 1.0, 0.01) == (0.0, 0.49)
+    assert accepted_range(DPOConfig, "batch_size", -5, 10, 1) == (1, 10)
+    with pytest.raises(ValueError, match=r"DPOConfig accepts no label_smoothing between 0\.6 and 1\.0"):
+        accepted_range(DPOConfig, "label_smoothing", 0.6, 1.0, 0.1)
+
+
+def test_numbers_of_a_slider_are_written_as_people_write_them():
+    assert tidy(10**-0.9) == 0.126
+    assert tidy(3) == 3
+    assert tidy("x") == "x"
+
+
+# ── asked ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_every_loss_can_be_asked_for_with_its_own_knobs(loss, cockpit):
+    cockpit.controls["loss"].value = loss
+    assert cockpit.recipe.config.loss == loss
+    known = own_knobs(loss)
+    for name in ("beta", "label_smoothing"):
+        assert cockpit.controls[name].disabled == (name not in known)
+        assert getattr(cockpit.recipe.config, name) == known.get(name)
+
+
+def test_what_the_controls_say_is_the_recipe_the_command_and_the_code(cockpit):
+    controls = cockpit.controls
+    for name, value in (("loss", "cdpo"), ("beta", 10**-0.45), ("label_smoothing", 0.2), ("learning_rate", 3e-4),
+                        ("epochs", 1.5), ("batch_size", 8), ("max_length", 200), ("seed", 5), ("limit", 256),
+                        ("evaluate_every", 7)):  # fmt: skip
+        controls[name].value = value
+    recipe = cockpit.recipe
+    assert recipe.limit == 256
+    assert recipe.config == DPOConfig(
+        loss="cdpo", beta=0.355, label_smoothing=0.2, learning_rate=3e-4, epochs=1.5, batch_size=8, max_length=200,
+        seed=5, evaluate_every=7, device="cpu",
+    )  # fmt: skip
+    line = plain(cockpit.command.value).strip()
+    assert line == command_line(recipe)
+    import shlex
+
+    options = parse(shlex.split(line)[1:])
+    assert {name: getattr(options, name) for name in recipe.settings} == recipe.settings
+    assert "beta=0.355" in plain(cockpit.python.value)
+    assert repr(cockpit) == f"Cockpit({line})"
+
+
+def test_what_the_loss_refuses_is_said_and_train_waits_until_it_is_mended(cockpit):
+    cockpit.controls["loss"].value = "exo_pair"
+    cockpit.controls["label_smoothing"].value = 0.0
+    assert "label_smoothing must lie in (0, 0.5), for its logarithm is taken, got 0.0" in plain(cockpit.status.value)
+    assert 'role="alert"' in cockpit.status.value
+    assert cockpit.train_button.disabled
+    assert "label_smoothing" in repr(cockpit)
+    cockpit.controls["label_smoothing"].value = 0.01
+    assert not cockpit.train_button.disabled
+    assert "alert" not in cockpit.status.value
+
+
+def test_knobs_that_a_loss_lacks_are_left_out_of_the_recipe():
+    values = {"loss": "orpo", "beta": 0.1, "label_smoothing": 0.1, "seed": 3}
+    config = recipe_of(values, Recipe()).config
+    assert (config.beta, config.label_smoothing, config.seed) == (None, None, 3)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        recipe_of(values | {"batch_size": 0}, Recipe())
+
+
+# ── told ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def step(number: int, seconds: float, **metrics: float) -> Step:
+    return Step(number, 10, {"loss": 0.5, "rewards/margins": 0.25, "rewards/accuracies": 0.75} | metrics, seconds)
+
+
+def test_time_left_is_at_the_pace_so_far():
+    assert seconds_left(step(1, 9.0), None) is None
+    assert seconds_left(step(1, 9.0), step(1, 9.0)) is None
+    assert seconds_left(step(4, 15.0), step(1, 9.0)) == pytest.approx(6 * 2.0)  # the first step's start-up is left out
+    assert in_words(12.3) == "12 s"
+    assert in_words(125) == "2 min 5 s"
+
+
+def test_progress_in_words():
+    progress = Progress()
+    progress.during("scoring the reference, pairs", 20, 80)
+    assert (progress.share, progress.words) == (0.25, "scoring the reference, pairs 20 of 80")
+    progress.during("loading the model", 0, 0)
+    assert (progress.share, progress.words) == (None, "loading the model")
+    progress.after(Prepared(100, 10, 30, (), ()))
+    assert progress.words == "100 pairs to train on, 10 held out; reference: 30 pairs scored, 80 found in the cache"
+    progress.after(Prepared(100, 10, 0, (), ()))
+    assert "none scored" in progress.words
+    progress.after(step(1, 1.0))
+    progress.after(step(5, 3.0))
+    assert progress.share == 0.5
+    assert progress.words == "step 5 of 10, loss 0.5000, margin +0.250, accuracy 0.75, about 2 s left"
+    progress.during("answering prompts", 0, 0)
+    assert progress.words.endswith("; answering prompts")
+    assert progress.share == 0.5
+    progress.after(Finished(10, 10, True, {}, 5.0))
+    assert (progress.share, progress.words) == (1.0, "step 10 of 10")
+    assert step_words(step(10, 9.0), step(1, 0.0)).endswith("accuracy 0.75")
+
+
+def test_a_sample_as_columns_and_a_prompt_as_an_entry():
+    sample = {"prompt": "p", "before": "b", "after": "a", "after_step": 3, "reward_before": -1.0, "chosen": "c"}
+    assert sample_columns(sample) == {
+        "before": ("b", -1.0), "after 3 steps": ("a", None), "the pair's chosen": ("c", None),
+    }  # fmt: skip
+    assert shortened("a\n b   c") == "a b c"
+    assert len(shortened("word " * 100)) == 70
+
+
+# ── text from outside ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_harmless(html: str) -> bool:
+    return not re.search(r"<(script|img|iframe|object|svg)\b", html, re.IGNORECASE)
+
+
+def test_text_from_outside_is_shown_as_text_and_long_text_is_folded():
+    for html in (markup.answers(EVIL, {EVIL[:40]: (EVIL, 1.0), "none": (None, None)}), markup.line(EVIL, is_error=True),
+                 markup.notes([EVIL]), markup.table(EVIL, [{EVIL[:30]: EVIL, "b": 1.0}]), markup.code(EVIL, EVIL),
+                 markup.download('x"onclick="', EVIL, EVIL)):  # fmt: skip
+        assert is_harmless(html)
+        assert "onclick=&quot;" in html or 'onclick="' not in html
+        if "data:text" not in html:
+            assert "&lt;script&gt;alert(1)&lt;/script&gt;&lt;img src=x onerror=alert(2)&gt;" in html
+    assert "<details" in markup.block(EVIL)
+    assert EVIL in unescape(markup.block(EVIL))
+
+
+def test_tables_stand_either_way():
+    rows = [{"run": "a", "beta": 0.1, "is_complete": True}, {"run": "b", "beta": None, "is_complete": False}]
+    flat, upright = markup.table("two", rows), markup.table("two", rows, upright=True)
+    assert plain(flat).split() == ["two", "run", "beta", "is_complete", "a", "0.1", "yes", "b", "–", "no"]
+    assert plain(upright).split() == ["two", "run", "a", "b", "beta", "0.1", "–", "is_complete", "yes", "no"]
+    assert upright.count("scope=col") == 3
+    assert upright.count("scope=row") == 2
+
+
+# ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_train_shows_progress_curves_and_answers_and_keeps_the_run(cockpit, tmp_path):
+    shares, pictures = [], [bytes(cockpit.curves.image.value)]
+    cockpit.bar.observe(lambda change: shares.append(change["new"]), names="value")
+    cockpit.curves.image.observe(lambda change: pictures.append(bytes(change["new"])), names="value")
+    cockpit.train_button.click()
+    assert cockpit.train_button.disabled
+    assert not cockpit.stop_button.disabled
+    with pytest.raises(RuntimeError, match="a run goes on already"):
+        cockpit.train()
+    cockpit.wait(120)
+    assert threads() == []
+    assert not cockpit.running
+    assert (cockpit.train_button.disabled, cockpit.stop_button.disabled) == (False, True)
+    assert shares[-1] == 1.0
+    assert len(set(pictures)) >= 2
+    assert "run-01: complete, 9 of 9 steps" in plain(cockpit.status.value)
+    run = Run.load(tmp_path / "runs" / "run-01")
+    assert pictures[-1] == to_png(watch_runs([run]))  # the static twin
+    assert describe_runs_watched([run]) in unescape(cockpit.curves.words.value)
+    assert cockpit.answers_of.value == "run-01"
+    assert [number for _, number in cockpit.prompt.options] == [1, 2]
+    for number in (1, 2):
+        cockpit.prompt.value = number
+        sample = run.samples[number - 1]
+        for name in ("prompt", "before", "after"):
+            assert " ".join(sample[name].split()) in " ".join(plain(cockpit.answers.value).split())
+    assert "after 9 steps" in cockpit.answers.value
+
+
+def test_a_second_run_is_laid_over_the_first_and_a_new_panel_finds_both(cockpit, sources, tmp_path):
+    cockpit.train()
+    cockpit.wait(120)
+    cockpit.controls["beta"].value = 1.0
+    cockpit.train()
+    cockpit.wait(120)
+    assert "none scored" in plain(cockpit.progress.value) or cockpit._prepared.num_scored == 0
+    assert cockpit.shown_runs.value == ("run-01", "run-02")
+    assert [label for label, _ in cockpit.shown_runs.options] == ["run-01: beta 0.3", "run-02: beta 1"]
+    runs, complaints = kept_runs(tmp_path / "runs")
+    assert not complaints
+    assert cockpit.curves.image.value == to_png(watch_runs(runs))
+    cockpit.shown_runs.value = ("run-02",)
+    assert cockpit.curves.image.value != to_png(watch_runs(runs))
+    assert "run-01" not in cockpit.curves.words.value
+    cockpit.answers_of.value = "run-01"
+    assert runs[0].samples[0]["after"].strip()[:5] in plain(cockpit.answers.value)
+
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "config.json").write_text("{")
+    again = Cockpit(tmp_path / "runs", model=sources["model"], pairs=sources["pairs"])
+    assert again.shown_runs.value == ("run-01", "run-02")
+    assert again.curves.image.value == to_png(watch_runs(runs))
+    assert "is damaged" in plain(again.notes.value)
+    assert runs[1].samples[0]["before"].strip()[:5] in plain(again.answers.value)
+
+
+def test_stop_ends_within_two_seconds_and_leaves_a_usable_run_and_train_works_again(cockpit, tmp_path):
+    cockpit.controls["epochs"].value = 100
+    cockpit.train_button.click()
+    until(lambda: len(cockpit._rows["run-01"]) > 3)
+    began = time.perf_counter()
+    cockpit.stop_button.click()
+    cockpit.wait(60)
+    seconds = time.perf_counter() - began
+    assert threads() == []
+    assert "run-01: stopped" in plain(cockpit.status.value)
+    run = Run.load(tmp_path / "runs" / "run-01")
+    assert not run.summary()["is_complete"]
+    assert (run.model_folder / "model.safetensors").is_file()
+    assert (run.folder / "report.html").is_file()
+    assert (run.folder / "curves.png").is_file()
+    assert run.config["settings"]["epochs"] == 100
+    cockpit.controls["epochs"].value = 1
+    cockpit.train_button.click()
+    cockpit.wait(60)
+    assert "run-02: complete" in plain(cockpit.status.value)
+    assert seconds < 2 * slowness(), f"{seconds:.1f} s"
+
+
+def slowness() -> float:
+    """How many times slower than a quiet machine this one computes right now, at least 1: tests share it."""
+    began = time.perf_counter()
+    to_png(watch_runs([]))
+    return max(1.0, (time.perf_counter() - began) / 0.5)
+
+
+def test_stop_before_the_first_step_keeps_nothing(cockpit, tmp_path):
+    cockpit.train()
+    cockpit.stop()
+    cockpit.wait(60)
+    assert "stopped before its first step; nothing was kept" in plain(cockpit.status.value)
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert cockpit.runs == []
+    cockpit.stop()  # nothing to stop: nothing happens
+    assert not cockpit.train_button.disabled
+
+
+def test_an_exception_inside_training_is_shown_as_text_and_raised_by_wait(cockpit, monkeypatch):
+    from dpo_lab.training import PreferenceWork
+
+    own, calls = PreferenceWork.loss, []
+
+    def failing(self, *args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise ArithmeticError("step 3: <script>alert(1)</script> the loss is nan")
+        return own(self, *args)
+
+    monkeypatch.setattr(PreferenceWork, "loss", failing)
+    cockpit.train_button.click()
+    with pytest.raises(ArithmeticError, match="step 3"):
+        cockpit.wait(60)
+    assert threads() == []
+    assert 'role="alert"' in cockpit.status.value
+    assert "ArithmeticError: step 3: &lt;script&gt;alert(1)&lt;/script&gt; the loss is nan" in cockpit.status.value
+    assert "What was measured so far is kept." in cockpit.status.value
+    assert not cockpit.train_button.disabled
+    assert [row["step"] for row in Run.load(cockpit.folder / "run-01").metrics if row["kind"] == "step"] == [1, 2]
+
+
+def test_a_source_that_is_not_there_is_said_and_raised(cockpit):
+    cockpit.controls["model"].value = "./<b>nowhere</b>"
+    cockpit.train_button.click()
+    with pytest.raises(ValueError, match="no model folder at"):
+        cockpit.wait(60)
+    assert "no model folder at &#x27;./&lt;b&gt;nowhere" in cockpit.status.value
+    assert list(cockpit.folder.iterdir()) == []
+
+
+def test_a_picture_that_fails_ends_no_training(cockpit, monkeypatch):
+    from dpo_lab.widgets.cockpit import panel
+
+    def broken(*_):
+        raise ValueError("no picture today")
+
+    monkeypatch.setattr(panel, "watch_figure", broken)
+    cockpit.train()
+    cockpit.wait(60)
+    assert "run-01: complete" in plain(cockpit.status.value)
+    assert "no picture today" in cockpit.curves.words.value
+
+
+def test_dangerous_data_runs_through_the_whole_panel_as_text(cockpit, sources):
+    cockpit.controls["pairs"].value = sources["evil"]
+    cockpit.base = replace(cockpit.base, samples=4, validation=0.5)
+    cockpit.controls["epochs"].value = 0.25
+    cockpit.train()
+    cockpit.wait(60)
+    for number in range(1, len(cockpit.prompt.options) + 1):
+        cockpit.prompt.value = number
+        assert is_harmless(cockpit.answers.value)
+    for part in (cockpit.status, cockpit.notes, cockpit.command, cockpit.python, cockpit.curves.words):
+        assert is_harmless(part.value)
+    assert all(len(label) < 100 for label, _ in cockpit.prompt.options)
+
+
+def test_redraws_take_a_small_share_of_the_time(cockpit):
+    cockpit.controls["epochs"].value = 10
+    began = time.perf_counter()
+    cockpit.train()
+    cockpit.wait(120)
+    seconds = time.perf_counter() - began
+    drawn = cockpit.throttle.spent
+    one = drawn / max(1, round(drawn / 0.2))
+    assert drawn <= 0.06 * seconds + 3 * max(one, 0.2) * slowness()  # the first, the last, and one in hand
+
+
+# ── real and embedded sources ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+def test_a_real_model_and_real_pairs(real, tmp_path):
+    cockpit = Cockpit(
+        tmp_path / "runs", model=real / "models/stories260k", pairs=real / "preferences/instruction-polite.json",
+        limit=256, samples=4, max_new_tokens=24, config=DPOConfig(evaluate_every=4, batch_size=16, max_length=256),
+    )  # fmt: skip
+    cockpit.train_button.click()
+    cockpit.wait(300)
+    assert "run-01: complete" in plain(cockpit.status.value)
+    run = Run.load(tmp_path / "runs" / "run-01")
+    assert len(run.samples) == 4
+    assert run.summary()["eval_rewards/accuracies"] > 0.5
+    assert is_harmless(cockpit.answers.value)
+
+
+@pytest.mark.slow
+def test_the_embedded_model_and_its_judge(tmp_path):
+    config = DPOConfig(evaluate_every=3, batch_size=16, max_steps=6)
+    cockpit = Cockpit(tmp_path / "runs", limit=128, samples=8, max_new_tokens=40, config=config)
+    cockpit.train_button.click()
+    cockpit.wait(300)
+    steps, rewards = Run.load(tmp_path / "runs" / "run-01").series("eval_true_reward")
+    assert steps.tolist() == [0, 3, 6]
+    assert (rewards > -3).all()
+    assert (rewards <= 3).all()
+    assert "true reward" in plain(cockpit.answers.value)
+    assert "True reward of sampled answers" in plain(cockpit.curves.words.value)
