@@ -1,7 +1,8 @@
 """Sweeps: many short runs that search for good knobs, kept in a study that several processes share.
 
 Read in this order: `space` (what may be tried), `settings` (the knobs of a sweep), `study` (Optuna's study in a
-folder; `locks` keeps processes apart), `sweep` (the stream of events). Optuna and torch load when a sweep runs.
+folder; `locks` keeps processes apart), `sweep` (the stream of events); `kept_map` reads the map that the course
+discusses. Optuna and torch load when a sweep runs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from dpo_lab.sweeps.kept_map import read_map
 from dpo_lab.sweeps.settings import DEFAULT_TRIALS, OBJECTIVES, SweepSettings
 from dpo_lab.sweeps.space import SEARCHED, Choice, Range, Space, parse_space
 
@@ -26,7 +28,7 @@ _HOME = {
 
 __all__ = [
     "DEFAULT_TRIALS", "OBJECTIVES", "SEARCHED", "Choice", "Range", "Space", "StoredStudy", "SweepSettings", "best_row",
-    "parse_space", "run_sweep", "sweep_line", "train_line",
+    "parse_space", "read_map", "run_sweep", "sweep_line", "train_line",
 ]  # fmt: skip
 
 
