@@ -82,10 +82,11 @@ def generate_ids(
             )
     device = next(model.parameters()).device
     ends, limit = end_tokens(model, tokenizer), position_limit(model)
+    # Without sampling these must have transformers' own defaults, or it warns that they are of no use.
+    drawn = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
     settings = GenerationConfig(
-        max_new_tokens=max_new_tokens, num_return_sequences=num_samples, do_sample=temperature > 0,
-        temperature=temperature if temperature > 0 else 1.0, top_p=top_p, top_k=0, eos_token_id=ends or None,
-        pad_token_id=tokenizer.pad_token_id or 0, use_cache=True,
+        max_new_tokens=max_new_tokens, num_return_sequences=num_samples, do_sample=temperature > 0, **drawn,
+        eos_token_id=ends or None, pad_token_id=tokenizer.pad_token_id or 0, use_cache=True,
     )  # fmt: skip
     completions: list[list[Completion]] = [[] for _ in encoded]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))  # similar lengths together: little padding
