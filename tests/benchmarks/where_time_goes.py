@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from dpo_lab.batching import epoch_batches, row_lengths
 from dpo_lab.config import DPOConfig
-from dpo_lab.logprobs import Scorer
+from dpo_lab.logprobs import Scorer, score
 from dpo_lab.loop import make_optimizer
 from dpo_lab.training import PreferenceWork, loss_of
 from tests.benchmarks.machine import ROOT, heading, matrix_rate
@@ -38,9 +38,11 @@ def main() -> None:
     data = load_pairs(prepare(), 8 * arguments.steps)
     config = DPOConfig(batch_size=8, device="cpu", tokens_per_pass=arguments.tokens_per_pass)
     _, loss, beta = loss_of(config)
-    reference = np.full((len(data), 2), -100.0, np.float32)
-    work = PreferenceWork(data, None, loss, beta, reference, None, config, "shared", "none")
     model = make_model()
+    # The model's own log-probs, as at the start of a run: far from them the loss has no gradient left, and products of
+    # numbers too small for float32 take many times as long.
+    reference = score(model, data)
+    work = PreferenceWork(data, None, loss, beta, reference, None, config, "shared", "none")
     scorer, optimizer = Scorer(model), make_optimizer(model, config)
     batches = epoch_batches(row_lengths(data), 8, seed=0)
 
