@@ -1,4 +1,4 @@
-"""The formulas of policy gradient against worlds that can be listed: their expectation is the gradient of J, exactly."""
+"""The formulas of policy gradient against worlds that can be listed: their expectation is the gradient of J."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dpo_lab.rlhf import (
 from dpo_lab.rlhf.rollouts import unflatten
 from dpo_lab.worlds.enumerable import END, EnumerableWorld, enumerable_world
 from dpo_lab.worlds.learning import one_thread
-from dpo_lab.worlds.tabular import expected_reward, kl, kitchen_world, objective, small_world
+from dpo_lab.worlds.tabular import expected_reward, kitchen_world, kl, objective, small_world
 
 BETA = 0.4
 
@@ -112,7 +112,7 @@ def test_in_a_real_transformer_too(world, policy):
 
 
 def test_a_baseline_that_counts_the_answer_itself_shrinks_the_gradient():
-    """With the mean over all K the expected gradient is (K − 1)/K of the true one: that is what leaving one out mends."""
+    """With the mean over all K the expected gradient is (K − 1)/K of the true one, which leaving one out mends."""
     rewards = torch.tensor([[3.0, 1.0, 2.0, 6.0]])
     own_mean = rewards - rewards.mean(-1, keepdim=True)
     torch.testing.assert_close(own_mean, 3 / 4 * leave_one_out_advantages(rewards))

@@ -1,4 +1,4 @@
-"""The reward model: what it reads, what its loss is, that batching changes nothing, and that it learns what is there."""
+"""The reward model: what it reads, what its loss is, that batching changes nothing, that it learns."""
 
 from __future__ import annotations
 

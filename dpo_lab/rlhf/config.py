@@ -15,7 +15,10 @@ class RewardConfig(TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientConfig(TrainingConfig):
-    """What PPO and RLOO share: how answers are sampled, and what drifting costs."""
+    """What PPO and RLOO share: how answers are sampled, and what drifting costs.
+
+    An epoch is as many whole rollouts as the prompts fill. `group_by_length` has no say: prompts come as they come.
+    """
 
     batch_size: int = 64
     """Prompts per rollout, whose answers are sampled at once from the policy as it stands."""
