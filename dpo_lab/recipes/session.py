@@ -71,7 +71,8 @@ def carry_out(
 ) -> Iterator[Event | Prepared | Answers]:
     """Train as the recipe says and keep the run in `folder`, new or empty.
 
-    Yields `Prepared`, then the events of `train_dpo`, and `Answers` after each evaluation. The numbers are those that
+    Yields `Prepared`, then the events of `train_dpo`, and `Answers` after each evaluation. When `Finished` comes the
+    model is saved; the report is written after it. The numbers are those that
     `command_line(recipe)` gives, bit for bit on CPU: watching changes nothing.
 
     stop: when it is set, the stream ends soon, with a `Finished` that is not complete. A run that has not begun to
@@ -108,7 +109,7 @@ class _Session:
         try:
             with suppress(Stopped):
                 yield from self.train()
-        except BaseException:
+        except Exception:
             if self.has_record:
                 with suppress(Exception):  # the failure itself is what matters
                     self.run.write_report()
@@ -150,10 +151,12 @@ class _Session:
             num_steps = planned_steps(config, len(pairs))
             for event in self.run.follow(self.watched(stream, model, tokenizer, num_steps)):
                 if isinstance(event, Finished):
-                    self.close(model, tokenizer)
+                    self.save(model, tokenizer)
                 yield event
                 if isinstance(event, Evaluation) and self.answers and self.answers[-1].step == event.step:
                     yield self.answers[-1]
+        self.tell("writing the report", 0, 0)
+        self.run.write_report()
 
     def watched(self, stream: Iterator[Event], model: Any, tokenizer: Any, num_steps: int) -> Iterator[Event]:
         """The training's events; at each evaluation the model answers, and its answers' true reward is added."""
@@ -182,9 +185,9 @@ class _Session:
         known = [reward for reward in rewards if reward is not None]
         return replace(event, metrics=event.metrics | {"eval_true_reward": sum(known) / len(known)}) if known else event
 
-    def close(self, model: Any, tokenizer: Any) -> None:
-        """Model, samples and report, in the order of their worth."""
-        self.tell("saving the model and the report", 0, 0)
+    def save(self, model: Any, tokenizer: Any) -> None:
+        """The model and the samples: what the run is for. They are there when `Finished` is told."""
+        self.tell("saving the model", 0, 0)
         save_policy(model, tokenizer, self.run.model_folder)
         if self.answers:
             first, last = self.answers[0], self.answers[-1]
@@ -193,7 +196,6 @@ class _Session:
                 for line in sample_rows(self.rows, first.texts, last.texts,
                                         rewards_before=first.rewards, rewards_after=last.rewards)
             )  # fmt: skip
-        self.run.write_report()
 
     def on_reference(self, done: int, total: int) -> None:
         self.num_scored += total if done == total else 0

@@ -108,7 +108,8 @@ def control(kind: type, name: str, value: Any = MISSING, **changes: Any) -> Any:
     knob = KNOBS[name]
     if knob.kind == "log":
         low, high = min(knob.low, value), max(knob.high, value)  # a slider would cut the value without a word
-        limits = {"base": 10, "min": log10(low), "max": log10(high), "readout_format": ".3g"}
+        rounding = 1e-12  # of the logarithm; else a value at an end would be moved
+        limits = {"base": 10, "min": log10(low) - rounding, "max": log10(high) + rounding, "readout_format": ".3g"}
     else:
         step = int(knob.step) if knob.kind == "whole" else knob.step
         low, high = accepted_range(kind, name, knob.low, knob.high, step)

@@ -10,6 +10,7 @@ from typing import Any
 import ipywidgets
 
 from dpo_lab.config import DPOConfig
+from dpo_lab.loop import Finished
 from dpo_lab.plots import Picture, describe_watch, watch_figure
 from dpo_lab.recipes import (
     Answers,
@@ -138,6 +139,12 @@ class Cockpit(ipywidgets.VBox):
                 self.status.value = markup.line(f"{name}: {self._progress.words}.")
             case Answers():
                 self._keep_answers(name, event)
+            case Finished():
+                self.stop_button.disabled = True
+                state = "complete" if event.is_complete else "stopped"
+                self.status.value = markup.line(
+                    f"{name}: {state} after step {event.step}; the model is saved, the report is being written."
+                )
             case _ if (row := row_of(event)) is not None:
                 self._rows[name].append(row)
                 self.throttle(self.curves.try_redraw)
