@@ -125,7 +125,7 @@ def test_a_failure_stands_in_the_panel_and_is_raised_by_wait(given, tmp_path):
     missing = given | {"pairs": str(tmp_path / "missing<b>.jsonl")}
     panel = SweepPanel(folder=tmp_path / "s", cache=tmp_path / "cache", trials=1, **missing)
     panel.start_button.click()
-    with pytest.raises(ValueError, match="missing"):
+    with pytest.raises(FileNotFoundError, match="missing"):
         panel.wait(60)
     assert 'role="alert"' in panel.words.value
     assert "missing&lt;b&gt;" in panel.words.value
