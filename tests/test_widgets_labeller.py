@@ -208,7 +208,8 @@ def test_the_export_button_writes_what_load_preferences_reads(tmp_path):
 
 def test_nasty_texts_are_labelled_as_text(tmp_path):
     given = [{"prompt": NASTY, "answers": [NASTY, "x" * 10_000], "sources": [NASTY, "b"]}]
-    panel = Labeller(given, book=tmp_path / "nasty", who=NASTY, pause=0)
+    panel = Labeller([*given, {"prompt": "x", "answers": ["a", "a"]}], book=tmp_path / "nasty", who=NASTY, pause=0)
+    assert "1 rows have the same answer twice" in panel.progress.value
     panel.choose("left")
     panel.show_results()
     panel.undo()

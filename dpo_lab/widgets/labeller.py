@@ -105,7 +105,9 @@ class Labeller(ipywidgets.VBox):
                 self.buttons[name].disabled = number is None
             self.buttons["undo"].disabled = not self.book.choices
             self.bar.value = len(self.book.choices)
-            self.progress.value = status(f"{self.book.progress}, by {self.book.who}")
+            left_out = len(self.book.left_out)
+            told = f"; {left_out} rows have the same answer twice and are not asked" if left_out else ""
+            self.progress.value = status(f"{self.book.progress}, by {self.book.who}{told}")
             self.message.value = status(message)
             self.results.value = ""  # revealed when asked for, and not a stale count
             self._shown_at = time.monotonic()
