@@ -168,7 +168,8 @@ def _span(answer: Any, index: int, limit: float) -> str:
         told += f", log π {answer.logps[index]:.2f}, log π_ref {answer.reference_logps[index]:.2f}"
     line = "solid" if reward > 0 else "dashed" if reward < 0 else "hidden"
     shown = escape(visible(answer.tokens[index])) + "\n" * answer.tokens[index].count("\n")
-    style = f"background:{background};color:{color};border-bottom:2px {line} #555;unicode-bidi:isolate;padding:1px 0;margin-right:1px"
+    style = f"background:{background};color:{color};border-bottom:2px {line} #555"
+    style += ";unicode-bidi:isolate;padding:1px 0;margin-right:1px"
     return f'<span title="{escape(told)}" style="{style}">{shown}</span><wbr>'
 
 
