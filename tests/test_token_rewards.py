@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -138,6 +140,25 @@ def test_ten_thousand_characters_are_quick_enough():
 
 
 # ── the embedded model and a really pretrained one ───────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("source", ["embedded", "stories260k"])
+def test_hostile_rows_go_through_model_figure_and_page_as_text(source, request):
+    from dpo_lab.models import load_policy
+    from dpo_lab.plots import to_png
+    from dpo_lab.plots.token_rewards import token_heatmap, token_html
+
+    folder = "embedded" if source == "embedded" else request.getfixturevalue("real") / "models" / "stories260k"
+    model, tokenizer = load_policy(str(folder), device="cpu")
+    rows = [{"prompt": HOSTILE, "chosen": (HOSTILE * 200)[:10_000], "rejected": "<b>$no$</b>"}]
+    (pair,) = token_rewards(model, tokenizer, rows, reference=model, max_length=256)
+    html = token_html(pair)
+    assert not re.search(r"<(script|img|b)\b", html)
+    assert "&lt;" in html
+    to_png(token_heatmap(pair))  # a formula that does not parse would be an error
+    for text in (HOSTILE, rows[0]["chosen"]):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert "".join(token_texts(tokenizer, ids)) == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
 @pytest.mark.parametrize("source", ["embedded", "stories260k"])

@@ -88,7 +88,7 @@ def plot_calibration(curves: Mapping[str, Any], *, title: str = "Calibration", a
     ax.set_ylim(-0.03, 1.03)
     ax.set_aspect("equal")
     dress(ax, title, "predicted: σ(margin)", "observed: share of labels for the first answer")
-    add_legend(ax, loc="upper left")
+    add_legend(ax, loc="lower right")
     return ax
 
 
