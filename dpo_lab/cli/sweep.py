@@ -110,8 +110,8 @@ def _close(folder: Path, settings: SweepSettings, ended: SweepEnded) -> int:
     if ended.best is not None:
         ties = sum(row["value"] == ended.best["value"] for row in ended.rows)
         if ties > 1:
-            console.print(f"{ties} trials share the best value, and the first is taken; more validation pairs or another "
-                          "objective would tell them apart", soft_wrap=True)  # fmt: skip
+            advice = "more validation pairs or another objective would tell them apart"
+            console.print(f"{ties} trials share the best value, and the first is taken; {advice}", soft_wrap=True)
         values = study.space.fixed | {name: ended.best[name] for name in study.space.searched}
         console.print(f"best, on all pairs: {train_line(values, settings)}", soft_wrap=True, markup=False)
     if ended.is_complete:
