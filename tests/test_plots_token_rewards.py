@@ -183,12 +183,12 @@ def test_what_does_not_fit_is_counted_and_summed():
 def test_lines_break_between_tokens_and_nothing_overlaps():
     tokens = [*cut(HOSTILE * 5, 7), "\n", "x" * 300, "\n\n", "end"]
     lines = lay_out(tokens, np.zeros(len(tokens)), 50)
-    assert [cell.index for line in lines for cell in line] == list(range(len(tokens)))
+    assert [cell.place for line in lines for cell in line] == list(range(len(tokens)))
     for line in lines:
         ends = [cell.left + cell.width for cell in line]
         assert max(ends) <= 50
         assert [cell.left for cell in line] == [0, *ends[:-1]]
-    after = [tokens[line[0].index - 1] for line in lines if line[0].index]
+    after = [tokens[line[0].place - 1] for line in lines if line[0].place]
     assert after.count("\n") == after.count("\n\n") == 1
 
 

@@ -29,7 +29,7 @@ def answer_rewards(
     depends on the prompt (Rafailov et al. 2023, arXiv 2305.18290, Eq. 5).
     """
     knobs = {} if beta is None else {"beta": beta}
-    LOSSES["dpo"].bind(**knobs)  # refuses a β that is no price
+    LOSSES["dpo"].bind(divergence="reverse_kl", **knobs)  # refuses a β that is no price
     data = TokenData.from_rows(
         (np.asarray(prompt, np.int32), tuple(np.asarray(getattr(one, "ids", one), np.int32) for one in row))
         for prompt, row in zip(prompts, answers, strict=True)

@@ -76,7 +76,7 @@ def token_rewards(
     Each `rewards` adds up to the `reward_chosen` or `reward_rejected` of `evaluate`.
     """
     knobs = {} if beta is None else {"beta": beta}
-    LOSSES["dpo"].bind(**knobs)  # refuses a β that is no price
+    LOSSES["dpo"].bind(divergence="reverse_kl", **knobs)  # refuses a β that is no price
     scale = reward_beta(LOSSES["dpo"], knobs)
     data = usable_pairs(preferences, tokenizer, max_length)
     options: dict[str, Any] = {"layout": layout, "precision": precision, "tokens_per_pass": tokens_per_pass}

@@ -82,7 +82,7 @@ def describe_tokens(pair: Any, *, num: int = 3) -> str:
         rewards = _rewards(answer)
         heaviest = np.argsort(-np.abs(rewards), kind="stable")[:num]
         told = ", ".join(f"“{visible(answer.tokens[i])}” {_signed(rewards[i])}" for i in heaviest)
-        sentences.append(f"the {side} answer has {len(rewards)} tokens and the implicit reward {_signed(rewards.sum())}"
+        sentences.append(f"the {side} answer has {len(rewards)} tokens and the implicit reward {_signed(float(rewards.sum()))}"
                          f"; most of it on {told}")  # fmt: skip
     return f"Both answers, each token on its colour: {'; '.join(sentences)}."
 
@@ -126,8 +126,8 @@ def _lines(answer: Any, max_lines: int) -> list[list[Cell]]:
     if len(lines) <= max_lines:
         return lines
     kept = lines[: max_lines - 1]
-    rest = np.concatenate([[cell.index for cell in line] for line in lines[max_lines - 1 :]])
-    left_out = sorted({int(i) for i in rest} - {cell.index for line in kept for cell in line})
+    rest = np.concatenate([[cell.place for cell in line] for line in lines[max_lines - 1 :]])
+    left_out = sorted({int(i) for i in rest} - {cell.place for line in kept for cell in line})
     words = f"… and {len(left_out)} more tokens, {_signed(rewards[left_out].sum())} together"
     return [*kept, [Cell(words, "", 0.0, 0, len(words), -1)]]
 
@@ -140,7 +140,7 @@ def _draw(ax: Axes, lines: list[list[Cell]], limit: float, height: float) -> Non
     words: dict[str, Any] = {"ha": "center", "va": "center", "parse_math": False, "clip_on": True}
     for y, line in enumerate(lines):
         for cell in line:
-            background, color = token_colors(cell.reward, limit) if cell.index >= 0 else ("#ffffff", INK)
+            background, color = token_colors(cell.reward, limit) if cell.place >= 0 else ("#ffffff", INK)
             place, middle = (cell.left, y + 0.05), cell.left + cell.width / 2
             ax.add_patch(Rectangle(place, cell.width - 0.12, 0.9, facecolor=background, linewidth=0))
             ax.text(middle, y + 0.34, cell.text, fontsize=size, color=color, fontfamily=_MONO, **words)

@@ -22,7 +22,7 @@ class Cell(NamedTuple):
     reward: float
     left: float  # in letters
     width: float
-    index: int
+    place: int  # of the token in its answer
 
 
 def visible(token: str) -> str:
