@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from dpo_lab import plots
 from dpo_lab.plots.margins import edges_through_zero
@@ -270,3 +272,22 @@ def test_colours_stay_apart_for_colour_blind_eyes(matrix):
     distances = {pair: np.linalg.norm(seen(pair[0]) - seen(pair[1])) for pair in itertools.combinations(colours, 2)}
     assert min(distances.values()) > 0.1
     assert distances[BLUE, VERMILLION] > 0.4  # chosen and rejected
+
+
+def test_a_panel_of_the_sheet_is_cut_out_with_its_labels():
+    whole, panels = plots.curves_pngs(dpo_rows(), title="a run")
+    sheet, cuts = (np.asarray(Image.open(io.BytesIO(whole))), {n: Image.open(io.BytesIO(p)) for n, p in panels.items()})
+    assert list(panels) == plots.panels_of(dpo_rows())
+    for cut in cuts.values():
+        assert sheet.shape[1] / 3 < cut.width < 0.52 * sheet.shape[1]
+        border = np.concatenate(
+            [np.asarray(cut)[0], np.asarray(cut)[-1], np.asarray(cut)[:, 0], np.asarray(cut)[:, -1]]
+        )
+        assert (border == 255).all()  # nothing is cut through
+
+
+def test_a_picture_drawn_once_is_the_one_that_savefig_draws():
+    figure, target = plots.curves_figure(dpo_rows()), io.BytesIO()
+    once = np.asarray(Image.open(io.BytesIO(plots.to_png(figure))))
+    plots.curves_figure(dpo_rows()).savefig(target, format="png", dpi=150)
+    assert (once == np.asarray(Image.open(target).convert("RGB"))).all()

@@ -28,6 +28,7 @@ from dpo_lab.plots.style import (
     dress,
     new_figure,
     plain,
+    pngs_of_parts,
 )
 
 Rows = Sequence[Mapping[str, Any]]
@@ -202,6 +203,14 @@ def curves_figure(rows: Rows, *, title: str = "") -> Picture:
     figure.legend(handles=key, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
     add_title(figure, title)
     return figure
+
+
+def curves_pngs(rows: Rows, *, title: str = "") -> tuple[bytes, dict[str, bytes]]:
+    """`curves_figure` as a PNG file, and each of its panels as one."""
+    figure = curves_figure(rows, title=title)
+    names = panels_of(rows)
+    whole, *panels = pngs_of_parts(figure, figure.axes[: len(names)])
+    return whole, dict(zip(names, panels, strict=True))
 
 
 def metric_label(metric: str) -> tuple[str, str]:

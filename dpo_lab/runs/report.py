@@ -19,7 +19,6 @@ from dpo_lab.plots import (
     new_figure,
     panels_of,
     plot_margins,
-    plot_panel,
     to_png,
 )
 from dpo_lab.runs.page import code, folded, picture, table, terms, text, whole_page
@@ -35,16 +34,17 @@ def render_report(
     folder: str,
     config: Mapping[str, Any],
     rows: Sequence[Row],
+    panels: Mapping[str, bytes],
     margins: Mapping[int, Sequence[float]],
     samples: Sequence[Row],
     has_model: bool,
     has_checkpoint: bool,
 ) -> str:
-    """The page. `rows`, `margins` (by step) and `samples` are those of the run's files."""
+    """The page. `rows`, `margins` (by step) and `samples` are those of the run's files, `panels` PNG files by name."""
     sections = [
         ("What was run", _settings(config)),
         ("Result", _results(rows)),
-        ("Curves", _curves(rows)),
+        ("Curves", _curves(rows, panels)),
         ("Margins", _margins(margins)),
         ("Samples", "\n".join(_sample(i, row) for i, row in enumerate(samples, start=1))),
         ("The model, and how to go on", _next(folder, config, rows, has_model, has_checkpoint)),
@@ -128,12 +128,8 @@ def _after_training(rows: Sequence[Row]) -> str:
     return f"\n<h3>Measured after training</h3>\n{terms(shown)}" if shown else ""
 
 
-def _curves(rows: Sequence[Row]) -> str:
-    figures = []
-    for name in panels_of(rows):
-        figure = new_figure(*FIGURE)
-        plot_panel(rows, name, ax=figure.subplots())
-        figures.append(picture(to_png(figure), describe_panel(rows, name), PANELS[name].meaning))
+def _curves(rows: Sequence[Row], panels: Mapping[str, bytes]) -> str:
+    figures = [picture(png, describe_panel(rows, name), PANELS[name].meaning) for name, png in panels.items()]
     if not figures:
         return ""
     key = "<p>Light points are logged steps, lines their running mean, larger markers the held-out data.</p>"

@@ -161,15 +161,17 @@ class Run:
 
     def write_report(self) -> Path:
         """Draw curves.png and write report.html, which needs nothing else to be read. Returns the report's path."""
-        from dpo_lab.plots import curves_figure, panels_of, to_png
+        from dpo_lab.plots.curves import curves_pngs, panels_of
         from dpo_lab.runs.report import render_report
 
-        rows = self.metrics
+        rows, panels = self.metrics, {}
         if panels_of(rows):
-            write_whole(self.folder / CURVES, to_png(curves_figure(rows, title=self.folder.name)))
+            curves, panels = curves_pngs(rows, title=self.folder.name)
+            write_whole(self.folder / CURVES, curves)
         html = render_report(
-            folder=str(self.folder), config=self.config, rows=rows, margins=self.margins, samples=self.samples,
-            has_model=self.model_folder.is_dir(), has_checkpoint=any(self.checkpoints.glob("step-*")),
+            folder=str(self.folder), config=self.config, rows=rows, panels=panels, margins=self.margins,
+            samples=self.samples, has_model=self.model_folder.is_dir(),
+            has_checkpoint=any(self.checkpoints.glob("step-*")),
         )  # fmt: skip
         write_whole(self.folder / REPORT, html.encode())
         return self.folder / REPORT
