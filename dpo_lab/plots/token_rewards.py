@@ -82,8 +82,10 @@ def describe_tokens(pair: Any, *, num: int = 3) -> str:
         rewards = _rewards(answer)
         heaviest = np.argsort(-np.abs(rewards), kind="stable")[:num]
         told = ", ".join(f"“{visible(answer.tokens[i])}” {_signed(rewards[i])}" for i in heaviest)
-        sentences.append(f"the {side} answer has {len(rewards)} tokens and the implicit reward {_signed(float(rewards.sum()))}"
-                         f"; most of it on {told}")  # fmt: skip
+        total = _signed(float(rewards.sum()))
+        sentences.append(
+            f"the {side} answer has {len(rewards)} tokens and the implicit reward {total}; most of it on {told}"
+        )
     return f"Both answers, each token on its colour: {'; '.join(sentences)}."
 
 
