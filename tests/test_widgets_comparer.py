@@ -119,9 +119,9 @@ def test_columns_of_answers_tell_each_start_where_they_differ(runs):
         "before": ("as it was", None), "a": ("a1", 1.5), "b": ("b1", None), "c": (None, None),
         "the pair's chosen": ("good", None), "the pair's rejected": ("bad", None),
     }  # fmt: skip
-    rows[0]["runs"]["b"]["before"] = "another"
+    rows[0]["runs"]["b"] |= {"before": "another", "after_step": 4}
     assert list(answer_columns(rows[0], ["a", "b"])) == [
-        "a, before", "a", "b, before", "b", "the pair's chosen", "the pair's rejected",
+        "a, before", "a", "b, before", "b, after 4 steps", "the pair's chosen", "the pair's rejected",
     ]  # fmt: skip
 
 

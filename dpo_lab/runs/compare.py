@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from dpo_lab.plots import Picture
 
 FIGURE_METRICS = (
-    "loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "true_reward", "perplexity", "grad_norm",
+    "loss", "rewards/accuracies", "rewards/margins", "true_reward", "rewards/chosen", "rewards/rejected", "perplexity",
+    "grad_norm",
 )  # fmt: skip
 
 

@@ -136,7 +136,8 @@ def answer_columns(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, tu
         sample = runs.get(name, {})
         if not columns or "before" not in columns:
             columns[f"{name}, before"] = (sample.get("before"), sample.get("reward_before"))
-        columns[name] = (sample.get("after"), sample.get("reward_after"))
+        when = f", after {sample['after_step']} steps" if "after_step" in sample else ""
+        columns[f"{name}{when}"] = (sample.get("after"), sample.get("reward_after"))
     return columns | {f"the pair's {side}": (row[side], None) for side in ("chosen", "rejected") if side in row}
 
 

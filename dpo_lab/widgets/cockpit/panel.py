@@ -29,7 +29,7 @@ from dpo_lab.widgets import markup
 from dpo_lab.widgets.background import Job, Throttle
 from dpo_lab.widgets.cockpit.asked import SHARED_KNOBS, own_knobs, recipe_of
 from dpo_lab.widgets.cockpit.knobs import controls_of
-from dpo_lab.widgets.cockpit.told import Progress, Told, ending, kept_runs, sample_columns
+from dpo_lab.widgets.cockpit.told import Progress, Told, ending, kept_runs, sample_columns, samples_so_far
 from dpo_lab.widgets.menus import RunsFigure, shortened
 
 SHOWN_AT_FIRST = 4  # runs that are overlaid unless others are chosen
@@ -140,11 +140,13 @@ class Cockpit(ipywidgets.VBox):
             case Answers():
                 self._keep_answers(name, event)
             case Finished():
+                self._rows[name].append(row_of(event) or {})
                 self.stop_button.disabled = True
                 state = "complete" if event.is_complete else "stopped"
                 self.status.value = markup.line(
                     f"{name}: {state} after step {event.step}; the model is saved, the report is being written."
                 )
+                self.throttle.now(self.curves.try_redraw)
             case _ if (row := row_of(event)) is not None:
                 self._rows[name].append(row)
                 self.throttle(self.curves.try_redraw)
@@ -158,9 +160,9 @@ class Cockpit(ipywidgets.VBox):
             self.runs = [run for run in self.runs if run.folder.name != name]
             self._offer_runs()
         self._show_answers()
-        self.throttle.now(self.curves.try_redraw)
         self._show_progress()
         if error is not None:
+            self.throttle.now(self.curves.try_redraw)
             what = "" if kept is None else " What was measured so far is kept."
             self.status.value = markup.line(f"{type(error).__name__}: {error}{what}", is_error=True)
         else:
@@ -170,13 +172,7 @@ class Cockpit(ipywidgets.VBox):
 
     def _keep_answers(self, name: str, event: Answers) -> None:
         self._first = self._first or event
-        before = self._first
-        prompts = self._prepared.prompts if self._prepared else ()
-        self._samples[name] = [
-            {"prompt": prompt, "before": before.texts[i], "after": event.texts[i], "after_step": event.step,
-             "reward_before": before.rewards[i], "reward_after": event.rewards[i]}
-            for i, prompt in enumerate(prompts)
-        ]  # fmt: skip
+        self._samples[name] = samples_so_far(self._prepared.prompts if self._prepared else (), self._first, event)
         self._show_answers()
 
     # ── what is shown ────────────────────────────────────────────────────────────────────────────────────────────

@@ -130,6 +130,15 @@ def _by_label(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
     return dict(zip(run_labels(runs), (run.metrics for run in runs), strict=True)) if runs else {}
 
 
+def samples_so_far(prompts: Sequence[str], first: Answers, last: Answers) -> list[dict[str, Any]]:
+    """Rows as in samples.jsonl while a run goes on: what the model said at the first evaluation, and at the last."""
+    return [
+        {"prompt": prompt, "before": first.texts[i], "after": last.texts[i], "after_step": last.step,
+         "reward_before": first.rewards[i], "reward_after": last.rewards[i]}
+        for i, prompt in enumerate(prompts)
+    ]  # fmt: skip
+
+
 def sample_columns(sample: Mapping[str, Any]) -> dict[str, tuple[str | None, float | None]]:
     """A row of samples.jsonl as columns of (text, true reward): before, after, and the pair's own answers."""
     after = f"after {sample['after_step']} steps" if "after_step" in sample else "after"
