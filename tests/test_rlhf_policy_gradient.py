@@ -195,6 +195,40 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another():
     assert not torch.equal(weights(one), weights(rloo(RLOOConfig(**SETTINGS, seed=1))[0]))
 
 
+@pytest.mark.parametrize("train", [rloo, ppo])
+def test_looking_changes_nothing(train):
+    kind = {rloo: RLOOConfig, ppo: PPOConfig}[train]
+    unseen, _ = train(kind(**SETTINGS, log_every=9))
+    length = lambda prompts, answers: [len(answer.ids) for answer in answers]
+    seen, events = train(kind(**SETTINGS, evaluate_every=1), held_out=PROMPTS, watch={"length": length})
+    assert torch.equal(weights(unseen), weights(seen))
+    told = [event.metrics for event in events if isinstance(event, Evaluation)]
+    assert len(told) == 5  # before, after each of three steps, and at the end
+    assert all(metrics["eval_length"] == metrics["eval_answer_length"] for metrics in told)
+    assert steps(events)[0].metrics["length"] == steps(events)[0].metrics["answer_length"]
+
+
+def test_a_run_in_bfloat16_stays_finite():
+    _, events = ppo(PPOConfig(**SETTINGS, precision="bfloat16"))
+    assert all(map(math.isfinite, events[-1].metrics.values()))
+    assert steps(events)[0].metrics["approx_kl"] == pytest.approx(
+        0, abs=1e-3
+    )  # sampled and learnt from in one precision
+
+
+def test_rows_of_the_pocket_world_are_answered_and_judged():
+    from dpo_lab import load_policy
+    from dpo_lab.worlds import corpus
+
+    model, tokenizer = load_policy("embedded", device="cpu")
+    rows = [conversation.row() for conversation in corpus.prompts(4, split="train", seed=0)]
+    config = RLOOConfig(batch_size=2, num_samples=2, max_new_tokens=24, max_steps=1, epochs=9, device="cpu")
+    *_, end = train_rloo(model, tokenizer, rows, judge_reward, config, held_out=rows[:1])
+    assert -2.2 <= end.metrics["reward"] <= 3
+    assert -2.2 <= end.metrics["eval_reward"] <= 3
+    assert 1 <= end.metrics["answer_length"] <= 24
+
+
 def test_every_prompt_comes_once_before_any_comes_twice():
     seen: list[tuple[int, ...]] = []
 

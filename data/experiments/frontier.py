@@ -29,7 +29,8 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ import transformers
 
 from dpo_lab import DPOConfig, SFTConfig, load_policy, load_preferences, train_dpo, train_sft
 from dpo_lab.evaluation import best_of_n, kl_of_samples
-from dpo_lab.loop import Event, Step
+from dpo_lab.loop import Event
 from dpo_lab.preferences import encode_prompt, tokenize_examples, tokenize_pairs
 from dpo_lab.rlhf import (
     LearntReward,
@@ -109,11 +110,8 @@ class Lab:
 
     def run(self, cell: Cell) -> list[dict[str, Any]]:
         """The rows of a cell; one, but for best-of-n, which has one for each n."""
-        began = time.perf_counter()
         found = getattr(self, cell.method.replace("-", "_"))(cell.knob, cell.seed)
-        rows = found if isinstance(found, list) else [found]
-        seconds = round(time.perf_counter() - began, 1)
-        return [{**cell._asdict(), **row, "seconds": seconds} for row in rows]
+        return [{**cell._asdict(), **row} for row in (found if isinstance(found, list) else [found])]
 
     def policy(self) -> Any:
         """A new copy of the embedded model, to be trained."""
@@ -143,10 +141,10 @@ class Lab:
         folder = self.work / f"reward-model-{seed}"
         if not (folder / "done.json").is_file():
             model = RewardModel.on(self.reference)
-            with Meter(model) as meter:
-                drain(train_reward_model(model, self.tokenizer, self.data, RewardConfig(**self.settings(seed))))
+            config = RewardConfig(**self.settings(seed))
+            costs = spent(lambda: train_reward_model(model, self.tokenizer, self.data, config), Meter(model))
             model.save(folder, self.tokenizer)
-            (folder / "done.json").write_text(json.dumps(meter.counts()))
+            (folder / "done.json").write_text(json.dumps(costs))
         model, tokenizer = RewardModel.load(folder, device=self.arguments.device)
         return LearntReward(model, tokenizer)
 
@@ -168,25 +166,21 @@ class Lab:
         return self.judged(self.reference, seed)
 
     def dpo(self, beta: float, seed: int) -> dict[str, Any]:
-        model = self.policy()
-        with Meter(model, self.reference) as meter:
-            config = DPOConfig(beta=beta, **self.settings(seed))
-            drain(train_dpo(model, self.tokenizer, self.data, config, reference=self.reference))
-        return self.judged(model, seed) | meter.counts()
+        model, config = self.policy(), DPOConfig(beta=beta, **self.settings(seed))
+        start = lambda: train_dpo(model, self.tokenizer, self.data, config, reference=self.reference)
+        return spent(start, Meter(model, self.reference)) | self.judged(model, seed)
 
     def sft(self, knob: float, seed: int) -> dict[str, Any]:
         model, default = self.policy(), DPOConfig()
         config = SFTConfig(learning_rate=default.learning_rate, epochs=default.epochs, **self.settings(seed))
         data, _ = tokenize_examples(self.pairs, self.tokenizer)
-        with Meter(model) as meter:
-            drain(train_sft(model, self.tokenizer, data, config))
-        return self.judged(model, seed) | meter.counts()
+        costs = spent(lambda: train_sft(model, self.tokenizer, data, config), Meter(model))
+        return costs | self.judged(model, seed)
 
     def unlikelihood(self, alpha: float, seed: int) -> dict[str, Any]:
-        model = self.policy()
-        with Meter(model) as meter:
-            drain(train_unlikelihood(model, self.tokenizer, self.data, DPOConfig(**self.settings(seed)), alpha=alpha))
-        return self.judged(model, seed) | meter.counts()
+        model, config = self.policy(), DPOConfig(**self.settings(seed))
+        start = lambda: train_unlikelihood(model, self.tokenizer, self.data, config, alpha=alpha)
+        return spent(start, Meter(model)) | self.judged(model, seed)
 
     def rloo_learnt(self, beta: float, seed: int) -> dict[str, Any]:
         return self._rloo(self.learnt(seed), beta, seed)
@@ -199,8 +193,8 @@ class Lab:
         settings = self.settings(seed) | {"max_steps": self.arguments.rollouts}
         config = RLOOConfig(beta=beta, batch_size=32, num_samples=4, epochs=1_000, max_new_tokens=MAX_NEW_TOKENS,
                             schedule="linear", **settings)  # fmt: skip
-        last = drain(train_rloo(model, self.tokenizer, self.pairs, reward, config, reference=self.reference))
-        return self.judged(model, seed) | costs_in(last)
+        start = lambda: train_rloo(model, self.tokenizer, self.pairs, reward, config, reference=self.reference)
+        return spent(start) | self.judged(model, seed)
 
     def ppo_learnt(self, beta: float, seed: int) -> dict[str, Any]:
         model, reward = self.policy(), self.learnt(seed)
@@ -208,8 +202,10 @@ class Lab:
         config = PPOConfig(beta=beta, batch_size=128, epochs=1_000, max_new_tokens=MAX_NEW_TOKENS, schedule="linear",
                            **settings)  # fmt: skip
         critic = copy.deepcopy(reward.model).requires_grad_(True)
-        events = train_ppo(model, self.tokenizer, self.pairs, reward, config, reference=self.reference, critic=critic)
-        return self.judged(model, seed) | costs_in(drain(events))
+        start = lambda: train_ppo(
+            model, self.tokenizer, self.pairs, reward, config, reference=self.reference, critic=critic
+        )
+        return spent(start) | self.judged(model, seed)
 
     def best_of_n(self, knob: float, seed: int) -> list[dict[str, Any]]:
         return self._best_of_n(self.learnt(seed), seed)
@@ -220,30 +216,29 @@ class Lab:
     def _best_of_n(self, reward: Any, seed: int) -> list[dict[str, Any]]:
         """Every n from the same answers; costs are those of the largest, for the test prompts alone."""
         models = [reward.model] if isinstance(reward, LearntReward) else []
+        began = time.perf_counter()
         with Meter(self.reference, *models) as meter:
             found = sample_best_of_n(self.reference, self.tokenizer, self.rows, max(SIZES), reward, seed=seed,
                                      max_new_tokens=MAX_NEW_TOKENS)  # fmt: skip
         true = best_of_n(found.rewards, found.rewards_by(judge_reward), SIZES)
         learnt = best_of_n(found.rewards, found.rewards_by(self.learnt(seed)), SIZES)
-        return [
-            {"n": n, "reward": true[n][0], "reward_standard_error": true[n][1], "learnt_reward": learnt[n][0],
-             "kl": float(best_of_n_kl(n)), "kl_is_a_bound": True} | meter.counts()
-            for n in SIZES
-        ]  # fmt: skip
+        seconds = round(time.perf_counter() - began, 1)
+        row = lambda n: {
+            "n": n, "seconds": seconds, "reward": true[n][0], "reward_standard_error": true[n][1],
+            "learnt_reward": learnt[n][0], "kl": float(best_of_n_kl(n)), "kl_is_a_bound": True,
+        }  # fmt: skip
+        return [row(n) | meter.counts() for n in SIZES]
 
 
-def drain(events: Iterable[Event]) -> Step:
-    """The last step of a training, once it is through."""
-    last = None
-    for event in events:
-        if isinstance(event, Step):
+def spent(start: Callable[[], Iterable[Event]], meter: Meter | None = None) -> dict[str, float]:
+    """Carry a training out; its seconds and costs. PPO and RLOO count for themselves."""
+    began, last = time.perf_counter(), None
+    with meter or nullcontext():
+        for event in start():
             last = event
     assert last is not None
-    return last
-
-
-def costs_in(step: Step) -> dict[str, float]:
-    return {name: value for name, value in step.metrics.items() if name.startswith("cost/")}
+    counts = meter.counts() if meter else {k: v for k, v in last.metrics.items() if k.startswith("cost/")}
+    return {"seconds": round(time.perf_counter() - began, 1)} | counts
 
 
 # ── what is kept ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,6 +12,9 @@ from dpo_lab.config import ScheduleName, TrainingConfig, _Check
 class RewardConfig(TrainingConfig):
     """Settings of a reward model: a scalar head on the base model, trained on pairs."""
 
+    learning_rate: float = 5e-4
+    """Peak learning rate; the new head has far to go, and large pretrained models want about 1e-5."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientConfig(TrainingConfig):
