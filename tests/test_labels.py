@@ -194,6 +194,7 @@ def test_a_file_cut_at_any_byte_of_its_events_opens_with_every_whole_event(tmp_p
         cut = LabelBook.open(cut_file)
         whole = data[begun:size].count(b"\n") + (data[size : size + 1] == b"\n" and size > begun)
         assert cut.events == events[:whole]
+        assert cut.torn in (0, size - data.rfind(b"\n", 0, size) - 1)
         if size % 5 == 0 and cut.next is not None:  # and it goes on from there
             cut.choose("skip")
             assert LabelBook.open(cut_file).events == cut.events

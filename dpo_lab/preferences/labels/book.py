@@ -57,6 +57,8 @@ class LabelBook:
         """Every event of the file, undone choices included."""
         self.left_out: list[int] = []
         """Rows that were not asked, as given to `open` when the book began: both answers were the same."""
+        self.torn = 0
+        """Bytes of a last line that a kill had cut off, taken away when the book was opened."""
         self._standing: dict[int, Choice] = {}
         self._lefts = _lefts(len(self.questions), self.header["seed"], self.header["who"])
         self._lock = threading.RLock()
@@ -192,7 +194,7 @@ class LabelBook:
             if not book._apply(event):
                 raise ValueError(f"{path}, line {number} doesn't follow from the lines before it; restore the file, "
                                  "or delete this line and those after it")  # fmt: skip
-        book._size = mend(path, found)
+        book._size, book.torn = mend(path, found), found.torn
         return book
 
     def _check(self, rows: Iterable[Mapping[str, Any]] | None, who: str | None) -> None:
