@@ -102,7 +102,7 @@ def map_figure(rows: Rows, measures: Sequence[str], *, title: str = "") -> Pictu
     betas, rates, _ = table_of(rows, measures[0])
     columns = min(2, len(measures))
     num_rows = math.ceil(len(measures) / columns)
-    wide = max(3.4, 1.0 + 0.62 * len(rates))
+    wide = max(4.4, 1.0 + 0.62 * len(rates))  # room for the titles
     figure = new_figure(columns * wide, (0.4 if title else 0.1) + num_rows * (1.05 + 0.36 * len(betas)))
     cells = figure.subplots(num_rows, columns, squeeze=False).ravel()
     for measure, ax in zip(measures, cells, strict=False):
