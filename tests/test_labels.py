@@ -302,7 +302,7 @@ def test_the_export_is_read_as_preferences_and_every_question_is_accounted_for(t
     assert all(row["when"].endswith("+00:00") for row in found)
     assert report.num_preferred + report.num_ties + report.num_skipped + report.num_open == 6
     assert report.summary() == (
-        "2 rows written, of me: 2 preferences; 1 ties left out; 1 skipped and 2 open, left out"
+        "2 rows written, of me: 2 preferences; 1 tie left out; 1 skipped and 2 open, left out"
     )  # fmt: skip
     assert load_preferences(str(tmp_path / "labels.jsonl")).column_names[:3] == ["prompt", "chosen", "rejected"]
 
@@ -315,7 +315,7 @@ def test_a_tie_can_be_written_both_ways_with_half_the_weight_each(tmp_path):
         (0, " First 0.", 1.0), (1, " First 1.", 0.5), (1, " Second 1.", 0.5),
     ]  # fmt: skip
     assert (report.num_rows, report.num_ties) == (3, 1)
-    assert "1 ties written both ways" in report.summary()
+    assert "1 tie written both ways" in report.summary()
     with pytest.raises(ValueError, match="got 'drop'"):
         export_rows(book, ties="drop")
 

@@ -197,7 +197,7 @@ def test_the_export_button_writes_what_load_preferences_reads(tmp_path):
         panel.key.value = key
     panel.write.click()
     assert panel.path.value == str(tmp_path / "me.labels.jsonl")
-    assert "2 rows written, of me: 2 preferences; 1 ties left out" in panel.message.value
+    assert "2 rows written, of me: 2 preferences; 1 tie left out" in panel.message.value
     found, _ = read_preferences(panel.path.value)
     winners = [panel.book.choice_at(i).winner for i in range(2)]
     assert [row["source_chosen"] for row in found] == [SECRETS[winner] for winner in winners]
@@ -209,7 +209,7 @@ def test_the_export_button_writes_what_load_preferences_reads(tmp_path):
 def test_nasty_texts_are_labelled_as_text(tmp_path):
     given = [{"prompt": NASTY, "answers": [NASTY, "x" * 10_000], "sources": [NASTY, "b"]}]
     panel = Labeller([*given, {"prompt": "x", "answers": ["a", "a"]}], book=tmp_path / "nasty", who=NASTY, pause=0)
-    assert "1 rows have the same answer twice" in panel.progress.value
+    assert "the same answer twice, not asked: 1 rows" in panel.progress.value
     panel.choose("left")
     panel.show_results()
     panel.undo()

@@ -177,7 +177,7 @@ class Arena(ipywidgets.VBox):
         self.halt = ipywidgets.Button(description="Stop", disabled=True, tooltip="end the sampling")
         self.go.on_click(lambda _: self._told(self.start))
         self.halt.on_click(lambda _: self.stop())
-        self.bar = ipywidgets.IntProgress(max=1, description="answers", layout=ipywidgets.Layout(width="100%"))
+        self.bar = ipywidgets.IntProgress(max=1, description="answers", layout=ipywidgets.Layout(width="auto"))
         self.message = ipywidgets.HTML(status(f"{' and '.join(self.policies)} will answer the same prompts."))
         wrap = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
         self.settings = ipywidgets.VBox(

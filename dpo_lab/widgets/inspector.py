@@ -177,7 +177,7 @@ class Inspector(ipywidgets.VBox):
         self.following = ipywidgets.Button(description="Next", tooltip="the pair after this one")
         self.message, self.words, self.prompt, self.heat = (ipywidgets.HTML() for _ in range(4))
         for box in (self.prompt, self.heat):
-            box.layout = ipywidgets.Layout(width="100%")
+            box.layout = ipywidgets.Layout(width="auto")
         self.previous.on_click(lambda _: self._walk(-1))
         self.following.on_click(lambda _: self._walk(+1))
         self.model.observe(self._on_model, names="value")

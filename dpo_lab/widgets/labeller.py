@@ -106,7 +106,7 @@ class Labeller(ipywidgets.VBox):
             self.buttons["undo"].disabled = not self.book.choices
             self.bar.value = len(self.book.choices)
             left_out = len(self.book.left_out)
-            told = f"; {left_out} rows have the same answer twice and are not asked" if left_out else ""
+            told = f"; the same answer twice, not asked: {left_out} rows" if left_out else ""
             self.progress.value = status(f"{self.book.progress}, by {self.book.who}{told}")
             self.message.value = status(message)
             self.results.value = ""  # revealed when asked for, and not a stale count
@@ -115,8 +115,8 @@ class Labeller(ipywidgets.VBox):
     # ── wiring ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _build(self) -> None:
-        wide = ipywidgets.Layout(width="100%")
-        half = ipywidgets.Layout(flex="1 1 20em", min_width="16em", margin="0 0.5em 0 0")
+        wide = ipywidgets.Layout(width="auto")
+        half = ipywidgets.Layout(flex="1 1 20em", min_width="16em", margin="0 4px 0 2px")
         self.bar = ipywidgets.IntProgress(max=len(self.book.questions), description="progress", layout=wide)
         self.progress, self.message, self.results = (ipywidgets.HTML() for _ in range(3))
         self.prompt = ipywidgets.HTML(layout=wide)
@@ -154,7 +154,7 @@ class Labeller(ipywidgets.VBox):
         super().__init__(
             [
                 self.bar, self.progress, self.prompt,
-                ipywidgets.HBox([self.left, self.right], layout=ipywidgets.Layout(flex_flow="row wrap", width="100%")),
+                ipywidgets.HBox([self.left, self.right], layout=ipywidgets.Layout(flex_flow="row wrap")),
                 ipywidgets.HBox([*self.buttons.values(), self.key], layout=wrap),
                 self.message,
                 ipywidgets.HBox([self.path, self.ties, self.write, self.reveal], layout=wrap),

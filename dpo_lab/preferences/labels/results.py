@@ -35,9 +35,12 @@ class ExportReport:
 
     def summary(self) -> str:
         """The counts in words."""
-        rows = f"{self.num_rows} rows written, of {', '.join(self.who)}: {self.num_preferred} preferences"
         fate = "left out" if self.ties == "leave out" else "written both ways with half the weight each"
-        return f"{rows}; {self.num_ties} ties {fate}; {self.num_skipped} skipped and {self.num_open} open, left out"
+        return (
+            f"{_counted(self.num_rows, 'row')} written, of {', '.join(self.who)}: "
+            f"{_counted(self.num_preferred, 'preference')}; {_counted(self.num_ties, 'tie')} {fate}; "
+            f"{self.num_skipped} skipped and {self.num_open} open, left out"
+        )
 
 
 def export_rows(
@@ -145,3 +148,7 @@ def left_share(book: LabelBook) -> Share:
     """How often the left answer won, where one did: sides are random, so an unbiased labeller comes to one half."""
     counts = book.counts
     return wilson(counts["left"], counts["left"] + counts["right"])
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
