@@ -131,7 +131,7 @@ def answer_columns(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, tu
     """
     runs = row["runs"]
     before = {(sample.get("before"), sample.get("reward_before")) for sample in runs.values()}
-    columns = {"before": before.pop()} if len(before) == 1 else {}
+    columns: dict[str, tuple[str | None, float | None]] = {"before": before.pop()} if len(before) == 1 else {}
     for name in names:
         sample = runs.get(name, {})
         if not columns or "before" not in columns:

@@ -1,4 +1,4 @@
-"""The cockpit's controls, made from the recipe and its configuration."""
+"""The cockpit's controls: the knobs, made from the recipe and its configuration; the buttons and the bar."""
 
 from __future__ import annotations
 
@@ -33,3 +33,19 @@ def controls_of(recipe: Recipe) -> dict[str, Any]:
         found[name] = control(DPOConfig, name, getattr(config, name))
     found["evaluate_every"] = control(DPOConfig, "evaluate_every", config.evaluate_every or 10)
     return found
+
+
+def drive() -> tuple[ipywidgets.Button, ipywidgets.Button, ipywidgets.FloatProgress, ipywidgets.Label]:
+    """Train, Stop, a bar and the words beside it."""
+    train = ipywidgets.Button(
+        description="Train", icon="play", button_style="primary", tooltip="Begin the run that the controls describe"
+    )
+    stop = ipywidgets.Button(
+        description="Stop", icon="stop", button_style="danger", disabled=True,
+        tooltip="End the run in hand and keep it as it stands",
+    )  # fmt: skip
+    bar = ipywidgets.FloatProgress(
+        min=0, max=1, description="progress", style={"description_width": "8em"},
+        layout=ipywidgets.Layout(width="24em", max_width="100%"),
+    )  # fmt: skip
+    return train, stop, bar, ipywidgets.Label(value="no run yet")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from dpo_lab.runs import Run, row_of, run_labels
 from dpo_lab.widgets import markup
 from dpo_lab.widgets.background import Job, Throttle
 from dpo_lab.widgets.cockpit.asked import SHARED_KNOBS, own_knobs, recipe_of
-from dpo_lab.widgets.cockpit.knobs import controls_of
+from dpo_lab.widgets.cockpit.knobs import controls_of, drive
 from dpo_lab.widgets.cockpit.told import Progress, Told, ending, kept_runs, sample_columns, samples_so_far
 from dpo_lab.widgets.menus import RunsFigure, shortened
 
@@ -68,6 +68,7 @@ class Cockpit(ipywidgets.VBox):
             config=config,
         )  # fmt: skip
         self.job: Job | None = None
+        self._display_error: Exception | None = None
         self._shelf = Shelf()
         self.throttle = Throttle()
         self._text_throttle = Throttle(least=0.2)
@@ -95,7 +96,7 @@ class Cockpit(ipywidgets.VBox):
         recipe = self.recipe
         name = next_folder(self.folder).name
         self._rows[name], self._samples[name] = [], []
-        self._progress, self._prepared, self._first = Progress(), None, None
+        self._progress, self._prepared, self._first, self._display_error = Progress(), None, None, None
         self._show_buttons(is_running=True)
         self.status.value = markup.line(f"{name} begins.")
         self.job = Job(
@@ -112,9 +113,11 @@ class Cockpit(ipywidgets.VBox):
             self.job.stop()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until the run in hand has ended, and raise what was raised in it."""
+        """Wait until the run in hand has ended, and raise what was raised in it, or in showing it."""
         if self.job is not None:
             self.job.wait(timeout)
+        if self._display_error is not None:
+            raise self._display_error
 
     @property
     def running(self) -> bool:
@@ -125,9 +128,19 @@ class Cockpit(ipywidgets.VBox):
 
     def _tell(self, what: str, done: int, total: int) -> None:
         self._progress.during(what, done, total)
-        self._text_throttle(self._show_progress)
+        self._guarded(lambda: self._text_throttle(self._show_progress))
 
     def _on_event(self, name: str, event: Told) -> None:
+        self._guarded(lambda: self._show_event(name, event))
+
+    def _guarded(self, show: Callable[[], object]) -> None:
+        """Show something. A page that is gone is no reason to end a training; `wait` tells."""
+        try:
+            show()
+        except Exception as error:
+            self._display_error = self._display_error or error
+
+    def _show_event(self, name: str, event: Told) -> None:
         self._progress.after(event)
         match event:
             case Prepared():
@@ -160,6 +173,7 @@ class Cockpit(ipywidgets.VBox):
             self.runs = [run for run in self.runs if run.folder.name != name]
             self._offer_runs()
         self._show_answers()
+        self._progress.end()
         self._show_progress()
         if error is not None:
             self.throttle.now(self.curves.try_redraw)
@@ -258,13 +272,7 @@ class Cockpit(ipywidgets.VBox):
     def _lay_out(self) -> None:
         options, wide = self._run_options(), ipywidgets.Layout(width="46em", max_width="100%")
         style = {"description_width": "8em"}
-        self.train_button = ipywidgets.Button(description="Train", icon="play", button_style="primary",
-                                              tooltip="Begin the run that the controls describe")  # fmt: skip
-        self.stop_button = ipywidgets.Button(description="Stop", icon="stop", button_style="danger", disabled=True,
-                                             tooltip="End the run in hand and keep it as it stands")  # fmt: skip
-        self.bar = ipywidgets.FloatProgress(min=0, max=1, description="progress", style=style,
-                                            layout=ipywidgets.Layout(width="24em", max_width="100%"))  # fmt: skip
-        self.progress = ipywidgets.Label(value="no run yet")
+        self.train_button, self.stop_button, self.bar, self.progress = drive()
         self.status, self.notes, self.answers = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         self.command, self.python = ipywidgets.HTML(), ipywidgets.HTML()
         self.shown_runs = ipywidgets.SelectMultiple(

@@ -46,6 +46,11 @@ class Progress:
             case Evaluation() | Checkpoint() | Answers():
                 pass
 
+    def end(self) -> None:
+        """Nothing goes on any more."""
+        self.share = self.share or 0.0
+        self.words = step_words(self.last) if self.last else "no step was taken"
+
 
 def prepared_words(event: Prepared) -> str:
     """What a run begins with, and what the cache spared."""
@@ -142,7 +147,7 @@ def samples_so_far(prompts: Sequence[str], first: Answers, last: Answers) -> lis
 def sample_columns(sample: Mapping[str, Any]) -> dict[str, tuple[str | None, float | None]]:
     """A row of samples.jsonl as columns of (text, true reward): before, after, and the pair's own answers."""
     after = f"after {sample['after_step']} steps" if "after_step" in sample else "after"
-    columns = {
+    columns: dict[str, tuple[str | None, float | None]] = {
         "before": (sample.get("before"), sample.get("reward_before")),
         after: (sample.get("after"), sample.get("reward_after")),
     }
