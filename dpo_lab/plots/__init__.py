@@ -36,6 +36,7 @@ from dpo_lab.plots.style import (
     plain,
     to_png,
 )
+from dpo_lab.plots.token_rewards import describe_tokens, token_heatmap, token_html
 
 __all__ = [
     "CHOSEN",
@@ -56,6 +57,7 @@ __all__ = [
     "describe_margins",
     "describe_panel",
     "describe_runs",
+    "describe_tokens",
     "describe_watch",
     "dress",
     "metric_label",
