@@ -74,4 +74,6 @@ __all__ = [
     "smoothing_window",
     "to_png",
     "watch_figure",
+    "token_heatmap",
+    "token_html",
 ]
