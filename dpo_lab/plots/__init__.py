@@ -73,7 +73,7 @@ __all__ = [
     "smooth",
     "smoothing_window",
     "to_png",
-    "watch_figure",
     "token_heatmap",
     "token_html",
+    "watch_figure",
 ]
