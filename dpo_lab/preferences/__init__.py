@@ -11,6 +11,7 @@
     tokens.py     rows → token ids: border, end token, truncation
     token_data.py the flat arrays that batches are cut from
     reports.py    what was read, shortened, left out
+    labels/       pairs of one's own: a book of choices, export, agreement
 
 No torch here, and nothing about models or losses.
 """

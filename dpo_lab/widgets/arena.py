@@ -221,8 +221,6 @@ class Arena(ipywidgets.VBox):
         if found != set(self.policies):
             raise ValueError(f"{self.path} compares {' and '.join(sorted(found))}, got {' and '.join(self.policies)}; "
                              "give the same names to go on with it, or another book")  # fmt: skip
-        if book.left_out:
-            told += f" {len(book.left_out)} prompts got the same answer twice and are not asked."
         self.go.disabled = self.count.disabled = self.seed.disabled = True
         self.bar.max = self.bar.value = max(1, 2 * len(book.questions))
         asked = len(book.questions)

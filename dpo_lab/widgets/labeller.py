@@ -106,7 +106,7 @@ class Labeller(ipywidgets.VBox):
             self.buttons["undo"].disabled = not self.book.choices
             self.bar.value = len(self.book.choices)
             left_out = len(self.book.left_out)
-            told = f"; the same answer twice, not asked: {left_out} rows" if left_out else ""
+            told = f"; the same answer twice, not asked: {left_out}" if left_out else ""
             self.progress.value = status(f"{self.book.progress}, by {self.book.who}{told}")
             self.message.value = status(message)
             self.results.value = ""  # revealed when asked for, and not a stale count
@@ -167,21 +167,22 @@ class Labeller(ipywidgets.VBox):
         if not change["new"]:
             return
         self.key.value = ""
-        # Of several letters the last: those before were in the field when their own change came.
-        if typed:
-            self._guarded(lambda: self.press(typed[-1]))
+        if len(typed) == 1:
+            self._guarded(lambda: self.press(typed))
+        elif typed:  # a held key, or letters typed before the next question stood in the page
+            self._last = time.monotonic()
+            self.message.value = status(f"Not taken: {len(typed)} letters came at once. One for each question, please.")
 
     def _do(self, name: str) -> None:
         self.undo() if name == "undo" else self.choose(name)
 
     def _guarded(self, act: Callable[[], None]) -> None:
         with self._lock:
-            now = time.monotonic()
-            is_early, self._last = now - self._last < self._pause, now
-            if is_early:
+            if time.monotonic() - self._last < self._pause:
                 self.message.value = status("Not taken: it came too soon after the one before. Once more, please.")
             else:
                 self._told(act)
+            self._last = time.monotonic()  # when it was done: writing may have taken a while
 
     def _told(self, act: Callable[[], Any]) -> None:
         """Do something; what goes wrong stands in the panel. Called from a method it is raised as usual."""

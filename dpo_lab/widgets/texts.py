@@ -8,7 +8,7 @@ from html import escape
 _BOX = (
     "margin: 0; padding: 0.5em 0.7em; border: 1px solid #767676; border-radius: 4px; background: #ffffff; "
     "color: #222222; "
-    "white-space: pre-wrap; overflow-wrap: anywhere; overflow-y: auto; max-height: 22em; "
+    "white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere; overflow-y: auto; max-height: 22em; "
     "font-family: inherit; font-size: inherit; line-height: 1.45"
 )
 
