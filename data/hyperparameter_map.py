@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", nargs="+", metavar="BETA:RATE", help="only these cells, one seed each")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the repeated cells")
+    parser.add_argument("--betas", type=float, nargs="+", default=BETAS)
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=LEARNING_RATES)
     parser.add_argument("--pairs", type=int, default=2560, help="pairs to train on, of the 10,240 that there are")
     parser.add_argument("--prompts", type=int, default=200, help="prompts that are answered and judged")
     arguments = parser.parse_args()
@@ -54,7 +58,7 @@ def main() -> None:
     identity = {"model": fingerprint(base)[:16], "pairs": content_hash(train)[:16], "prompts": arguments.prompts}
     kept, _ = read_lines(CELLS)
     done = {(row["beta"], row["learning_rate"], row["seed"]): row for row in kept if row["identity"] == identity}
-    wanted = cells_wanted(arguments.cells, arguments.seeds)
+    wanted = cells_wanted(arguments)
     CELLS.parent.mkdir(parents=True, exist_ok=True)
     with ReferenceCache() as cache:
         for place, cell in enumerate(wanted, start=1):
@@ -71,19 +75,20 @@ def main() -> None:
     asked = answer(base, tokenizer, conversations, 0)
     keep(
         "hyperparameter_map", "β × learning rate in the pocket world", (main.__doc__ or __doc__ or "").split("\n\n")[1],
-        list(COLUMNS), cells, conversations, command="python data/hyperparameter_map.py", pairs=arguments.pairs,
+        list(COLUMNS), cells, conversations, command=shlex.join(["python", "data/hyperparameter_map.py", *sys.argv[1:]]), pairs=arguments.pairs,
         held_out_pairs=NUM_HELD_OUT, steps=-(-arguments.pairs // DPOConfig().batch_size), model=identity["model"],
         base={**quality(conversations, asked), "samples": asked[:NUM_SAMPLES]},
         sample_prompts=[prompt_text(one.row()) for one in conversations[:NUM_SAMPLES]],
     )  # fmt: skip
 
 
-def cells_wanted(asked: list[str] | None, num_seeds: int) -> list[tuple[float, float, int]]:
+def cells_wanted(arguments: argparse.Namespace) -> list[tuple[float, float, int]]:
     """β, learning rate and seed of each run: those asked for, or the whole map and the repeated cells."""
-    if asked:
-        return [(float(beta), float(rate), 0) for beta, rate in (cell.split(":") for cell in asked)]
-    once = [(beta, rate, 0) for beta, rate in itertools.product(BETAS, LEARNING_RATES)]
-    return once + [(beta, rate, seed) for beta, rate in REPEATED for seed in range(1, num_seeds)]
+    if arguments.cells:
+        return [(float(beta), float(rate), 0) for beta, rate in (cell.split(":") for cell in arguments.cells)]
+    grid = list(itertools.product(arguments.betas, arguments.learning_rates))
+    once = [(beta, rate, 0) for beta, rate in grid]
+    return once + [(*cell, seed) for cell in REPEATED if cell in grid for seed in range(1, arguments.seeds)]
 
 
 def measured(config: DPOConfig, train: Any, held: Any, conversations: list[Any], cache: ReferenceCache) -> dict:
