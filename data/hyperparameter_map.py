@@ -75,7 +75,8 @@ def main() -> None:
     asked = answer(base, tokenizer, conversations, 0)
     keep(
         "hyperparameter_map", "β × learning rate in the pocket world", (main.__doc__ or __doc__ or "").split("\n\n")[1],
-        list(COLUMNS), cells, conversations, command=shlex.join(["python", "data/hyperparameter_map.py", *sys.argv[1:]]), pairs=arguments.pairs,
+        list(COLUMNS), cells, conversations,
+        command=shlex.join(["python", "data/hyperparameter_map.py", *sys.argv[1:]]), pairs=arguments.pairs,
         held_out_pairs=NUM_HELD_OUT, steps=-(-arguments.pairs // DPOConfig().batch_size), model=identity["model"],
         base={**quality(conversations, asked), "samples": asked[:NUM_SAMPLES]},
         sample_prompts=[prompt_text(one.row()) for one in conversations[:NUM_SAMPLES]],
