@@ -11,6 +11,7 @@ Results go to data/results/implicit_rewards.md and .json with the settings, the 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -42,7 +43,7 @@ from dpo_lab.evaluation import (
     tokens_for_half,
 )
 from dpo_lab.loop import Evaluation
-from dpo_lab.preferences import encode_prompt
+from dpo_lab.preferences import encode_prompt, tokenize_pairs
 from dpo_lab.sampling import generate_ids
 from dpo_lab.worlds import corpus
 from dpo_lab.worlds.pocket import judge
@@ -53,10 +54,11 @@ PROMPT_SEED, NUM_PROMPTS, NUM_ANSWERS, MAX_NEW_TOKENS = 88_000, 100, 16, 80
 COIN_SEED = 0
 
 
-def train(config: DPOConfig, test_pairs: Any, cache: ReferenceCache) -> tuple[Any, list[dict[str, Any]]]:
-    """A policy trained on the embedded pairs, and the margins of the test pairs as they spread out."""
-    model, tokenizer = load_policy("embedded")
-    pairs = load_preferences("embedded", split="train")
+def train(
+    reference: Any, tokenizer: Any, pairs: Any, config: DPOConfig, test_pairs: Any, cache: ReferenceCache
+) -> tuple[Any, list[dict[str, Any]]]:
+    """A policy trained from a copy of the reference, and the margins of the test pairs as they spread out."""
+    model = copy.deepcopy(reference)
     events = train_dpo(model, tokenizer, pairs, config, held_out=test_pairs, cache=cache)
     told = [event for event in events if isinstance(event, Evaluation)]
     quartiles = lambda margins: np.quantile(margins, [0.05, 0.25, 0.5, 0.75, 0.95]).round(3).tolist()
@@ -143,18 +145,20 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a folder to which the trained policies are saved")
     arguments = parser.parse_args()
     test_pairs = load_preferences("embedded", split="test")
-    reference, tokenizer = load_policy("embedded")
+    reference, tokenizer = load_policy("embedded", device="cpu")
+    pairs, _ = tokenize_pairs(load_preferences("embedded", split="train"), tokenizer, max_length=DPOConfig().max_length)
     default = DPOConfig(device="cpu", seed=arguments.seed, max_steps=arguments.max_steps, evaluate_every=40)
     hot = replace(default, learning_rate=10 * default.learning_rate, evaluate_every=None)
     beta = 0.5 if default.beta is None else default.beta
     found: dict[str, Any] = {}
     with ReferenceCache() as cache:
-        trained, found["margins over training"] = train(default, test_pairs, cache)
-        overdone, _ = train(hot, test_pairs, cache)
+        trained, found["margins over training"] = train(reference, tokenizer, pairs, default, test_pairs, cache)
+        overdone, _ = train(reference, tokenizer, pairs, hot, test_pairs, cache)
     policies = {"default": trained, "learning rate × 10": overdone}
     if arguments.keep:
         for name, policy in policies.items():
             policy.save_pretrained(arguments.keep / name.replace(" ", "_"))
+        tokenizer.save_pretrained(arguments.keep / "default")
     for name, policy in policies.items():
         found[f"test pairs, {name}"] = on_pairs(policy, reference, tokenizer, test_pairs, beta)
     found["fresh answers"] = on_fresh_answers(policies, reference, tokenizer, beta)
