@@ -17,12 +17,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-benchmarks", action="store_true", help="run tests/benchmarks, which take minutes")
+    parser.addoption("--run-browser", action="store_true", help="run tests/browser, which use JupyterLab as people do")
     parser.addoption("--run-slow", action="store_true", help="run the notebooks from another folder, all of them")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    is_benchmark = "benchmarks" in collection_path.parts
-    return True if is_benchmark and not config.getoption("--run-benchmarks") else None
+    for folder, option in (("benchmarks", "--run-benchmarks"), ("browser", "--run-browser")):
+        if collection_path.is_relative_to(ROOT / "tests" / folder) and not config.getoption(option):
+            return True
+    return None
 
 
 @pytest.fixture(scope="session")
