@@ -122,7 +122,8 @@ def describe_runs(runs: Mapping[str, Rows], metric: str) -> str:
     title, unit = metric_label(metric)
     ends = [(name, *series(rows, metric)) for name, rows in runs.items()]
     parts = [f"{name} ends at {values[-1]:.4g} after step {steps[-1]}" for name, steps, values in ends if len(values)]
-    return f"{title} ({unit}) of {len(parts)} runs: {'; '.join(parts) or 'nothing was measured'}."
+    num = "1 run" if len(parts) == 1 else f"{len(parts)} runs"
+    return f"{title} ({unit}) of {num}: {'; '.join(parts) or 'nothing was measured'}."
 
 
 def _look(i: int) -> tuple[str, Any, str]:

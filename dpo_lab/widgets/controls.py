@@ -39,7 +39,7 @@ KNOBS = {
     "batch_size": Knob("batch size", 0, 4096, 1, "whole"),
     "max_length": Knob("length (tokens)", 0, 32768, 1, "whole"),
     "seed": Knob("seed", 0, 2**31 - 1, 1, "whole"),
-    "evaluate_every": Knob("evaluate every (steps)", 0, 100_000, 1, "whole"),
+    "evaluate_every": Knob("evaluate every", 0, 100_000, 1, "whole"),
     "max_steps": Knob("steps at most", 0, 1_000_000, 1, "whole"),
     "limit": Knob("pairs at most", 0, 1_000_000, 1, "whole"),
     "samples": Knob("prompts to answer", 0, 512, 1, "whole"),
