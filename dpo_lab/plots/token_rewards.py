@@ -81,7 +81,7 @@ def describe_tokens(pair: Any, *, num: int = 3) -> str:
         answer = getattr(pair, side)
         rewards = _rewards(answer)
         heaviest = np.argsort(-np.abs(rewards), kind="stable")[:num]
-        told = ", ".join(f"“{visible(answer.tokens[i])}” {_signed(rewards[i])}" for i in heaviest)
+        told = ", ".join(f"“{visible(answer.tokens[i])}” {_signed(float(rewards[i]))}" for i in heaviest)
         total = _signed(float(rewards.sum()))
         sentences.append(
             f"the {side} answer has {len(rewards)} tokens and the implicit reward {total}; most of it on {told}"
