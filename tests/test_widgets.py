@@ -172,8 +172,9 @@ def test_a_logarithmic_slider_runs_from_low_to_high():
 
 def test_slow_pictures_wait_until_the_mouse_is_released():
     assert slider("a", 1, low=0, high=2).continuous_update
-    assert not slider("a", 1, low=0, high=2, is_live=False).continuous_update
-    assert not log_slider("a", 1, low=0.1, high=2, is_live=False).continuous_update
+    assert not slider("a", 1, low=0, high=2).continuous_update
+    assert not log_slider("a", 1, low=0.1, high=2).continuous_update
+    assert slider("a", 1, low=0, high=2, is_live=True).continuous_update
 
 
 # ── the course's widgets: the same picture as their static twin ──────────────────────────────────────────────────────

@@ -59,7 +59,7 @@ def optimum_widget(world: World | None = None, *, beta: float = 0.5) -> LiveFigu
     return LiveFigure(
         lambda beta, prompt: draw_optimum(beta, prompt, world=world),
         describe=lambda beta, prompt: describe_optimum(beta, prompt, world=world),
-        beta=log_slider("β (reward per nat)", beta, low=LOWEST, high=HIGHEST, is_live=False),
+        beta=log_slider("β (reward per nat)", beta, low=LOWEST, high=HIGHEST),
         prompt=choice("prompt", world.prompts[0], options=world.prompts),
     )
 

@@ -87,16 +87,16 @@ class LiveFigure(ipywidgets.VBox):
 
 
 def slider(
-    label: str, value: float, *, low: float, high: float, step: float = 0.1, is_live: bool = True
+    label: str, value: float, *, low: float, high: float, step: float = 0.1, is_live: bool = False
 ) -> ipywidgets.FloatSlider:
-    """A slider from `low` to `high`. Where drawing takes long, `is_live=False` waits for the mouse to be released."""
+    """A slider from `low` to `high`. It acts when the mouse is released; `is_live` also draws on the way there."""
     return ipywidgets.FloatSlider(
         value=value, min=low, max=high, step=step, description=label, readout_format=".2f", continuous_update=is_live,
         **_room(),
     )  # fmt: skip
 
 
-def log_slider(label: str, value: float, *, low: float, high: float, is_live: bool = True) -> ipywidgets.FloatLogSlider:
+def log_slider(label: str, value: float, *, low: float, high: float, is_live: bool = False) -> ipywidgets.FloatLogSlider:
     """A slider from `low` to `high`, powers of ten both, on which each step is a factor: for β and other positives."""
     if not 0 < low <= value <= high:
         raise ValueError(f"a logarithmic slider needs 0 < low <= value <= high, got low {low}, value {value}, "
