@@ -170,8 +170,7 @@ def test_a_logarithmic_slider_runs_from_low_to_high():
             log_slider("β", value, low=low, high=1)
 
 
-def test_slow_pictures_wait_until_the_mouse_is_released():
-    assert slider("a", 1, low=0, high=2).continuous_update
+def test_sliders_act_when_they_are_released_unless_told_otherwise():
     assert not slider("a", 1, low=0, high=2).continuous_update
     assert not log_slider("a", 1, low=0.1, high=2).continuous_update
     assert slider("a", 1, low=0, high=2, is_live=True).continuous_update

@@ -96,7 +96,9 @@ def slider(
     )  # fmt: skip
 
 
-def log_slider(label: str, value: float, *, low: float, high: float, is_live: bool = False) -> ipywidgets.FloatLogSlider:
+def log_slider(
+    label: str, value: float, *, low: float, high: float, is_live: bool = False
+) -> ipywidgets.FloatLogSlider:
     """A slider from `low` to `high`, powers of ten both, on which each step is a factor: for β and other positives."""
     if not 0 < low <= value <= high:
         raise ValueError(f"a logarithmic slider needs 0 < low <= value <= high, got low {low}, value {value}, "
