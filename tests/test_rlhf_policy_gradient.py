@@ -127,7 +127,7 @@ def test_ppo_equals_a_loop_written_by_hand():
                        optimizer="sgd", adam_beta1=0.0)  # fmt: skip
     model, events = ppo(config)
     by_hand, reference = tiny_llama(), tiny_llama()
-    critic = RewardModel.on(by_hand)
+    critic = RewardModel.on(by_hand, seed=None)
     both = [*by_hand.parameters(), *(p for p in critic.parameters() if p.requires_grad)]
     optimizer = torch.optim.SGD(both, lr=1e-2)
     prompts, answers = sampled(by_hand, config, 0)

@@ -25,7 +25,10 @@ from dpo_lab.rlhf import (
 from dpo_lab.rlhf import reward_model as module
 from dpo_lab.rlhf.reward_model import last_tokens
 from dpo_lab.sampling import Completion
+from dpo_lab.worlds.comparisons import sample_comparisons
 from dpo_lab.worlds.corpus import prefers
+from dpo_lab.worlds.enumerable import enumerable_world
+from dpo_lab.worlds.letters import prompt_tokens
 from tests.conftest import random_pairs, tiny_llama
 from tests.tiny import tiny_tokenizer
 
@@ -54,9 +57,9 @@ def test_the_loss_by_hand():
     torch.testing.assert_close(bradley_terry_loss(rewards + torch.tensor([[3.0], [-8.0], [100.0]])), expected)
 
 
-def test_a_new_model_is_worth_nothing_and_begins_at_log_2():
+def test_a_head_of_zeros_is_worth_nothing_and_begins_at_log_2():
     data = random_pairs(8)
-    model = RewardModel.on(tiny_llama())
+    model = RewardModel.on(tiny_llama(), seed=None)
     assert not score_rewards(model, data).any()
     events = list(train_reward_model(model, None, data, RewardConfig(**SETTINGS), held_out=data))
     first = next(event for event in events if isinstance(event, Step))
@@ -66,6 +69,15 @@ def test_a_new_model_is_worth_nothing_and_begins_at_log_2():
     assert isinstance(events[0], Evaluation)
     assert events[0].metrics["eval_calibration_error"] == pytest.approx(0, abs=0.51)
     assert isinstance(events[-1], Finished)
+
+
+def test_a_new_heads_size_is_that_of_the_paper_and_comes_from_its_seed():
+    backbone = tiny_llama()
+    heads = torch.cat([RewardModel(backbone, seed=seed).head.weight.detach() for seed in range(60)])
+    assert heads.std().item() == pytest.approx(33**-0.5, rel=0.05)
+    again = RewardModel.on(backbone, seed=7).head.weight
+    assert torch.equal(heads[7:8], again)
+    assert not torch.equal(heads[6:7], again)
 
 
 def test_it_reads_the_last_token_of_each_answer_in_every_layout():
@@ -194,6 +206,31 @@ def test_as_a_function_it_reads_the_sampled_tokens():
     np.testing.assert_allclose(found, score_rewards(model, data)[:, 0], atol=1e-5)
 
 
+@pytest.mark.slow
+def test_in_a_known_world_it_comes_near_the_bayes_rate(request):
+    """Fresh comparisons: half the way from a coin to the best possible loss at least, and nearly its accuracy."""
+    if not request.config.getoption("--run-slow"):
+        pytest.skip("half a minute; --run-slow runs it")
+    world = enumerable_world()
+    ids = [world.tree.encode(text).numpy() for text in world.tree.responses]
+
+    def pairs(num: int, seed: int) -> tuple[TokenData, torch.Tensor]:
+        drawn = sample_comparisons(world.table, num, generator=torch.Generator().manual_seed(seed))
+        x, won, lost, _ = drawn
+        prompts, columns = prompt_tokens(world), zip(x.tolist(), won.tolist(), lost.tolist(), strict=True)
+        rows = [(prompts[i], (ids[first], ids[second])) for i, first, second in columns]
+        return TokenData.from_rows(rows), world.table.rewards[x, won] - world.table.rewards[x, lost]
+
+    (data, _), (held, margins) = pairs(8192, 0), pairs(2048, 1)
+    config = RewardConfig(batch_size=64, learning_rate=3e-3, epochs=3, schedule="cosine", device="cpu")
+    *_, end = train_reward_model(RewardModel.on(world.reference), None, data, config, held_out=held)
+    best_loss = torch.nn.functional.softplus(-margins).mean().item()
+    best_accuracy = torch.where(margins == 0, 0.5, (margins > 0).double()).mean().item()
+    assert end.metrics["eval_loss"] - best_loss < (math.log(2) - best_loss) / 2
+    assert end.metrics["eval_rewards/accuracies"] > best_accuracy - 0.05
+    assert end.metrics["eval_calibration_error"] < 0.06
+
+
 def test_mistakes_are_told_at_the_call():
     data = random_pairs(4)
     with pytest.raises(ValueError, match=r"model must be a RewardModel, got LlamaForCausalLM; RewardModel\.on"):
@@ -205,7 +242,7 @@ def test_mistakes_are_told_at_the_call():
 
 def test_an_evaluation_counts_ties_as_half():
     data = random_pairs(6)
-    found = evaluate_rewards(RewardModel.on(tiny_llama()), data)
+    found = evaluate_rewards(RewardModel.on(tiny_llama(), seed=None), data)
     assert found.metrics["rewards/accuracies"] == 0.5
     assert not found.margins.any()
 

@@ -140,7 +140,7 @@ class Lab:
         """The reward model of a seed, trained when it is first needed."""
         folder = self.work / f"reward-model-{seed}"
         if not (folder / "done.json").is_file():
-            model = RewardModel.on(self.reference)
+            model = RewardModel.on(self.reference, seed=seed)
             config = RewardConfig(**self.settings(seed))
             costs = spent(lambda: train_reward_model(model, self.tokenizer, self.data, config), Meter(model))
             model.save(folder, self.tokenizer)
@@ -220,6 +220,7 @@ class Lab:
         with Meter(self.reference, *models) as meter:
             found = sample_best_of_n(self.reference, self.tokenizer, self.rows, max(SIZES), reward, seed=seed,
                                      max_new_tokens=MAX_NEW_TOKENS)  # fmt: skip
+            meter.generated_tokens = sum(len(answer.ids) for row in found.candidates for answer in row)
         true = best_of_n(found.rewards, found.rewards_by(judge_reward), SIZES)
         learnt = best_of_n(found.rewards, found.rewards_by(self.learnt(seed)), SIZES)
         seconds = round(time.perf_counter() - began, 1)

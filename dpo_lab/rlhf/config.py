@@ -13,7 +13,7 @@ class RewardConfig(TrainingConfig):
     """Settings of a reward model: a scalar head on the base model, trained on pairs."""
 
     learning_rate: float = 5e-4
-    """Peak learning rate; the new head has far to go, and large pretrained models want about 1e-5."""
+    """Peak learning rate; a new head has far to go. Large pretrained models want about 1e-5."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,15 +86,15 @@ def train_ppo(
     tokens and averaged over answers, which at the first step is the gradient of the objective; many implementations
     average over tokens. β is fixed and values are not clipped.
 
-    critic: a model that guesses what is still to come, trained along; None puts a fresh head on a copy of the policy.
-        Ouyang et al. begin with a copy of the reward model.
+    critic: a model that guesses what is still to come, trained along. None puts a head of zeros on a copy of the
+        policy; Ouyang et al. begin with a copy of the reward model.
     Further metrics: value_loss, clip_fraction (share of tokens whose gradient is cut), approx_kl (policy from the one
     that sampled, nats per token).
     """
     config = config or PPOConfig()
     steps_per_rollout = config.passes * config.minibatches
     reference = _prepare(model, reference, prompts, reward, config, steps_per_rollout=steps_per_rollout)
-    critic = RewardModel.on(model) if critic is None else critic
+    critic = RewardModel.on(model, seed=None) if critic is None else critic
     if any(critic.backbone is other for other in (model, reference, *(m.backbone for m in _models_in(reward)))):
         raise ValueError("critic is trained and must be a model of its own; copy.deepcopy it first")
     both = ActorCritic(model, critic)

@@ -32,24 +32,28 @@ HEAD = "reward_head.safetensors"
 class RewardModel(nn.Module):
     """r_φ(x, y): a causal language model whose output layer is not used, and a linear head on its hidden states.
 
-    The head starts at zero, so every answer is worth 0 and the first loss is log 2, as with DPO.
+    seed: of the head's first weights, drawn from N(0, 1/(D + 1)) as in Stiennon et al. 2020. None starts the head at
+        zero, so that every answer is worth 0: right for a critic, and slower to learn a reward from.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, *, seed: int | None = 0) -> None:
         super().__init__()
         self.backbone = backbone
         width = output_layer(backbone).weight.shape[1]
         self.head = nn.Linear(width, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        if seed is not None:
+            generator = torch.Generator().manual_seed(seed)
+            nn.init.normal_(self.head.weight, std=(width + 1) ** -0.5, generator=generator)
         self.head.to(next(backbone.parameters()).device)
         if output_layer(backbone).weight is not inner_model(backbone).get_input_embeddings().weight:
             output_layer(backbone).requires_grad_(False)  # nothing reads it, so nothing is to be learnt there
 
     @classmethod
-    def on(cls, model: nn.Module) -> RewardModel:
+    def on(cls, model: nn.Module, *, seed: int | None = 0) -> RewardModel:
         """A new reward model on a copy of `model`, which stays as it is."""
-        return cls(copy.deepcopy(model).requires_grad_(True))
+        return cls(copy.deepcopy(model).requires_grad_(True), seed=seed)
 
     def forward(self, batch: Batch) -> Tensor:
         """r_φ(x, y) of every answer, read at its last token. (B, K), float32"""
