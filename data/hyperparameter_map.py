@@ -2,7 +2,7 @@
 
 One short run for each cell of β × learning rate, from the same model, on the same pairs, judged on prompts of the
 training split that no pair was made from: nothing here has seen the test split, so a setting may be chosen by it. Four
-cells are run with three seeds, to tell differences from noise. Notebook 09 draws and discusses what it writes.
+cells are run with several seeds, to tell differences from noise. Notebook 09 draws and discusses what it writes.
 
 Cells are kept one by one in build/hyperparameter_map.jsonl: a second call goes on where the first was stopped. Cells of
 another model or of other settings are computed anew. `--cells 0.5:2e-4 0.1:2e-3` computes these only, and writes no
