@@ -2,7 +2,8 @@
 #   make demo    train on the embedded model and data, and show before and after
 #   make lab     open the course in JupyterLab
 #   make test    run every test          make check   format, lint and types
-#   make bench   against TRL             make data    rebuild the embedded data and model (80 minutes)
+#   make bench   against TRL             make browser the panels in a real browser (needs Chromium)
+#   make results the kept measurements   make data    rebuild the embedded data and model (80 minutes)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -16,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Strict: every cell must print what the committed notebook shows. Two notebooks run side by side, on a core each.
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help demo lab test release check format bench data results clean
+.PHONY: help demo lab test browser release check format bench data results clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +51,10 @@ test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks $(NBVAL) -n 2 --dist loadfile
 
+# The panels as people use them: needs Chromium on this machine, and skips without it.
+browser: $(VENV)/.with-course+test
+	$(BIN)/python -m pytest tests/browser --run-browser
+
 # The notebooks made ready to commit after they were run, and the student version made from them.
 release: $(VENV)/.with-course
 	$(BIN)/python -m dpo_lab.exercises.release
@@ -63,6 +68,8 @@ data: $(VENV)/.with-course
 results: $(VENV)/.with-course
 	$(BIN)/python data/measure.py sweep
 	$(BIN)/python data/measure.py seeds
+	$(BIN)/python data/implicit_rewards.py
+	$(BIN)/python data/hyperparameter_map.py
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache
