@@ -8,6 +8,7 @@ The panels are used as people use them. DPO_LAB_PICTURES names a folder in which
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def sheet(lab: Lab, browser: Browser, request: pytest.FixtureRequest, tmp_path: 
     """A notebook for this test; at the end nothing must have asked for anything outside, or opened a dialog."""
     pictures = Path(os.environ.get("DPO_LAB_PICTURES") or tmp_path)
     pictures.mkdir(parents=True, exist_ok=True)
-    sheet = Sheet(lab, browser, request.node.originalname.removeprefix("test_")[:40], pictures)
+    sheet = Sheet(lab, browser, re.sub(r"\W+", "_", request.node.name.removeprefix("test_"))[:40], pictures)
     yield sheet
     sheet.close()
     assert not sheet.alarms

@@ -151,12 +151,12 @@ class Sheet:
         expect(printed).to_be_visible(timeout=WAIT)
         return printed.inner_text().strip()
 
-    def shoot(self, panel: Locator, name: str) -> None:
+    def shoot(self, panel: Locator, name: str, width: int = WIDTH) -> None:
         """A picture of the whole panel, for people to look at: in a window that is as high as it needs."""
-        self.page.set_viewport_size({"width": WIDTH, "height": 3200})
+        self.page.set_viewport_size({"width": width, "height": 3200})
         self.page.wait_for_timeout(300)
         panel.screenshot(path=self.pictures / f"{self.name}-{name}.png")
-        self.page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+        self.page.set_viewport_size({"width": width, "height": HEIGHT})
 
     def close(self) -> None:
         """Close the window and the kernel."""

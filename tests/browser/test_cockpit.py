@@ -118,6 +118,7 @@ def test_train_stop_and_train_again(sheet: Sheet):
     pictures = seen["pictures"]
     train.click()
     expect(status).to_contain_text(re.compile("run-02: complete"), timeout=WAIT)
+    expect(train).to_be_enabled(timeout=WAIT)  # and its report is written
     second = Run.load(sheet.folder / "cockpit_runs" / "run-02")
     assert second.summary()["is_complete"]
     assert second.config["settings"]["epochs"] == 0.75

@@ -22,13 +22,13 @@ Labeller("hostile.jsonl", book="hostile.book.jsonl", who={who!r})
 """
 INSPECTOR = """
 from dpo_lab.widgets import Inspector
-Inspector({{{who!r}: "other"}}, "hostile.jsonl", reference="model", max_length=64)
+Inspector({{{who!r}: "other"}}, "hostile.jsonl", reference="model", max_length=256)
 """
 COCKPIT = """
 import ipywidgets
 from dpo_lab.config import DPOConfig
 from dpo_lab.widgets import Cockpit, Comparer
-config = DPOConfig(batch_size=4, epochs=1, evaluate_every=2, max_length=64)
+config = DPOConfig(batch_size=4, epochs=1, evaluate_every=2, max_length=256)
 cockpit = Cockpit("hostile_runs", model="model", pairs="hostile.jsonl", limit=None, samples=2, max_new_tokens=4,
                   config=config)
 cockpit.train()
@@ -50,9 +50,8 @@ def _files(lab: Lab) -> None:
     """Two tiny models, and pairs of which every text is hostile."""
     for seed, name in enumerate(("model", "other")):
         chat_model(lab.folder / name, seed=seed)
-    rows = [
-        {name: f"{LONG if name == 'prompt' else SHORT} {text}" for name, text in row.items()} for row in some_rows(24)
-    ]
+    added = {"prompt": LONG, "chosen": SHORT, "rejected": SHORT}  # at the end: what is cut off there is the same text
+    rows = [{name: f"{text} {added[name]}" for name, text in row.items()} for row in some_rows(24)]
     write_rows(lab.folder / "hostile.jsonl", rows)
 
 
@@ -108,7 +107,7 @@ def test_arena(sheet: Sheet):
 
 def test_inspector(sheet: Sheet):
     panel = sheet.show(INSPECTOR.format(who=SHORT))
-    expect(panel.get_by_text("Margin")).to_be_visible(timeout=WAIT)
+    expect(panel.get_by_role("status").filter(has_text="Margin")).to_be_visible(timeout=WAIT)
     for number in range(2):
         if number:
             panel.get_by_role("button", name="Next").click()
