@@ -174,6 +174,15 @@ def test_what_the_controls_say_is_the_recipe_the_command_and_the_code(cockpit):
     assert repr(cockpit) == f"Cockpit({line})"
 
 
+def test_all_pairs_is_an_entry_of_the_menu_that_shows(cockpit):
+    assert cockpit.controls["limit"].label == "all"
+    assert cockpit.recipe.limit is None
+    cockpit.controls["limit"].index = 0
+    assert cockpit.recipe.limit == 256
+    cockpit.controls["limit"].label = "all"
+    assert cockpit.recipe.limit is None
+
+
 def test_what_the_loss_refuses_is_said_and_train_waits_until_it_is_mended(cockpit):
     cockpit.controls["loss"].value = "exo_pair"
     cockpit.controls["label_smoothing"].value = 0.0

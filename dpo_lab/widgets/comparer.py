@@ -25,6 +25,7 @@ from dpo_lab.runs import (
 )
 from dpo_lab.runs.compare import FIGURE_METRICS
 from dpo_lab.widgets import markup
+from dpo_lab.widgets.live_figure import FULL_WIDTH
 from dpo_lab.widgets.menus import RunsFigure, shortened
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Comparer(ipywidgets.VBox):
     def __init__(self, *sources: str | Path | Run) -> None:
         self.sources = sources
         self.all = _loaded(sources)
-        wide = ipywidgets.Layout(width="46em", max_width="100%")
+        wide = ipywidgets.Layout(width="46em", max_width=FULL_WIDTH)
         self.runs = ipywidgets.SelectMultiple(
             options=self._options(), value=tuple(range(len(self.all))), description="runs",
             rows=min(8, max(3, len(self.all))), style=_STYLE, layout=wide,

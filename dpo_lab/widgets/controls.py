@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import ipywidgets
 
+from dpo_lab.widgets.live_figure import FULL_WIDTH
+
 
 class Knob(NamedTuple):
     """How a field is shown, and the range that is of use."""
@@ -127,7 +129,7 @@ def control_of(make: Callable[..., Any], kind: type, name: str, **traits: Any) -
         "description": KNOBS[name].label if name in KNOBS else name.replace("_", " "),
         "tooltip": field_docs(kind)[name],
         "style": {"description_width": "11em"},
-        "layout": ipywidgets.Layout(width="30em", max_width="100%"),
+        "layout": ipywidgets.Layout(width="30em", max_width=FULL_WIDTH),
     }
     return make(**look | traits)
 

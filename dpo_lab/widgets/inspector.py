@@ -18,6 +18,7 @@ from dpo_lab.plots.style import Picture
 from dpo_lab.plots.token_rewards import token_heatmap, token_html
 from dpo_lab.preferences import prompt_text
 from dpo_lab.widgets.background import Job
+from dpo_lab.widgets.live_figure import FULL_WIDTH
 from dpo_lab.widgets.sources import PolicySource, named, policy_of, run_of, with_checkpoints
 from dpo_lab.widgets.texts import html_table, status, text_box
 
@@ -159,7 +160,7 @@ class Inspector(ipywidgets.VBox):
         return token_heatmap(self.tokens)
 
     def _build(self) -> None:
-        wide = {"layout": ipywidgets.Layout(width="24em", max_width="100%")}
+        wide = {"layout": ipywidgets.Layout(width="24em", max_width=FULL_WIDTH)}
         self.model = ipywidgets.Dropdown(options=list(self.models), description="model",
                                          tooltip="the policy, or its checkpoint, to look at", **wide)  # fmt: skip
         self.by = ipywidgets.Dropdown(options=list(ORDERS), description="sorted by",

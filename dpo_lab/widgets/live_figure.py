@@ -21,6 +21,9 @@ from dpo_lab.plots import Picture, to_png
 # thread draws at a time.
 _drawing = threading.RLock()
 
+FULL_WIDTH = "calc(100% - 4px)"
+"""The most room that a control may take: ipywidgets leaves two pixels free on each of its sides."""
+
 
 class LiveFigure(ipywidgets.VBox):
     """Controls, and under them the picture that `draw(**values)` returns for their values.
@@ -49,7 +52,7 @@ class LiveFigure(ipywidgets.VBox):
         self._draw, self._describe = draw, describe
         self.image = ipywidgets.Image(format="png")
         # Where the page is narrower than the picture, it shrinks and keeps its shape.
-        self.image.layout = ipywidgets.Layout(max_width="100%", object_fit="contain")
+        self.image.layout = ipywidgets.Layout(max_width=FULL_WIDTH, object_fit="contain")
         self.words = ipywidgets.HTML()
         super().__init__([*controls.values(), self.image, self.words])
         self.redraw()
@@ -116,7 +119,7 @@ def choice(label: str, value: Any, *, options: Sequence[Any]) -> ipywidgets.Drop
 
 def _room() -> dict[str, Any]:
     """Space for a label of several words."""
-    return {"style": {"description_width": "12em"}, "layout": ipywidgets.Layout(width="34em", max_width="100%")}
+    return {"style": {"description_width": "12em"}, "layout": ipywidgets.Layout(width="34em", max_width=FULL_WIDTH)}
 
 
 def _told(controls: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from dpo_lab.sweeps.sweep import (
 )
 from dpo_lab.widgets.background import Job, Throttle
 from dpo_lab.widgets.controls import control_of
-from dpo_lab.widgets.live_figure import _drawing
+from dpo_lab.widgets.live_figure import FULL_WIDTH, _drawing
 from dpo_lab.widgets.markup import code, line, table
 
 KNOBS = ("loss", "beta", "learning_rate", "label_smoothing", "epochs", "batch_size")
@@ -119,17 +119,21 @@ class SweepPanel(ipywidgets.VBox):
         self.controls["folder"] = ipywidgets.Text(
             value="" if folder is None else str(folder), description="study folder", continuous_update=False,
             placeholder="empty: a new one in runs/", tooltip="A folder that holds a study is joined",
-            style={"description_width": "11em"}, layout=ipywidgets.Layout(width="30em", max_width="100%"),
+            style={"description_width": "11em"}, layout=ipywidgets.Layout(width="30em", max_width=FULL_WIDTH),
         )  # fmt: skip
         self.start_button = ipywidgets.Button(description="Start", button_style="primary", tooltip="Begin, or go on")
         self.stop_button = ipywidgets.Button(description="Stop", disabled=True,
                                              tooltip="End after the step in hand; the trial is given back")  # fmt: skip
         self.progress = ipywidgets.FloatProgress(
-            min=0, max=1, description="sweep", layout={"width": "30em"}, style={"description_width": "11em"}
+            min=0,
+            max=1,
+            description="sweep",
+            layout={"width": "30em", "max_width": FULL_WIDTH},
+            style={"description_width": "11em"},
         )
         self.words, self.command, self.table = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
         self.image = ipywidgets.Image(format="png")
-        self.image.layout = ipywidgets.Layout(max_width="100%", object_fit="contain")
+        self.image.layout = ipywidgets.Layout(max_width=FULL_WIDTH, object_fit="contain")
         self._draws, self._began = Throttle(least=1.0), 0.0
         self.start_button.on_click(lambda _: self.start())
         self.stop_button.on_click(lambda _: self.stop())

@@ -15,6 +15,9 @@ from dpo_lab.widgets.controls import tidy
 SHARED_KNOBS = ("beta", "label_smoothing")
 """Knobs of several losses that are fields of the configuration; the others are in its `knobs`."""
 
+ALL = 0
+"""What the menu of sizes says for all pairs: with None for a value it would show nothing."""
+
 
 def own_knobs(loss: str) -> dict[str, float]:
     """β and label smoothing as the loss starts with them; those that it lacks are left out."""
@@ -29,6 +32,8 @@ def recipe_of(values: Mapping[str, Any], base: Recipe) -> Recipe:
     """
     values = {name: tidy(value) for name, value in values.items()}
     known = own_knobs(values["loss"])
+    if values.get("limit") == ALL:
+        values["limit"] = None
     for name in SHARED_KNOBS:
         values[name] = values.get(name) if name in known else None
     of_config = {entry.name for entry in fields(DPOConfig)}

@@ -8,8 +8,9 @@ import ipywidgets
 
 from dpo_lab.config import DPOConfig
 from dpo_lab.recipes import Recipe
-from dpo_lab.widgets.cockpit.asked import SHARED_KNOBS, own_knobs
+from dpo_lab.widgets.cockpit.asked import ALL, SHARED_KNOBS, own_knobs
 from dpo_lab.widgets.controls import control, control_of, source_box
+from dpo_lab.widgets.live_figure import FULL_WIDTH
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
 
@@ -21,8 +22,8 @@ def controls_of(recipe: Recipe) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model": source_box(Recipe, "model", recipe.model, options=("embedded",)),
         "pairs": source_box(Recipe, "pairs", recipe.pairs, options=("embedded",)),
-        "limit": control_of(ipywidgets.Dropdown, Recipe, "limit", value=recipe.limit,
-                            options=[*((f"{size:,}", size) for size in sizes), ("all", None)]),
+        "limit": control_of(ipywidgets.Dropdown, Recipe, "limit", value=recipe.limit or ALL,
+                            options=[*((f"{size:,}", size) for size in sizes), ("all", ALL)]),
         "loss": control(DPOConfig, "loss", config.loss),
     }  # fmt: skip
     for name in SHARED_KNOBS:
@@ -46,6 +47,6 @@ def drive() -> tuple[ipywidgets.Button, ipywidgets.Button, ipywidgets.FloatProgr
     )  # fmt: skip
     bar = ipywidgets.FloatProgress(
         min=0, max=1, description="progress", style={"description_width": "8em"},
-        layout=ipywidgets.Layout(width="24em", max_width="100%"),
+        layout=ipywidgets.Layout(width="24em", max_width=FULL_WIDTH),
     )  # fmt: skip
     return train, stop, bar, ipywidgets.Label(value="no run yet")

@@ -30,6 +30,7 @@ from dpo_lab.widgets.background import Job, Throttle
 from dpo_lab.widgets.cockpit.asked import SHARED_KNOBS, own_knobs, recipe_of
 from dpo_lab.widgets.cockpit.knobs import controls_of, drive
 from dpo_lab.widgets.cockpit.told import Progress, Told, ending, kept_runs, sample_columns, samples_so_far
+from dpo_lab.widgets.live_figure import FULL_WIDTH
 from dpo_lab.widgets.menus import RunsFigure, shortened
 
 SHOWN_AT_FIRST = 4  # runs that are overlaid unless others are chosen
@@ -270,7 +271,7 @@ class Cockpit(ipywidgets.VBox):
                 one.value = known[name]
 
     def _lay_out(self) -> None:
-        options, wide = self._run_options(), ipywidgets.Layout(width="46em", max_width="100%")
+        options, wide = self._run_options(), ipywidgets.Layout(width="46em", max_width=FULL_WIDTH)
         style = {"description_width": "8em"}
         self.train_button, self.stop_button, self.bar, self.progress = drive()
         self.status, self.notes, self.answers = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
@@ -291,7 +292,7 @@ class Cockpit(ipywidgets.VBox):
         knobs = ipywidgets.Box(list(self.controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
         super().__init__([
             knobs, ipywidgets.HBox([self.train_button, self.stop_button]),
-            ipywidgets.Box([self.bar, self.progress], layout=ipywidgets.Layout(flex_flow="row wrap")),
+            ipywidgets.VBox([self.bar, self.progress]),
             self.status, self.notes, self.curves, self.answers_of, self.prompt, self.answers, self.as_code,
         ])  # fmt: skip
         for one in self.controls.values():
