@@ -170,8 +170,10 @@ class _TargetLogps(torch.autograd.Function):
                     grad_bias += slope.sum(0)
                 slope = slope.to(hidden.dtype)
                 if grad_hidden is not None:
-                    grad_hidden[rows] = slope @ cast
-                if grad_weight is not None:
+                    torch.mm(slope, cast, out=grad_hidden[rows])
+                if grad_weight is not None and grad_weight.dtype == slope.dtype:
+                    grad_weight.addmm_(slope.T, hidden[rows])  # adds while it multiplies: no second (V, D) is written
+                elif grad_weight is not None:
                     grad_weight += slope.T @ hidden[rows]
         return grad_hidden, grad_weight, grad_bias, None
 
