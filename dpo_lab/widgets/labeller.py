@@ -208,7 +208,8 @@ def results_html(book: LabelBook) -> str:
         for one in rates
     ]  # fmt: skip
     counts = book.counts
-    caption = f"{rates[0].rate.n if len(rates) == 2 else len(book.choices) - counts['skip']} questions decided"
+    decided = rates[0].rate.n if len(rates) == 2 else len(book.choices) - counts["skip"]
+    caption = f"{decided} question{'s' if decided != 1 else ''} decided"
     table = html_table(caption, ("source", "wins", "losses", "ties", "win rate", "95% interval (Wilson 1927)"), rows)
     sides = (
         f"A tie counts as half a win. {counts['skip']} skipped, {counts['open']} open. The answer on the left was "
