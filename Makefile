@@ -53,7 +53,7 @@ test: check
 
 # The panels as people use them: needs Chromium on this machine, and skips without it.
 browser: $(VENV)/.with-course+test
-	$(BIN)/python -m pytest tests/browser --run-browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser --run-browser
 
 # The notebooks made ready to commit after they were run, and the student version made from them.
 release: $(VENV)/.with-course

@@ -51,6 +51,7 @@ from dpo_lab.worlds.pocket import judge
 RESULTS = Path(__file__).resolve().parent / "results"
 LABEL_TEMPERATURE = 0.3  # of data/build.py: labels are drawn from σ(true margin / 0.3)
 PROMPT_SEED, NUM_PROMPTS, NUM_ANSWERS, MAX_NEW_TOKENS = 88_000, 100, 16, 80
+NUM_FRESH_PROMPTS, FRESH_SEED = 2_500, 99_000
 COIN_SEED = 0
 
 
@@ -108,6 +109,31 @@ def on_pairs(model: Any, reference: Any, tokenizer: Any, test_pairs: Any, beta: 
     }  # fmt: skip
 
 
+def on_fresh_pairs(model: Any, reference: Any, tokenizer: Any, test_pairs: Any, beta: float) -> dict[str, Any]:
+    """Calibration on several times as many pairs, made as the embedded ones are: 400 pairs hardly resolve 0.05.
+
+    The temperature is fitted on the embedded test pairs, which are none of these.
+    """
+    conversations = corpus.prompts(NUM_FRESH_PROMPTS, split="test", seed=FRESH_SEED)
+    prompts = [encode_prompt(one.row(), tokenizer) for one in conversations]
+    answers = generate_ids(reference, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, num_samples=4, seed=2,
+                           batch_size=1024)  # fmt: skip
+    texts = [[one.text for one in row] for row in answers]
+    fresh, _ = corpus.pair_answers(conversations, texts, temperature=LABEL_TEMPERATURE, seed=FRESH_SEED)
+    of = lambda rows: evaluate(model, tokenizer, rows, reference=reference, beta=beta).table["margin"]
+    known, margins = of(test_pairs), of(fresh)
+    temperature = fit_temperature(known * (sides := coin_sides(len(known), seed=COIN_SEED)), sides > 0)
+    sides = coin_sides(len(margins), seed=COIN_SEED)
+    plain, cooled = (calibration(sides * margins, sides > 0, temperature=t) for t in (1.0, temperature))
+    return {
+        "pairs": len(fresh),
+        "calibration error": plain.error,
+        "temperature fitted on the embedded test pairs": temperature,
+        "calibration error after temperature": cooled.error,
+        "calibration error, if exactly right (chance alone)": cooled.noise,
+    }
+
+
 def on_fresh_answers(policies: dict[str, Any], reference: Any, tokenizer: Any, beta: float) -> dict[str, Any]:
     """Best of n among the reference's answers, and the rewards of each policy's own answers, implicit and true."""
     conversations = corpus.prompts(NUM_PROMPTS, split="test", seed=PROMPT_SEED)
@@ -161,6 +187,7 @@ def main() -> None:
         tokenizer.save_pretrained(arguments.keep / "default")
     for name, policy in policies.items():
         found[f"test pairs, {name}"] = on_pairs(policy, reference, tokenizer, test_pairs, beta)
+    found["fresh pairs, default"] = on_fresh_pairs(trained, reference, tokenizer, test_pairs, beta)
     found["fresh answers"] = on_fresh_answers(policies, reference, tokenizer, beta)
     keep(found, default)
 
