@@ -29,6 +29,7 @@ def dpo_lab(folder: Path, num: int, first: int, work: Path) -> dict[str, float]:
     """Twice: with an empty cache (the cache pass and one epoch), then again with the cache filled."""
     from dpo_lab.config import DPOConfig
     from dpo_lab.loop import Step
+    from dpo_lab.preferences import TokenData
     from dpo_lab.reference import ReferenceCache
     from dpo_lab.runs import Run
     from dpo_lab.training import train_dpo
@@ -36,21 +37,21 @@ def dpo_lab(folder: Path, num: int, first: int, work: Path) -> dict[str, float]:
 
     data = load_pairs(folder, first + num).select(range(first, first + num))
     config = DPOConfig(epochs=1, batch_size=BATCH, learning_rate=LEARNING_RATE, max_length=512, device="cpu")
-    warm_up(lambda: list(train_dpo(make_model(1), None, data.select(range(16)), config)))
 
-    def train(name: str) -> dict[str, float]:
+    def train(name: str, pairs: TokenData, kept: str) -> dict[str, float]:
         model = make_model()
-        with ReferenceCache(work / "reference.sqlite") as cache:
+        with ReferenceCache(work / f"{kept}.sqlite") as cache:
             began = time.perf_counter()
             run = Run.create(work / name, {"command": "train", "settings": vars(config)})
-            events = train_dpo(model, None, data, config, cache=cache, checkpoints=run.checkpoints)
+            events = train_dpo(model, None, pairs, config, cache=cache, checkpoints=run.checkpoints)
             steps = [event for event in run.follow(events) if isinstance(event, Step)]
             run.write_report()
             seconds = time.perf_counter() - began
-        assert len(steps) == -(-num // BATCH)
+        assert len(steps) == -(-len(pairs) // BATCH)
         return {"seconds": seconds, "last_loss": steps[-1].metrics["loss"], "seconds_of_steps": steps[-1].seconds}
 
-    cold, warm = train("cold"), train("warm")
+    warm_up(lambda: train("warm-up", data.select(range(16)), "warm-up"))
+    cold, warm = (train(name, data, "reference") for name in ("cold", "warm"))
     return {
         "seconds_with_reference": cold["seconds"],
         "seconds": warm["seconds"],
