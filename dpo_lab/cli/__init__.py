@@ -6,7 +6,7 @@ models     cache, evaluate, sample
 tables     compare, losses
 sweep      many short runs that search for good knobs
 demo, lab  what make demo and make lab call
-inputs, progress   what several of them share
+inputs, progress, interruption   what several of them share
 """
 
 from __future__ import annotations

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
-import sys
-import threading
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from dpo_lab.cli.interruption import Interruption
 from dpo_lab.cli.options import SweepOptions
 from dpo_lab.cli.progress import console
 from dpo_lab.sweeps.settings import OBJECTIVES, SweepSettings
@@ -37,7 +35,7 @@ def sweep(options: SweepOptions) -> int:
     folder = options.study or Path("runs") / f"sweep-{datetime.now():%Y%m%d-%H%M%S}"
     settings = as_begun(folder, SweepSettings(**{f.name: getattr(options, f.name) for f in fields(SweepSettings)}))
     is_joined = (folder / SETTINGS).exists()
-    interruption = _Interruption()
+    interruption = Interruption()
     events = run_sweep(settings, folder, cache=options.cache, stop=interruption)
     console.print(f"{'joining' if is_joined else 'new'} study: {folder}", soft_wrap=True)
     searched = ", ".join(f"{name} {dimension}" for name, dimension in settings.space().searched.items())
@@ -118,28 +116,3 @@ def _close(folder: Path, settings: SweepSettings, ended: SweepEnded) -> int:
         return 0
     console.print(f"stopped; go on with: dpo-lab sweep --study {shlex.quote(str(folder))}", soft_wrap=True)
     return 130
-
-
-class _Interruption:
-    """While it is entered, Ctrl-C asks the sweep to stop after the step in hand; a second one stops at once."""
-
-    is_asked = False
-
-    def __enter__(self) -> _Interruption:
-        self.is_main = threading.current_thread() is threading.main_thread()
-        if self.is_main:
-            self.previous = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.is_main:
-            signal.signal(signal.SIGINT, self.previous)
-
-    def __call__(self) -> bool:
-        return self.is_asked
-
-    def _ask(self, *_: object) -> None:
-        if self.is_asked:
-            raise KeyboardInterrupt
-        self.is_asked = True
-        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)

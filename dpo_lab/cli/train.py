@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
@@ -15,6 +13,7 @@ from typing import Any, TypeVar
 
 from dpo_lab.checkpoints import latest_checkpoint, read_manifest
 from dpo_lab.cli.inputs import Row, load_model, longest_prompt, read_training_rows, settings_of, tokenized
+from dpo_lab.cli.interruption import Interruption
 from dpo_lab.cli.options import RunOptions, SFTOptions, TrainOptions
 from dpo_lab.cli.progress import Dashboard, console, result_table
 from dpo_lab.config import DPOConfig, SFTConfig, TrainingConfig
@@ -157,7 +156,7 @@ def follow(
     before = answers_to(asked, model, tokenizer, options, config)
     checkpoint = latest_checkpoint(run.checkpoints) if options.resume else None
     first = last = finished = None
-    interruption = _Interruption()
+    interruption = Interruption()
     events = begin(checkpoints=run.checkpoints, resume=checkpoint, stop=interruption)
     if options.resume:
         step = read_manifest(checkpoint)["step"] if checkpoint else 0
@@ -222,28 +221,3 @@ def measure_kl(options: TrainOptions, model: Any, tokenizer: Any, held: list[Row
         max_new_tokens=options.max_new_tokens,
         max_length=longest_prompt(model, options.max_length, options.max_new_tokens),
     )  # fmt: skip
-
-
-class _Interruption:
-    """While it is entered, Ctrl-C asks the loop to stop after the step in hand; a second one stops at once."""
-
-    is_asked = False
-
-    def __enter__(self) -> _Interruption:
-        self.is_main = threading.current_thread() is threading.main_thread()
-        if self.is_main:
-            self.previous = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.is_main:
-            signal.signal(signal.SIGINT, self.previous)
-
-    def __call__(self) -> bool:
-        return self.is_asked
-
-    def _ask(self, *_: object) -> None:
-        if self.is_asked:
-            raise KeyboardInterrupt
-        self.is_asked = True
-        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
