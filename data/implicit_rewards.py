@@ -13,16 +13,12 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import platform
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
+from measuring import RESULTS, made_with
 
 from dpo_lab import DPOConfig, ReferenceCache, evaluate, load_policy, load_preferences, train_dpo
 from dpo_lab.evaluation import (
@@ -48,7 +44,6 @@ from dpo_lab.sampling import generate_ids
 from dpo_lab.worlds import corpus
 from dpo_lab.worlds.pocket import judge
 
-RESULTS = Path(__file__).resolve().parent / "results"
 LABEL_TEMPERATURE = 0.3  # of data/build.py: labels are drawn from σ(true margin / 0.3)
 PROMPT_SEED, NUM_PROMPTS, NUM_ANSWERS, MAX_NEW_TOKENS = 88_000, 100, 16, 80
 NUM_FRESH_PROMPTS, FRESH_SEED = 2_500, 99_000
@@ -194,16 +189,7 @@ def main() -> None:
 
 def keep(found: dict[str, Any], config: DPOConfig) -> None:
     """Write data/results/implicit_rewards.json and .md."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    made = {
-        "commit": commit,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "command": "python data/implicit_rewards.py",
-        "seed": config.seed,
-    }
+    made = made_with("python data/implicit_rewards.py") | {"seed": config.seed}
     RESULTS.mkdir(exist_ok=True)
     told = json.dumps({"made": made} | found, indent=1, ensure_ascii=False)
     (RESULTS / "implicit_rewards.json").write_text(told + "\n")

@@ -56,20 +56,24 @@ def trained(events: Any) -> tuple[float, Event]:
     return time.perf_counter() - began, last
 
 
-def keep(name: str, title: str, lead: str, names: list[str], rows: list[dict[str, Any]],
-         conversations: list[Conversation], *, command: str, raw: Any = None, **more: Any) -> None:  # fmt: skip
-    """Write data/results/NAME.json and NAME.md; `more` says further how the rows were made."""
-    RESULTS.mkdir(exist_ok=True)
+def made_with(command: str) -> dict[str, Any]:
+    """What a result must carry to be read later: commit, machine, versions, command."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    made = {
+    return {
         "commit": commit,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "prompts": len(conversations),
         "command": command,
-    } | more  # fmt: skip
+    }
+
+
+def keep(name: str, title: str, lead: str, names: list[str], rows: list[dict[str, Any]],
+         conversations: list[Conversation], *, command: str, raw: Any = None, **more: Any) -> None:  # fmt: skip
+    """Write data/results/NAME.json and NAME.md; `more` says further how the rows were made."""
+    RESULTS.mkdir(exist_ok=True)
+    made = made_with(command) | {"prompts": len(conversations)} | more
     (RESULTS / f"{name}.json").write_text(json.dumps({"made": made, "rows": raw or rows}, indent=1) + "\n")
     cell = lambda value: f"{value:.3g}" if isinstance(value, float) else str(value)
     facts = [f"- {key}: {value}" for key, value in made.items() if not isinstance(value, list | dict)]
