@@ -1,0 +1,82 @@
+"""The experiments' common part: cells run once, kept as they are done, never mixed with rows of other settings."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "data" / "experiments"
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
+    return importlib.import_module("harness")
+
+
+class Lab:
+    """Measures the square of the knob; fails where it is told to."""
+
+    def __init__(self, arguments):
+        self.arguments = arguments
+
+    def run(self, cell):
+        if cell["knob"] == self.arguments.fail_at:
+            raise ValueError(f"no answer at {cell['knob']}")
+        return [{"square": cell["knob"] ** 2 + cell["seed"]}]
+
+
+CELLS = [{"method": "square", "knob": knob, "seed": seed} for knob in (1.0, 2.0) for seed in (0, 1)]
+
+
+def carry_out(harness, tmp_path, *options, fail_at=None, scale=1, lab=Lab):
+    arguments = harness.parser("An experiment.").parse_args(["--out", str(tmp_path / "it.json"), *options])
+    arguments.fail_at = fail_at
+    about = harness.Experiment("it", "It", "What it is.", ["square"], {"scale": scale})
+    return harness.carry_out(about, CELLS, lab, arguments)
+
+
+def test_each_cell_gives_a_row_and_each_group_a_line(harness, tmp_path):
+    rows = carry_out(harness, tmp_path, "--workers", "1")
+    assert [(row["knob"], row["seed"], row["square"]) for row in rows] == [(1, 0, 1), (1, 1, 2), (2, 0, 4), (2, 1, 5)]
+    kept = json.loads((tmp_path / "it.json").read_text())
+    assert kept["rows"] == rows
+    assert kept["settings"]["scale"] == 1
+    assert "commit" in kept["made"]
+    lines = (tmp_path / "it.md").read_text().splitlines()
+    assert "| square | 2 | 2 | 4.500 ± 0.707 |" in lines
+
+
+def test_two_processes_give_the_rows_of_one(harness, tmp_path):
+    alone = carry_out(harness, tmp_path / "one", "--workers", "1")
+    both = carry_out(harness, tmp_path / "two", "--workers", "2")
+    take = lambda rows: [(row["knob"], row["seed"], row["square"]) for row in rows]
+    assert take(both) == take(alone)
+
+
+def test_a_failure_keeps_what_was_done_and_a_second_start_runs_the_rest(harness, tmp_path):
+    with pytest.raises(ValueError, match=r"no answer at 2"):
+        carry_out(harness, tmp_path, "--workers", "1", fail_at=2.0)
+    kept = json.loads((tmp_path / "it.json").read_text())["rows"]
+    assert [row["knob"] for row in kept] == [1, 1]
+    ran = []
+
+    class Counted(Lab):
+        def run(self, cell):
+            ran.append(cell)
+            return super().run(cell)
+
+    assert len(carry_out(harness, tmp_path, "--workers", "1", lab=Counted)) == 4
+    assert [cell["knob"] for cell in ran] == [2.0, 2.0]
+
+
+def test_only_the_cells_that_are_named(harness, tmp_path):
+    assert [row["knob"] for row in carry_out(harness, tmp_path, "--workers", "1", "--only", "2.0")] == [2, 2]
+
+
+def test_rows_of_other_settings_are_refused(harness, tmp_path):
+    carry_out(harness, tmp_path, "--workers", "1")
+    with pytest.raises(SystemExit, match=r"'scale': \(1, 2\)"):
+        carry_out(harness, tmp_path, "--workers", "1", scale=2)
