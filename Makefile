@@ -65,11 +65,19 @@ bench: $(VENV)/.with-course+test+bench
 data: $(VENV)/.with-course
 	$(BIN)/python data/build.py
 
+# The last five are the experiments of notebooks 10 to 13: cells on two processes, kept one by one; started again, they go on.
+EXPERIMENT := $(BIN)/python data/experiments
+WORKERS := --workers 2
 results: $(VENV)/.with-course
 	$(BIN)/python data/measure.py sweep
 	$(BIN)/python data/measure.py seeds
 	$(BIN)/python data/implicit_rewards.py
 	$(BIN)/python data/hyperparameter_map.py
+	$(EXPERIMENT)/exact_frontier.py $(WORKERS)
+	$(EXPERIMENT)/frontier.py $(WORKERS)
+	$(EXPERIMENT)/failures.py $(WORKERS)
+	$(EXPERIMENT)/family.py $(WORKERS)
+	$(EXPERIMENT)/jobs.py $(WORKERS)
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache

@@ -13,6 +13,7 @@ from dpo_lab.logprobs import token_logps
 from dpo_lab.preferences import TokenData
 from dpo_lab.rlhf import (
     best_of_n_kl,
+    best_of_n_kl_of_samples,
     best_of_n_logps,
     clipped_loss,
     generalised_advantages,
@@ -278,3 +279,31 @@ def test_the_kl_of_best_of_n_stays_below_the_formula_and_reaches_it_where_answer
     np.testing.assert_allclose(best_of_n_kl([1, 4]), [0, math.log(4) - 0.75])
     with pytest.raises(ValueError, match="n must be at least 1, got 0"):
         best_of_n_kl(0)
+
+
+def test_the_kl_of_best_of_n_is_estimated_from_rewards_alone():
+    """Answers drawn from a world whose exact KL is known, some of them worth the same."""
+    world = kitchen_world().with_rewards(torch.tensor([[2.0, 0.5, 0.5, -1.0], [2.0, 2.0, 0.5, -3.0]]))
+    rng, probs = np.random.default_rng(0), world.reference_logps.exp().numpy()
+    drawn = np.stack([rng.choice(world.rewards[x].numpy(), 50_000, p=probs[x]) for x in range(2)])
+    for n in (1, 2, 4, 8):
+        exact = kl(best_of_n_logps(world, world.reference_logps, n), world.reference_logps).mean().item()
+        assert best_of_n_kl_of_samples(drawn, n) == pytest.approx(exact, abs=0.01)
+        assert exact <= best_of_n_kl(n) + 1e-9
+
+
+def test_where_no_reward_comes_twice_the_estimate_is_near_the_formula_for_n_well_below_the_answers():
+    rewards = np.random.default_rng(0).normal(size=(5, 16))
+    for n in (2, 4, 8):
+        found = best_of_n_kl_of_samples(rewards, n)
+        assert 0.85 * best_of_n_kl(n) < found < best_of_n_kl(n)
+    assert best_of_n_kl_of_samples(rewards + 0.0, 1) == pytest.approx(0)
+
+
+def test_one_answer_in_two_batches_is_one_reward():
+    rewards = np.array([[1.0, 1.0 + 1e-6, 1.0 - 1e-6, 1.0]])
+    assert best_of_n_kl_of_samples(rewards, 4) == pytest.approx(0)
+    with pytest.raises(ValueError, match="between 1 and the 4 answers per prompt, got 5"):
+        best_of_n_kl_of_samples(rewards, 5)
+    with pytest.raises(ValueError, match=r"must have shape \(prompts, answers\), got \(4,\)"):
+        best_of_n_kl_of_samples(rewards[0], 2)

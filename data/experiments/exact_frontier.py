@@ -5,29 +5,31 @@ not estimates, and the best reward for each KL is known (`worlds.tabular.frontie
 reference and share its sampled comparisons (Bradley–Terry, temperature 1, so learnt and true reward have one scale and
 one β means one optimum):
 
-    dpo            on the comparisons
-    rloo-learnt    RLOO on a reward model learnt from the comparisons
-    rloo-true      RLOO on the true reward
-    ppo-true       PPO on the true reward
-    best-of-n      of the reference, by the true reward; exact, without a seed
-    frontier       π*, exact, without a seed
+    frontier       π*, exact, without a seed; best-of-n by the true reward is exact too
+    dpo            on the comparisons, trained until it stands still
+    sft            cross-entropy on the winners, a run per number of epochs
+    unlikelihood   winners up, losers down, a run per α
+    rloo-learnt, ppo-learnt   on a reward model learnt from the comparisons
+    rloo-true, ppo-true       on the true reward
 
-A cell is a method, its knob and a seed; each is kept in data/results/exact_frontier.json as it is done, and a second
-start goes on with those that are missing.
+`shortfall` is what a policy's reward lacks of the best reward at its own KL; `total_variation` is from π* at the same
+β, at the worst prompt, and `from_sample` from the optimum for the rewards that fit the run's comparisons best.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from pathlib import Path
+from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from harness import Cell, Experiment, Row, carry_out, parser
 
-from dpo_lab.config import DPOConfig
+from dpo_lab.config import DPOConfig, SFTConfig
+from dpo_lab.evaluation.matched_kl import reward_at_kl
+from dpo_lab.loop import Event
 from dpo_lab.preferences import TokenData
 from dpo_lab.rlhf import (
     LearntReward,
@@ -39,125 +41,157 @@ from dpo_lab.rlhf import (
     train_ppo,
     train_reward_model,
     train_rloo,
+    train_unlikelihood,
 )
-from dpo_lab.training import train_dpo
-from dpo_lab.worlds.comparisons import sample_comparisons
+from dpo_lab.training import train_dpo, train_sft
+from dpo_lab.worlds.comparisons import Comparisons, fit_rewards, sample_comparisons
 from dpo_lab.worlds.enumerable import EnumerableWorld, enumerable_world
 from dpo_lab.worlds.letters import LetterReward, letter_tokenizer, prompt_tokens
-from dpo_lab.worlds.tabular import expected_reward, kl, objective, optimal_logps, total_variation
+from dpo_lab.worlds.tabular import expected_reward, frontier, kl, objective, optimal_logps, total_variation
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "exact_frontier.json"
 LETTERS = "abc"
-BETAS = (0.2, 0.35, 0.5, 1.0, 2.0)
-SIZES = (1, 2, 4, 8, 16, 32)
-SAMPLING = {"max_new_tokens": 3, "max_length": 16, "sampling_batch_size": 1024, "epochs": 10_000, "device": "cpu",
-            "learning_rate": 3e-3, "schedule": "cosine", "log_every": 100}  # fmt: skip
+BETAS = (0.25, 0.5, 1.0)
+SETTINGS: dict[str, tuple[float, ...]] = {
+    "dpo": BETAS,
+    "rloo-learnt": BETAS,
+    "ppo-learnt": BETAS,
+    "rloo-true": BETAS,
+    "ppo-true": BETAS,
+    "sft": (0.5, 2.0, 8.0),
+    "unlikelihood": (0.1, 0.3, 0.5),
+}
+"""The settings of each method's knob: β, the epochs of SFT, α of unlikelihood."""
+EXACT = {"frontier": (0.15, 0.2, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0), "best-of-n": (1, 2, 4, 8, 16, 32)}
+SAMPLING = {"beta": 0.5, "max_new_tokens": 3, "max_length": 16, "sampling_batch_size": 1024, "epochs": 10_000,
+            "device": "cpu", "learning_rate": 3e-3, "schedule": "cosine", "log_every": 100}  # fmt: skip
 PAIRS = {"batch_size": 64, "learning_rate": 3e-3, "schedule": "cosine", "device": "cpu", "log_every": 100}
+COLUMNS = ("reward", "kl", "shortfall", "objective", "total_variation", "from_sample", "cell_seconds")
 
 
-def cells(seeds: int) -> list[tuple[str, float, int]]:
-    """Method, knob, seed."""
-    exact = [("frontier", beta, 0) for beta in BETAS] + [("best-of-n", float(n), 0) for n in SIZES]
-    methods = ("dpo", "rloo-learnt", "rloo-true", "ppo-true")
-    return exact + [(method, beta, seed) for seed in range(seeds) for beta in BETAS for method in methods]
+def cells(seeds: int) -> list[Cell]:
+    """What is exact once, what is trained once per seed."""
+    made = lambda method, knob, seed: {"method": method, "knob": float(knob), "seed": seed}
+    found = [made(method, knob, 0) for method, knobs in EXACT.items() for knob in knobs]
+    return found + [made(method, knob, seed) for seed in range(seeds) for method, knobs in SETTINGS.items()
+                    for knob in knobs]  # fmt: skip
 
 
-def comparisons_of(world: EnumerableWorld, number: int, seed: int) -> TokenData:
-    """Sampled comparisons as token ids, as every method that learns from pairs sees them."""
-    drawn = sample_comparisons(world.table, number, generator=torch.Generator().manual_seed(seed))
+def token_pairs(world: EnumerableWorld, drawn: Comparisons) -> TokenData:
+    """Comparisons as token ids, as every method that learns from pairs sees them."""
     prompts, tree = prompt_tokens(world), world.tree
     ids = [tree.encode(text).numpy() for text in tree.responses]
     columns = zip(drawn.prompt.tolist(), drawn.chosen.tolist(), drawn.rejected.tolist(), strict=True)
     return TokenData.from_rows((prompts[x], (ids[won], ids[lost])) for x, won, lost in columns)
 
 
-def run(world: EnumerableWorld, method: str, knob: float, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train where there is something to train, and judge exactly."""
-    began, table, costs = time.perf_counter(), world.table, {}
-    if method == "frontier":
-        logps = optimal_logps(table, knob)
-    elif method == "best-of-n":
-        logps = best_of_n_logps(table, table.reference_logps, int(knob))
-    else:
-        policy, tokenizer, prompts = world.new_policy(), letter_tokenizer(LETTERS), prompt_tokens(world)
-        pairs = comparisons_of(world, arguments.comparisons, seed)
-        if method == "dpo":
-            config = DPOConfig(beta=knob, seed=seed, epochs=arguments.epochs, **PAIRS)
-            events = train_dpo(policy, None, pairs, config)
-        else:
-            reward: Any = LetterReward(world)
-            if method == "rloo-learnt":
-                model = RewardModel.on(world.reference)
-                for _ in train_reward_model(
-                    model, None, pairs, RewardConfig(seed=seed, epochs=arguments.epochs, **PAIRS)
-                ):
-                    pass
-                reward = LearntReward(model, tokenizer)
-            if method == "ppo-true":
-                config = PPOConfig(beta=knob, seed=seed, batch_size=384, max_steps=4 * arguments.rollouts,
-                                   gae_lambda=1.0, normalise_advantages=False, **SAMPLING)  # fmt: skip
-                events = train_ppo(policy, tokenizer, prompts, reward, config)
-            else:
-                config = RLOOConfig(beta=knob, seed=seed, batch_size=96, num_samples=4,
-                                    max_steps=arguments.rollouts, **SAMPLING)  # fmt: skip
-                events = train_rloo(policy, tokenizer, prompts, reward, config)
-        for event in events:
-            costs = {name: value for name, value in getattr(event, "metrics", {}).items() if name.startswith("cost/")}
+def winners(world: EnumerableWorld, drawn: Comparisons) -> TokenData:
+    """The chosen answers alone, for SFT."""
+    prompts, tree = prompt_tokens(world), world.tree
+    ids = [tree.encode(text).numpy() for text in tree.responses]
+    columns = zip(drawn.prompt.tolist(), drawn.chosen.tolist(), strict=True)
+    return TokenData.from_rows((prompts[x], (ids[won],)) for x, won in columns)
+
+
+class Lab:
+    """The world, and for each seed its comparisons and the reward model learnt from them."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        torch.set_num_threads(1)  # small tables gain nothing from threads
+        self.arguments, self.world = arguments, enumerable_world(letters=LETTERS)
+        self.tokenizer, self.prompts = letter_tokenizer(LETTERS), prompt_tokens(self.world)
+        curve = frontier(self.world.table, np.geomspace(0.02, 50, 400).tolist())
+        self.frontier = curve.kl.numpy(), curve.rewards.numpy()
+        self.comparisons, self.reward_model = cache(self.comparisons), cache(self.reward_model)
+
+    def comparisons(self, seed: int) -> Comparisons:
+        return sample_comparisons(
+            self.world.table, self.arguments.comparisons, generator=torch.Generator().manual_seed(seed)
+        )
+
+    def reward_model(self, seed: int) -> RewardModel:
+        model = RewardModel.on(self.world.reference, seed=seed)
+        config = RewardConfig(seed=seed, epochs=self.arguments.epochs, **PAIRS)
+        drain(train_reward_model(model, None, token_pairs(self.world, self.comparisons(seed)), config))
+        return model
+
+    def run(self, cell: Cell) -> Row:
+        """Train where there is something to train, and judge exactly."""
+        method, knob, seed, table = cell["method"], cell["knob"], cell["seed"], self.world.table
+        if method == "frontier":
+            return self.judged(optimal_logps(table, knob))
+        if method == "best-of-n":
+            return self.judged(best_of_n_logps(table, table.reference_logps, int(knob)))
+        policy = self.world.new_policy()
+        drain(self.events(policy, method, knob, seed))
         with torch.no_grad():
-            logps = world.logps(policy)
-    found = {"method": method, "knob": knob, "seed": seed, "reward": float(expected_reward(table, logps)),
-             "kl": float(table.mean(kl(logps, table.reference_logps)))}  # fmt: skip
-    if method != "best-of-n":
-        distance = total_variation(logps, optimal_logps(table, knob)).max()
-        found |= {"objective": float(objective(table, logps, knob)), "total_variation": float(distance)}
-    return found | costs | {"seconds": round(time.perf_counter() - began, 1)}
+            logps = self.world.logps(policy)
+        found = self.judged(logps)
+        if method in ("sft", "unlikelihood"):
+            return found
+        # A little ridge where the comparisons are unanimous and the best fit would be infinite.
+        fitted = table.with_rewards(fit_rewards(table, self.comparisons(seed), ridge=1e-5))
+        return found | {
+            "objective": float(objective(table, logps, knob)),
+            "total_variation": far(logps, optimal_logps(table, knob)),
+            "from_sample": far(logps, optimal_logps(fitted, knob)),
+        }
+
+    def judged(self, logps: torch.Tensor) -> Row:
+        table = self.world.table
+        reward, drift = float(expected_reward(table, logps)), float(table.mean(kl(logps, table.reference_logps)))
+        furthest = self.frontier[0].max()  # all but the best answers gone: beyond it the frontier is flat
+        best = float(reward_at_kl(*self.frontier, min(drift, furthest)))
+        return {"reward": reward, "kl": drift, "shortfall": best - reward}
+
+    def events(self, policy: Any, method: str, knob: float, seed: int) -> Iterable[Event]:
+        """The training that a cell asks for; every learning rate is the same."""
+        drawn = self.comparisons(seed)
+        if method == "sft":
+            config = SFTConfig(seed=seed, epochs=knob, **PAIRS)
+            return train_sft(policy, None, winners(self.world, drawn), config)
+        pairs = token_pairs(self.world, drawn)
+        if method == "dpo":
+            return train_dpo(
+                policy, None, pairs, DPOConfig(beta=knob, seed=seed, epochs=self.arguments.epochs, **PAIRS)
+            )
+        if method == "unlikelihood":
+            return train_unlikelihood(policy, None, pairs, DPOConfig(seed=seed, **PAIRS), alpha=knob)
+        algorithm, _, kind = method.partition("-")
+        reward: Any = (
+            LetterReward(self.world) if kind == "true" else LearntReward(self.reward_model(seed), self.tokenizer)
+        )
+        settings = SAMPLING | {"beta": knob, "seed": seed}
+        if algorithm == "rloo":
+            config = RLOOConfig(batch_size=96, num_samples=4, max_steps=self.arguments.rollouts, **settings)
+            return train_rloo(policy, self.tokenizer, self.prompts, reward, config)
+        config = PPOConfig(batch_size=384, max_steps=4 * self.arguments.rollouts, gae_lambda=1.0,
+                           normalise_advantages=False, **settings)  # fmt: skip
+        return train_ppo(policy, self.tokenizer, self.prompts, reward, config)
 
 
-def table_of(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
-    """A line per method and knob: mean ± deviation over seeds."""
-    names = ["reward", "kl", "objective", "total_variation", "seconds"]
-    lines = ["# Reward against KL in the enumerable world", "", "Exact values; what each method is: "
-             "data/experiments/exact_frontier.py. total_variation is from π* at the same β, at the worst prompt.", "",
-             *(f"- {name}: {value}" for name, value in settings.items()), "",
-             "| method | knob | seeds | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 3)]  # fmt: skip
-    for method, knob in dict.fromkeys((row["method"], row["knob"]) for row in rows):
-        own = [row for row in rows if (row["method"], row["knob"]) == (method, knob)]
-        cells_ = []
-        for name in names:
-            values = [row[name] for row in own if name in row]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            cells_.append(f"{np.mean(values):.3f}{spread}" if values else "")
-        lines.append(f"| {method} | {knob:g} | {len(own)} | " + " | ".join(cells_) + " |")
-    return "\n".join(lines) + "\n"
+def drain(events: Iterable[Event]) -> None:
+    """Carry a training out."""
+    for _ in events:
+        pass
+
+
+def far(logps: torch.Tensor, other: torch.Tensor) -> float:
+    """Total variation at the prompt where it is largest."""
+    return float(total_variation(logps, other).max())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", default=None, help="methods to run; all by default")
-    parser.add_argument("--comparisons", type=int, default=8192)
-    parser.add_argument("--epochs", type=float, default=3.0, help="of DPO and the reward model")
-    parser.add_argument("--rollouts", type=int, default=300, help="of 384 answers")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    settings = {name: getattr(arguments, name) for name in ("comparisons", "epochs", "rollouts")}
-    kept = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {"settings": settings, "rows": []}
-    if kept["settings"] != settings:
-        raise SystemExit(
-            f"{arguments.out} was made with {kept['settings']}, asked for are {settings}; name another --out"
-        )
-    torch.set_num_threads(1)  # small tables gain nothing from threads
-    world, rows = enumerable_world(letters=LETTERS), kept["rows"]
-    done = {(row["method"], row["knob"], row["seed"]) for row in rows}
-    for cell in cells(arguments.seeds):
-        if cell in done or (arguments.only and cell[0] not in arguments.only):
-            continue
-        rows.append(run(world, *cell, arguments))
-        partial = arguments.out.with_suffix(".partial")
-        partial.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
-        partial.replace(arguments.out)
-        arguments.out.with_suffix(".md").write_text(table_of(rows, settings))
-        print(*cell, {name: round(rows[-1][name], 3) for name in ("reward", "kl", "seconds")}, flush=True)
+    options = parser(__doc__)
+    options.add_argument("--comparisons", type=int, default=8192)
+    options.add_argument("--epochs", type=float, default=20.0, help="of DPO and the reward model")
+    options.add_argument("--rollouts", type=int, default=300, help="of 384 answers")
+    arguments = options.parse_args()
+    about = Experiment(
+        "exact_frontier", "Reward against KL in the enumerable world", "Exact values; what each method is: "
+        "data/experiments/exact_frontier.py. Shortfall: what the reward lacks of the best one at the same KL.", COLUMNS,
+        {name: getattr(arguments, name) for name in ("comparisons", "epochs", "rollouts")},
+    )  # fmt: skip
+    carry_out(about, cells(arguments.seeds), Lab, arguments)
 
 
 if __name__ == "__main__":

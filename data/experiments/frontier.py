@@ -4,45 +4,43 @@ Every method starts from the embedded model and learns from the embedded pairs, 
 the true reward (σ(difference / 0.3)). It is judged on prompts of the test split by the true reward, at the KL that its
 own answers show.
 
+    base           the embedded model, where every curve begins
     reward-model   the Bradley–Terry reward model of the seed; what follows with "learnt" climbs it
+    tune-…         learning rates of RLOO and PPO, judged on prompts of the train split: the best one is used below
     dpo            a run per β
+    sft            cross-entropy on the chosen answers, a run per learning rate
+    unlikelihood   the DPO paper's baseline, a run per α
     rloo-learnt    RLOO on the learnt reward, a run per β
     ppo-learnt     PPO on the learnt reward, its critic begun from the reward model
     rloo-true      RLOO on the true reward, at 0.3·β: the learnt reward is the true one over the labels' temperature, so
                    this is the same price
-    sft            cross-entropy on the chosen answers
-    unlikelihood   the DPO paper's baseline, a run per α
-    best-of-n      the learnt reward picks among n answers of the base model; KL is the bound log n − (n − 1)/n
+    best-of-n      the learnt reward picks among n answers of the base model
     best-of-n-true the same, picked by the true reward
 
-One cell is a method, its knob and a seed. Each is written to data/results/rlhf_frontier.json as it is done, and a
-second start goes on with those that are missing. The settings are the defaults of the package, not tuned per method.
+Equal effort: every method has three settings of the one knob that moves it along KL, and no other knob is searched but
+the learning rate of RLOO and PPO, with three values; DPO's default was chosen likewise (data/measure.py sweep).
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
-import os
-import platform
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from pathlib import Path
-from statistics import mean, stdev
-from typing import Any, NamedTuple
+from statistics import mean
+from typing import Any
 
 import numpy as np
-import torch
-import transformers
+from harness import Cell, Experiment, Row, carry_out, parser
 
 from dpo_lab import DPOConfig, SFTConfig, load_policy, load_preferences, train_dpo, train_sft
 from dpo_lab.evaluation import best_of_n, kl_of_samples
 from dpo_lab.loop import Event
 from dpo_lab.preferences import encode_prompt, tokenize_examples, tokenize_pairs
+from dpo_lab.reference import fingerprint
 from dpo_lab.rlhf import (
     LearntReward,
     Meter,
@@ -52,6 +50,7 @@ from dpo_lab.rlhf import (
     RLOOConfig,
     bayes_accuracy,
     best_of_n_kl,
+    best_of_n_kl_of_samples,
     evaluate_rewards,
     judge_reward,
     sample_best_of_n,
@@ -61,57 +60,76 @@ from dpo_lab.rlhf import (
     train_unlikelihood,
 )
 from dpo_lab.sampling import generate_ids
+from dpo_lab.sweeps.locks import locked
 from dpo_lab.worlds import corpus
 from dpo_lab.worlds.pocket.quality import quality
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
-NAME = "rlhf_frontier"
 LABEL_TEMPERATURE = 0.3
-PROMPT_SEED = 77_000  # those of data/measure.py
-MAX_NEW_TOKENS = 80
-BETAS = (0.1, 0.3, 0.5, 1.0, 2.0)
-SIZES = (1, 2, 4, 8, 16)
-
-
-class Cell(NamedTuple):
-    """One run: what identifies its row."""
-
-    method: str
-    knob: float
-    seed: int
+PROMPT_SEED, VALIDATION_SEED = 77_000, 78_000
+MAX_NEW_TOKENS, ANSWERS = 80, 16
+SETTINGS: dict[str, tuple[float, ...]] = {
+    "dpo": (0.1, 0.5, 2.0),
+    "rloo-learnt": (0.1, 0.5, 2.0),
+    "ppo-learnt": (0.1, 0.5, 2.0),
+    "rloo-true": (0.1, 0.5, 2.0),
+    "sft": (1e-4, 3e-4, 1e-3),
+    "unlikelihood": (0.1, 0.3, 0.5),
+    "best-of-n": (2, 4, 8),
+    "best-of-n-true": (2, 4, 8),
+}
+"""The settings of each method's knob: β, the learning rate of SFT, α of unlikelihood, n."""
+RATES = {"tune-rloo": (3e-4, 1e-3, 3e-3), "tune-ppo": (1e-4, 3e-4, 1e-3)}
+TUNING_BETA = 0.5
+REWARD_MODEL = ("reward model: learning rate", "reward model: epochs")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "dpo": ("beta", "learning_rate", "epochs"),
+    "sft": ("learning_rate", "epochs"),
+    "unlikelihood": ("alpha", "learning_rate", "epochs"),
+    "best-of-n": (*REWARD_MODEL, "n"),
+    "rloo-learnt": (*REWARD_MODEL, "beta", "learning_rate", "max_steps", "num_samples", "max_new_tokens"),
+    "ppo-learnt": (*REWARD_MODEL, "beta", "learning_rate", "max_steps", "max_new_tokens", "passes", "minibatches",
+                   "clip", "gae_lambda", "value_weight", "normalise_advantages"),
+}  # fmt: skip
+"""What has to be chosen beyond what every training has (batch, optimiser, schedule); the number of knobs."""
+COLUMNS = ("reward", "kl", "kl_bound", "learnt_reward", "success", "well_formed", "words", "learning_rate", "accuracy",
+           "bayes_accuracy", "calibration_error", "knobs", "cost/models", "cost/generated_tokens",
+           "cost/forward_passes", "cost/forward_tokens", "cost/trained_tokens", "seconds")  # fmt: skip
 
 
 def cells(seeds: int) -> list[Cell]:
-    """Everything that is to be run, the seeds one after the other, so that a part is a whole with fewer seeds."""
-    found = []
+    """Every run once. What others need comes first, so that no worker has to wait for it or make it again."""
+    made = lambda method, knob, seed: {"method": method, "knob": knob, "seed": seed}
+    found = [made("reward-model", 0.0, seed) for seed in range(seeds)]
+    found += [made(method, rate, 0) for method, rates in RATES.items() for rate in rates]
     for seed in range(seeds):
-        found += [Cell("base", 0.0, seed), Cell("reward-model", 0.0, seed), Cell("sft", 0.0, seed)]
-        found += [Cell("unlikelihood", alpha, seed) for alpha in (0.1, 0.5)]
-        found += [Cell(method, 0.0, seed) for method in ("best-of-n", "best-of-n-true")]
-        found += [Cell("dpo", beta, seed) for beta in BETAS]
-        found += [Cell(method, beta, seed) for beta in BETAS for method in ("rloo-learnt", "ppo-learnt", "rloo-true")]
+        found += [made("base", 0.0, seed), made("best-of-n", 0.0, seed), made("best-of-n-true", 0.0, seed)]
+        found += [made(method, knob, seed) for method, knobs in SETTINGS.items() if not method.startswith("best-of-n")
+                  for knob in knobs]  # fmt: skip
     return found
 
 
 class Lab:
-    """What the cells share: data, prompts to judge by, and the reward model of each seed."""
+    """What the cells share: data, prompts to judge by, the reward model of each seed, the rates that were tuned."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments, self.work = arguments, Path(arguments.work)
+        self.arguments = arguments
         self.reference, self.tokenizer = load_policy("embedded", device=arguments.device)
         self.pairs = load_preferences("embedded", split="train")
         if arguments.pairs:
             self.pairs = self.pairs.select(range(arguments.pairs))
-        self.test_pairs = load_preferences("embedded", split="test")
-        self.conversations = corpus.prompts(arguments.prompts, split="test", seed=PROMPT_SEED)
-        self.rows = [conversation.row() for conversation in self.conversations]
-        self.ids = [encode_prompt(row, self.tokenizer) for row in self.rows]
         self.data, _ = tokenize_pairs(self.pairs, self.tokenizer)
+        told = json.dumps(settings_of(arguments) | {"model": fingerprint(self.reference)}, sort_keys=True)
+        self.work = arguments.work / f"frontier-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.test = corpus.prompts(arguments.prompts, split="test", seed=PROMPT_SEED)
+        self.validation = corpus.prompts(arguments.prompts, split="train", seed=VALIDATION_SEED)
 
-    def run(self, cell: Cell) -> list[dict[str, Any]]:
-        """The rows of a cell; one, but for best-of-n, which has one for each n."""
-        found = getattr(self, cell.method.replace("-", "_"))(cell.knob, cell.seed)
-        return [{**cell._asdict(), **row} for row in (found if isinstance(found, list) else [found])]
+    def run(self, cell: Cell) -> Row | list[Row]:
+        """The row of a cell; best-of-n has one for each n."""
+        method, knob, seed = cell["method"], cell["knob"], cell["seed"]
+        if method in RATES:
+            return self.tuned_run(method, knob)
+        return getattr(self, method.replace("-", "_"))(knob, seed)
 
     def policy(self) -> Any:
         """A new copy of the embedded model, to be trained."""
@@ -120,118 +138,151 @@ class Lab:
     def settings(self, seed: int) -> dict[str, Any]:
         return {"seed": seed, "device": self.arguments.device, "max_steps": self.arguments.max_steps}
 
-    def judged(self, model: Any, seed: int) -> dict[str, float]:
+    def judged(self, model: Any, seed: int, conversations: list[Any] | None = None) -> Row:
         """One answer to each test prompt: true and learnt reward, shares, and KL from the embedded model."""
-        answers = generate_ids(
-            model, self.tokenizer, self.ids, max_new_tokens=MAX_NEW_TOKENS, seed=seed, batch_size=128
-        )
+        conversations = self.test if conversations is None else conversations
+        rows = [conversation.row() for conversation in conversations]
+        ids = [encode_prompt(row, self.tokenizer) for row in rows]
+        answers = generate_ids(model, self.tokenizer, ids, max_new_tokens=MAX_NEW_TOKENS, seed=seed, batch_size=128)
         own = [row[0] for row in answers]
-        found = quality(self.conversations, [answer.text for answer in own])
-        rewards = np.array(judge_reward(self.rows, own))
-        drift = kl_of_samples(model, self.reference, self.ids, [[answer.ids] for answer in own])
-        learnt = self.learnt(seed)(self.rows, own)
-        return found | {
+        rewards = np.array(judge_reward(rows, own))
+        drift = kl_of_samples(model, self.reference, ids, [[answer.ids] for answer in own])
+        return quality(conversations, [answer.text for answer in own]) | {
             "reward_standard_error": float(rewards.std(ddof=1) / np.sqrt(len(rewards))),
-            "kl": drift.mean, "kl_standard_error": drift.standard_error, "learnt_reward": float(learnt.mean()),
+            "kl": drift.mean, "kl_standard_error": drift.standard_error,
+            "learnt_reward": float(self.learnt(seed)(rows, own).mean()),
             "tokens": mean(len(answer.ids) for answer in own),
         }  # fmt: skip
+
+    # ── the reward model, and the learning rates ─────────────────────────────────────────────────────────────────
 
     def learnt(self, seed: int) -> LearntReward:
         """The reward model of a seed, trained when it is first needed."""
         folder = self.work / f"reward-model-{seed}"
-        if not (folder / "done.json").is_file():
-            model = RewardModel.on(self.reference, seed=seed)
-            config = RewardConfig(**self.settings(seed))
-            costs = spent(lambda: train_reward_model(model, self.tokenizer, self.data, config), Meter(model))
-            model.save(folder, self.tokenizer)
-            (folder / "done.json").write_text(json.dumps(costs))
+        with locked(self.work / f"reward-model-{seed}.lock", patience=3600):  # another worker may be training it
+            if not (folder / "costs.json").is_file():
+                model = RewardModel.on(self.reference, seed=seed)
+                config = RewardConfig(**self.settings(seed))
+                costs = spent(lambda: train_reward_model(model, self.tokenizer, self.data, config), Meter(model))
+                model.save(folder, self.tokenizer)
+                (folder / "costs.json").write_text(json.dumps(costs))
         model, tokenizer = RewardModel.load(folder, device=self.arguments.device)
         return LearntReward(model, tokenizer)
 
-    # ── the methods: a knob and a seed in, a row out ─────────────────────────────────────────────────────────────
-
-    def reward_model(self, knob: float, seed: int) -> dict[str, Any]:
-        reward = self.learnt(seed)
-        held, _ = tokenize_pairs(self.test_pairs, self.tokenizer)
+    def reward_model(self, knob: float, seed: int) -> Row:
+        """How well it ranks held-out pairs, beside the rate that nobody can pass."""
+        reward, test_pairs = self.learnt(seed), load_preferences("embedded", split="test")
+        held, _ = tokenize_pairs(test_pairs, self.tokenizer)
         found = evaluate_rewards(reward.model, held)
-        true = [row["reward_chosen"] - row["reward_rejected"] for row in self.test_pairs]
-        costs = json.loads((self.work / f"reward-model-{seed}" / "done.json").read_text())
+        true = np.array([row["reward_chosen"] - row["reward_rejected"] for row in test_pairs])
         kept = {"accuracy": "rewards/accuracies", "loss": "loss", "calibration_error": "calibration_error"}
+        costs = json.loads((self.work / f"reward-model-{seed}" / "costs.json").read_text())
         return {name: found.metrics[metric] for name, metric in kept.items()} | costs | {
             "bayes_accuracy": bayes_accuracy(true, LABEL_TEMPERATURE),
-            "agrees_with_truth": float(np.mean(np.sign(found.margins) == np.sign(np.array(true)[held.source_rows]))),
+            "agrees_with_truth": float(np.mean(np.sign(found.margins) == np.sign(true[held.source_rows]))),
         }  # fmt: skip
 
-    def base(self, knob: float, seed: int) -> dict[str, Any]:
-        return self.judged(self.reference, seed)
+    def tuned_run(self, method: str, rate: float) -> Row:
+        """A run at one learning rate, judged on prompts of the train split; kept, so that it is made only once."""
+        path = self.work / f"{method}-{rate:g}.json"
+        with locked(path.with_suffix(".lock"), patience=3600):
+            if not path.is_file():
+                train = {"tune-rloo": self.trained_by_rloo, "tune-ppo": self.trained_by_ppo}[method]
+                model, costs = train(self.learnt(0), TUNING_BETA, seed=0, learning_rate=rate)
+                path.write_text(json.dumps(costs | self.judged(model, 0, self.validation)))
+            return json.loads(path.read_text())
 
-    def dpo(self, beta: float, seed: int) -> dict[str, Any]:
+    def rate(self, method: str) -> float:
+        """The learning rate with the highest true reward on the validation prompts."""
+        return max(RATES[method], key=lambda rate: self.tuned_run(method, rate)["reward"])
+
+    # ── the methods: a knob and a seed in, a row out ─────────────────────────────────────────────────────────────
+
+    def base(self, knob: float, seed: int) -> Row:
+        return self.judged(self.reference, seed) | {"kl": 0.0, "kl_standard_error": 0.0}
+
+    def dpo(self, beta: float, seed: int) -> Row:
         model, config = self.policy(), DPOConfig(beta=beta, **self.settings(seed))
         start = lambda: train_dpo(model, self.tokenizer, self.data, config, reference=self.reference)
-        return spent(start, Meter(model, self.reference)) | self.judged(model, seed)
+        return self.row("dpo", model, seed, config.learning_rate, spent(start, Meter(model, self.reference)))
 
-    def sft(self, knob: float, seed: int) -> dict[str, Any]:
-        model, default = self.policy(), DPOConfig()
-        config = SFTConfig(learning_rate=default.learning_rate, epochs=default.epochs, **self.settings(seed))
+    def sft(self, rate: float, seed: int) -> Row:
+        model, config = self.policy(), SFTConfig(learning_rate=rate, epochs=DPOConfig().epochs, **self.settings(seed))
         data, _ = tokenize_examples(self.pairs, self.tokenizer)
-        costs = spent(lambda: train_sft(model, self.tokenizer, data, config), Meter(model))
-        return costs | self.judged(model, seed)
+        start = lambda: train_sft(model, self.tokenizer, data, config)
+        return self.row("sft", model, seed, rate, spent(start, Meter(model)))
 
-    def unlikelihood(self, alpha: float, seed: int) -> dict[str, Any]:
+    def unlikelihood(self, alpha: float, seed: int) -> Row:
         model, config = self.policy(), DPOConfig(**self.settings(seed))
         start = lambda: train_unlikelihood(model, self.tokenizer, self.data, config, alpha=alpha)
-        return spent(start, Meter(model)) | self.judged(model, seed)
+        return self.row("unlikelihood", model, seed, config.learning_rate, spent(start, Meter(model)))
 
-    def rloo_learnt(self, beta: float, seed: int) -> dict[str, Any]:
-        return self._rloo(self.learnt(seed), beta, seed)
+    def rloo_learnt(self, beta: float, seed: int) -> Row:
+        rate = self.rate("tune-rloo")
+        model, costs = self.trained_by_rloo(self.learnt(seed), beta, seed=seed, learning_rate=rate)
+        return self.row("rloo-learnt", model, seed, rate, costs)
 
-    def rloo_true(self, beta: float, seed: int) -> dict[str, Any]:
-        return self._rloo(judge_reward, LABEL_TEMPERATURE * beta, seed)
+    def rloo_true(self, beta: float, seed: int) -> Row:
+        rate = self.rate("tune-rloo")
+        model, costs = self.trained_by_rloo(judge_reward, LABEL_TEMPERATURE * beta, seed=seed, learning_rate=rate)
+        return self.row("rloo-true", model, seed, rate, costs)
 
-    def _rloo(self, reward: Any, beta: float, seed: int) -> dict[str, Any]:
+    def ppo_learnt(self, beta: float, seed: int) -> Row:
+        rate = self.rate("tune-ppo")
+        model, costs = self.trained_by_ppo(self.learnt(seed), beta, seed=seed, learning_rate=rate)
+        return self.row("ppo-learnt", model, seed, rate, costs)
+
+    def row(self, method: str, model: Any, seed: int, learning_rate: float, costs: Row) -> Row:
+        knobs = {"knobs": len(CHOICES[method])} if method in CHOICES else {}
+        return costs | knobs | {"learning_rate": learning_rate} | self.judged(model, seed)
+
+    def trained_by_rloo(self, reward: Any, beta: float, *, seed: int, learning_rate: float) -> tuple[Any, Row]:
         model = self.policy()
-        settings = self.settings(seed) | {"max_steps": self.arguments.rollouts}
-        config = RLOOConfig(beta=beta, batch_size=32, num_samples=4, epochs=1_000, max_new_tokens=MAX_NEW_TOKENS,
-                            schedule="linear", **settings)  # fmt: skip
+        config = RLOOConfig(beta=beta, batch_size=32, num_samples=4, learning_rate=learning_rate, schedule="linear",
+                            warmup=0.1, **self.sampling(seed, steps_per_rollout=1))  # fmt: skip
         start = lambda: train_rloo(model, self.tokenizer, self.pairs, reward, config, reference=self.reference)
-        return spent(start) | self.judged(model, seed)
+        return model, spent(start)
 
-    def ppo_learnt(self, beta: float, seed: int) -> dict[str, Any]:
-        model, reward = self.policy(), self.learnt(seed)
-        settings = self.settings(seed) | {"max_steps": 4 * self.arguments.rollouts}  # four steps learn from a rollout
-        config = PPOConfig(beta=beta, batch_size=128, epochs=1_000, max_new_tokens=MAX_NEW_TOKENS, schedule="linear",
-                           **settings)  # fmt: skip
-        critic = copy.deepcopy(reward.model).requires_grad_(True)
+    def trained_by_ppo(self, reward: LearntReward, beta: float, *, seed: int, learning_rate: float) -> tuple[Any, Row]:
+        model, critic = self.policy(), copy.deepcopy(reward.model).requires_grad_(True)
+        config = PPOConfig(beta=beta, batch_size=128, learning_rate=learning_rate, schedule="linear", warmup=0.1,
+                           **self.sampling(seed, steps_per_rollout=4))  # fmt: skip
         start = lambda: train_ppo(
             model, self.tokenizer, self.pairs, reward, config, reference=self.reference, critic=critic
         )
-        return spent(start) | self.judged(model, seed)
+        return model, spent(start)
 
-    def best_of_n(self, knob: float, seed: int) -> list[dict[str, Any]]:
-        return self._best_of_n(self.learnt(seed), seed)
+    def sampling(self, seed: int, *, steps_per_rollout: int) -> Row:
+        """128 answers a rollout, as many rollouts for both."""
+        steps = steps_per_rollout * self.arguments.rollouts
+        return self.settings(seed) | {"max_steps": steps, "epochs": 1_000, "max_new_tokens": MAX_NEW_TOKENS}
 
-    def best_of_n_true(self, knob: float, seed: int) -> list[dict[str, Any]]:
-        return self._best_of_n(judge_reward, seed)
+    def best_of_n(self, knob: float, seed: int) -> list[Row]:
+        return self.picked(self.learnt(seed), "best-of-n", seed)
 
-    def _best_of_n(self, reward: Any, seed: int) -> list[dict[str, Any]]:
-        """Every n from the same answers; costs are those of the largest, for the test prompts alone."""
+    def best_of_n_true(self, knob: float, seed: int) -> list[Row]:
+        return self.picked(judge_reward, "best-of-n-true", seed)
+
+    def picked(self, reward: Any, method: str, seed: int) -> list[Row]:
+        """Every n from the same 16 answers to each test prompt; the costs are those of all of them."""
         models = [reward.model] if isinstance(reward, LearntReward) else []
-        began = time.perf_counter()
+        began, rows = time.perf_counter(), [conversation.row() for conversation in self.test]
         with Meter(self.reference, *models) as meter:
-            found = sample_best_of_n(self.reference, self.tokenizer, self.rows, max(SIZES), reward, seed=seed,
+            found = sample_best_of_n(self.reference, self.tokenizer, rows, ANSWERS, reward, seed=seed,
                                      max_new_tokens=MAX_NEW_TOKENS)  # fmt: skip
             meter.generated_tokens = sum(len(answer.ids) for row in found.candidates for answer in row)
-        true = best_of_n(found.rewards, found.rewards_by(judge_reward), SIZES)
-        learnt = best_of_n(found.rewards, found.rewards_by(self.learnt(seed)), SIZES)
-        seconds = round(time.perf_counter() - began, 1)
-        row = lambda n: {
-            "n": n, "seconds": seconds, "reward": true[n][0], "reward_standard_error": true[n][1],
-            "learnt_reward": learnt[n][0], "kl": float(best_of_n_kl(n)), "kl_is_a_bound": True,
-        }  # fmt: skip
-        return [row(n) | meter.counts() for n in SIZES]
+        costs = meter.counts() | {"seconds": round(time.perf_counter() - began, 1)}
+        costs |= {"knobs": len(CHOICES[method])} if method in CHOICES else {}
+        sizes = [int(n) for n in SETTINGS[method]]
+        true = best_of_n(found.rewards, found.rewards_by(judge_reward), sizes)
+        learnt = best_of_n(found.rewards, found.rewards_by(self.learnt(seed)), sizes)
+        return [costs | {
+            "knob": n, "reward": true[n][0], "reward_standard_error": true[n][1], "learnt_reward": learnt[n][0],
+            "kl": best_of_n_kl_of_samples(found.rewards, n), "kl_bound": float(best_of_n_kl(n)),
+        } for n in sizes]  # fmt: skip
 
 
-def spent(start: Callable[[], Iterable[Event]], meter: Meter | None = None) -> dict[str, float]:
+def spent(start: Callable[[], Iterable[Event]], meter: Meter | None = None) -> Row:
     """Carry a training out; its seconds and costs. PPO and RLOO count for themselves."""
     began, last = time.perf_counter(), None
     with meter or nullcontext():
@@ -242,89 +293,24 @@ def spent(start: Callable[[], Iterable[Event]], meter: Meter | None = None) -> d
     return {"seconds": round(time.perf_counter() - began, 1)} | counts
 
 
-# ── what is kept ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def identity(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that a row depends on: rows of other settings are never mixed in."""
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What every row depends on."""
     return {name: getattr(arguments, name) for name in ("prompts", "pairs", "rollouts", "max_steps")}
 
 
-def read(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    kept = json.loads(path.read_text())
-    if kept["settings"] != settings:
-        raise SystemExit(f"{path} was made with {kept['settings']}, asked for are {settings}; name another --out")
-    return kept["rows"]
-
-
-def write(path: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """The JSON, whole or not at all, and the table beside it."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    made = {
-        "commit": commit,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "command": "python data/experiments/frontier.py",
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"made": made, "settings": settings, "rows": rows}, indent=1) + "\n")
-    partial.replace(path)
-    path.with_suffix(".md").write_text(table(made | settings, rows))
-
-
-def table(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Mean ± standard deviation over seeds, a line per method and knob."""
-    names = ["reward", "kl", "learnt_reward", "success", "well_formed", "words", "accuracy", "bayes_accuracy",
-             "calibration_error", "cost/models", "cost/generated_tokens", "cost/forward_passes", "cost/forward_tokens",
-             "cost/trained_tokens", "seconds"]  # fmt: skip
-    lines = ["# True reward against KL", "", "DPO and the roads beside it in the pocket world; what each is: "
-             "data/experiments/frontier.py. KL of best-of-n is a bound.", ""]  # fmt: skip
-    lines += [f"- {name}: {value}" for name, value in about.items()]
-    lines += ["", "| method | knob | seeds | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 3)]
-    for method, knob in dict.fromkeys((row["method"], row.get("n", row["knob"])) for row in rows):
-        own = [row for row in rows if (row["method"], row.get("n", row["knob"])) == (method, knob)]
-        lines.append(f"| {method} | {knob:g} | {len(own)} | " + " | ".join(spread(own, name) for name in names) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def spread(rows: list[dict[str, Any]], name: str) -> str:
-    values = [row[name] for row in rows if name in row]
-    if not values:
-        return ""
-    if name.startswith("cost/"):
-        return f"{mean(values):,.0f}"
-    return f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", default=None, help="methods to run; all by default")
-    parser.add_argument("--prompts", type=int, default=400, help="test prompts to judge by")
-    parser.add_argument("--pairs", type=int, default=None, help="training pairs; all by default")
-    parser.add_argument("--rollouts", type=int, default=160, help="rollouts of 128 answers for RLOO and PPO")
-    parser.add_argument("--max-steps", type=int, default=None, help="fewer steps for what learns from pairs")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--work", default=str(Path(tempfile.gettempdir()) / "dpo-lab-frontier"),
-                        help="where reward models are kept")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{NAME}.json")
-    arguments = parser.parse_args()
-    settings = identity(arguments)
-    rows = read(arguments.out, settings)
-    done = {(row["method"], row["knob"], row["seed"]) for row in rows}
-    lab = Lab(arguments)
-    for cell in cells(arguments.seeds):
-        if tuple(cell) in done or (arguments.only and cell.method not in arguments.only):
-            continue
-        rows += lab.run(cell)
-        write(arguments.out, settings, rows)
-        shown = {name: value for name, value in rows[-1].items() if name in ("reward", "kl", "accuracy", "seconds")}
-        print(*cell, json.dumps(shown), flush=True)
+    options = parser(__doc__)
+    options.add_argument("--prompts", type=int, default=400, help="prompts to judge by, of each split")
+    options.add_argument("--pairs", type=int, default=None, help="training pairs; all by default")
+    options.add_argument("--rollouts", type=int, default=60, help="rollouts of 128 answers for RLOO and PPO")
+    options.add_argument("--max-steps", type=int, default=None, help="fewer steps for what learns from pairs")
+    arguments = options.parse_args()
+    about = Experiment(
+        "rlhf_frontier", "True reward against KL", "DPO and the roads beside it in the pocket world; what each is: "
+        "data/experiments/frontier.py. KL in nats per answer; of best-of-n it is estimated from the rewards of 16 "
+        "answers, and kl_bound is log n − (n − 1)/n.", COLUMNS, settings_of(arguments),
+    )  # fmt: skip
+    carry_out(about, cells(arguments.seeds), Lab, arguments)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,22 @@
     decision.py        where in an answer the decision falls
     reward_quality.py  implicit against true rewards: calibration, rank correlation, what length explains
     ranking.py         the policy as a reward model: fresh answers, best of n
+    matched_kl.py      several methods compared at the same KL, with intervals over seeds
 
 Implicit rewards are β·log(π/π_ref), so β is in them; log-probs and KL are in nats.
 """
 
 from dpo_lab.evaluation.decision import margin_by_position, margin_parts, tokens_for_half
 from dpo_lab.evaluation.kl import Estimate, kl_from_reference, kl_of_samples
+from dpo_lab.evaluation.matched_kl import (
+    SeedInterval,
+    compare_at_kl,
+    curves_of,
+    reach,
+    reward_at_kl,
+    rewards_at_kl,
+    seed_interval,
+)
 from dpo_lab.evaluation.pairs import (
     ROUNDING,
     Loss,
@@ -51,12 +61,15 @@ __all__ = [
     "Loss",
     "PairEvaluation",
     "PairTokens",
+    "SeedInterval",
     "TokenRewards",
     "agreement",
     "answer_rewards",
     "best_of_n",
     "calibration",
     "coin_sides",
+    "compare_at_kl",
+    "curves_of",
     "evaluate",
     "evaluate_scores",
     "fit_temperature",
@@ -71,8 +84,12 @@ __all__ = [
     "partial_rank_correlation",
     "per_group",
     "rank_correlation",
+    "reach",
+    "reward_at_kl",
     "reward_beta",
+    "rewards_at_kl",
     "scored_lengths",
+    "seed_interval",
     "sigmoid",
     "token_rewards",
     "tokens_for_half",

@@ -10,7 +10,13 @@ the shorter roads beside DPO: `best_of_n` and `unlikelihood`.
     for event in train_rloo(policy, tokenizer, pairs, LearntReward(reward_model, tokenizer)): ...
 """
 
-from dpo_lab.rlhf.best_of_n import BestOfN, best_of_n_kl, best_of_n_logps, sample_best_of_n
+from dpo_lab.rlhf.best_of_n import (
+    BestOfN,
+    best_of_n_kl,
+    best_of_n_kl_of_samples,
+    best_of_n_logps,
+    sample_best_of_n,
+)
 from dpo_lab.rlhf.config import PolicyGradientConfig, PPOConfig, RewardConfig, RLOOConfig
 from dpo_lab.rlhf.costs import Meter
 from dpo_lab.rlhf.estimators import (
@@ -40,6 +46,7 @@ __all__ = [
     "RewardModel",
     "bayes_accuracy",
     "best_of_n_kl",
+    "best_of_n_kl_of_samples",
     "best_of_n_logps",
     "bradley_terry_loss",
     "clipped_loss",

@@ -78,6 +78,30 @@ def best_of_n_kl(n: Any) -> np.ndarray:
     return np.log(n) - (n - 1) / n
 
 
+def best_of_n_kl_of_samples(rewards: Any, n: int, *, decimals: int = 4) -> float:
+    """KL of best-of-n from the model that samples, estimated from the rewards of K answers to each prompt, (P, K).
+
+    Among answers of one reward best-of-n draws as the model does, so its KL is that of the rewards alone:
+    Σ_v q_v·log(q_v/p_v), with p_v the share of the K answers that are worth v and q_v = P(≤ v)^n − P(< v)^n; then the
+    mean over prompts. Rewards that agree to `decimals` are one: the same answer in another batch differs by rounding.
+
+    Below `best_of_n_kl(n)` wherever answers repeat. K should be well above n, for n answers can't show what n others
+    would have: the estimate stays below log K whatever n is.
+    """
+    rewards = np.round(np.asarray(rewards, np.float64), decimals)
+    if rewards.ndim != 2 or not rewards.size:
+        raise ValueError(f"rewards must have shape (prompts, answers), got {rewards.shape}; one row per prompt")
+    if not 1 <= n <= rewards.shape[1]:
+        raise ValueError(f"n must lie between 1 and the {rewards.shape[1]} answers per prompt, got {n}; sample more")
+    found = []
+    for row in rewards:
+        counts = np.unique(row, return_counts=True)[1]  # from the smallest reward to the largest
+        below = np.concatenate([[0.0], np.cumsum(counts) / len(row)])
+        q = np.diff(below**n)
+        found.append(np.sum(q * np.log(q * len(row) / counts)))
+    return float(np.mean(found))
+
+
 def best_of_n_logps(world: World, logps: Tensor, n: int) -> Tensor:
     """log-probabilities of best-of-n in a finite world, by its own rewards; equal answers win in turn. (X, Y)
 
