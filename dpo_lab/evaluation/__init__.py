@@ -7,10 +7,12 @@
     reward_quality.py  implicit against true rewards: calibration, rank correlation, what length explains
     ranking.py         the policy as a reward model: fresh answers, best of n
     matched_kl.py      several methods compared at the same KL, with intervals over seeds
+    blocks.py          methods that shared their seeds: which differences are larger than a seed's luck
 
 Implicit rewards are β·log(π/π_ref), so β is in them; log-probs and KL are in nats.
 """
 
+from dpo_lab.evaluation.blocks import Difference, differences_from, student_quantile
 from dpo_lab.evaluation.decision import margin_by_position, margin_parts, tokens_for_half
 from dpo_lab.evaluation.kl import Estimate, kl_from_reference, kl_of_samples
 from dpo_lab.evaluation.matched_kl import (
@@ -55,6 +57,7 @@ from dpo_lab.evaluation.token_rewards import PairTokens, TokenRewards, token_rew
 __all__ = [
     "ROUNDING",
     "Calibration",
+    "Difference",
     "Estimate",
     "Interval",
     "LengthShare",
@@ -70,6 +73,7 @@ __all__ = [
     "coin_sides",
     "compare_at_kl",
     "curves_of",
+    "differences_from",
     "evaluate",
     "evaluate_scores",
     "fit_temperature",
@@ -91,6 +95,7 @@ __all__ = [
     "scored_lengths",
     "seed_interval",
     "sigmoid",
+    "student_quantile",
     "token_rewards",
     "tokens_for_half",
     "usable_pairs",

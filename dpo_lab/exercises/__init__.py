@@ -23,6 +23,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "training_loop": ("check_training_step", "check_accumulation", "check_warmup_share", "check_repaired_loop"),
     "implicit_rewards": ("check_heaviest_token", "check_calibration_error", "check_best_answers", "check_mean_rewards"),
     "hyperparameters": ("check_honest_choice", "check_log_uniform", "check_seeds_needed"),
+    "family": ("check_simpo_repair", "check_betas_for_gap", "check_resting_margins", "check_paired_difference"),
     "rlhf": ("check_kl_estimate", "check_rloo_advantages", "check_best_of_n", "check_reward_at_kl"),
     "labels": ("check_standing_choices", "check_kappa", "check_sides", "check_comparisons_to_tell"),
     "checking": ("NotYet",),
