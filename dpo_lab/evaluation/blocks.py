@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -65,6 +66,7 @@ def differences_from(
     }
 
 
+@cache
 def student_quantile(probability: float, degrees: int) -> float:
     """The quantile of Student's t, by its integral on a fine grid: to 1e-4 for 2 degrees of freedom and more.
 
@@ -74,7 +76,7 @@ def student_quantile(probability: float, degrees: int) -> float:
         raise ValueError(f"probability must lie in [0.5, 1) and degrees be at least 1, got {probability} and "
                          f"{degrees}; the lower half is the upper with its sign turned")  # fmt: skip
     # t = √ν·tan θ has the density cos^(ν−1) θ on (−π/2, π/2): a finite range, whatever the tails.
-    angles = np.linspace(0, math.pi / 2, 200_001)
+    angles = np.linspace(0, math.pi / 2, 20_001)
     density = np.cos(angles) ** (degrees - 1)
     mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
     angle = np.interp(2 * probability - 1, mass / mass[-1], angles)

@@ -1,7 +1,8 @@
 """Losses: `PairScores` in, one loss per pair out. No models, no tokenizers, no means over the batch.
 
 Read in this order: `pairs` (what a loss sees), `gap` (DPO and what sees the gap only), `anchored`, `reference_free`,
-`modifiers` (divergences, LD-DPO, WPO), `table` (all of them by name, with formulas and sources).
+`modifiers` (divergences, LD-DPO, WPO), `table` (all of them by name, with formulas and sources). Beside them `curves`
+(a loss as a curve, its pulls, where it rests) and `assumptions` (what each takes for granted about its labels).
 """
 
 from dpo_lab.losses.anchored import apo_down, apo_zero, bco_pair, dpop, nca_pair, rpo, sppo_hard
