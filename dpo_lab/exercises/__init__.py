@@ -25,6 +25,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "hyperparameters": ("check_honest_choice", "check_log_uniform", "check_seeds_needed"),
     "family": ("check_simpo_repair", "check_betas_for_gap", "check_resting_margins", "check_paired_difference"),
     "rlhf": ("check_kl_estimate", "check_rloo_advantages", "check_best_of_n", "check_reward_at_kl"),
+    "applications": ("check_json_checker", "check_refusal_rates", "check_same_call", "check_attack_cost"),
     "labels": ("check_standing_choices", "check_kappa", "check_sides", "check_comparisons_to_tell"),
     "checking": ("NotYet",),
 }
