@@ -10,12 +10,15 @@ from scipy.stats import t
 
 from dpo_lab.evaluation import matched_kl
 from dpo_lab.evaluation.matched_kl import (
+    SeedInterval,
+    compare_along,
     compare_at_kl,
     curves_of,
     reach,
     reward_at_kl,
     rewards_at_kl,
     seed_interval,
+    sentence,
 )
 from dpo_lab.worlds.tabular import expected_reward, frontier, small_world
 
@@ -112,3 +115,19 @@ def test_what_is_refused(what, words):
 
 def test_it_needs_no_torch():
     assert "torch" not in vars(matched_kl)
+
+
+def test_where_one_of_two_ends_nothing_is_compared():
+    assert list(compare_along(ROWS, "a", "b", [0.5, 2.25, 2.5])) == [0.5, 2.25]
+    assert compare_along(ROWS, "a", "b", [0.5])[0.5] == compare_at_kl(ROWS, "a", "b", 0.5)
+
+
+def test_a_sentence_says_what_the_intervals_say():
+    found = {0.1: SeedInterval(0.1, -0.1, 0.3, 3), 0.5: SeedInterval(0.2, 0.1, 0.3, 3),
+             1.0: SeedInterval(-0.2, -0.3, -0.1, 3), 2.0: SeedInterval(0.3, 0.2, 0.4, 3)}  # fmt: skip
+    assert sentence(found, "RLOO", "DPO") == (
+        "RLOO against DPO: more reward at KL 0.5 (+0.20 [+0.10, +0.30]), KL 2 (+0.30 [+0.20, +0.40]); less reward at "
+        "KL 1 (-0.20 [-0.30, -0.10]); undecided at KL 0.1 (+0.10 [-0.10, +0.30])."
+    )
+    assert "nothing can be said" in sentence({}, "RLOO", "DPO")
+    assert "undecided" in sentence({1.0: seed_interval([5.0])}, "RLOO", "DPO")

@@ -62,7 +62,7 @@ def test_differences_have_their_interval_and_their_kl():
     ax = plot_matched({"RLOO": (0.2, 0.1, 0.3), "SFT": (-0.4, -0.9, 0.1), "one": (0.1, np.nan, np.nan)},
                       baseline="DPO", at={"RLOO": 0.5, "SFT": 0.25, "one": 1.0})  # fmt: skip
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["RLOO (KL 0.5)", "SFT (KL 0.25)", "one (KL 1)"]
-    assert texts(ax) == ["+0.20", "-0.40", "+0.10"]
+    assert texts(ax) == ["+0.20", "−0.40", "+0.10"]
     to_png(ax.figure)
     with pytest.raises(ValueError, match="nothing to compare"):
         plot_matched({}, baseline="DPO", at=1.0)
@@ -78,6 +78,16 @@ def test_a_cost_that_is_not_known_is_a_dash():
     assert len(costs_figure({"DPO": {"a": 1.0}}, dict.fromkeys("abcde", "x")).axes) == 8
     with pytest.raises(ValueError, match="no costs to draw"):
         costs_figure({}, {})
+
+
+@pytest.mark.parametrize("limit", [0.3, 2.5, 60.0])
+def test_ticks_do_not_crowd(limit):
+    ax = plot_roads(ROWS, {"dpo": "DPO"}, max_kl=limit)
+    ticks = np.array(ax.get_xticks())
+    assert ticks[0] == 0
+    assert len(ticks) >= 3
+    assert ticks[-1] <= limit
+    assert (np.diff(np.sqrt(ticks)) > 0.06 * np.sqrt(limit)).all()
 
 
 @pytest.mark.parametrize(("value", "told"), [(3.0, "3"), (0.123, "0.123"), (45_300, "45.3k"), (2.5e9, "2.5G")])

@@ -12,8 +12,8 @@ own answers show.
     unlikelihood   the DPO paper's baseline, a run per α
     rloo-learnt    RLOO on the learnt reward, a run per β
     ppo-learnt     PPO on the learnt reward, its critic begun from the reward model
-    rloo-true      RLOO on the true reward, at 0.3·β: the learnt reward is the true one over the labels' temperature, so
-                   this is the same price
+    ppo-true       PPO on the true reward over the labels' temperature, 0.3: what the learnt reward estimates, so that
+                   one β is the same price. Its critic begins from the reward model too: only the reward differs
     best-of-n      the learnt reward picks among n answers of the base model
     best-of-n-true the same, picked by the true reward
 
@@ -28,7 +28,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from statistics import mean
 from typing import Any
@@ -71,7 +71,7 @@ SETTINGS: dict[str, tuple[float, ...]] = {
     "dpo": (0.1, 0.5, 2.0),
     "rloo-learnt": (0.1, 0.5, 2.0),
     "ppo-learnt": (0.1, 0.5, 2.0),
-    "rloo-true": (0.1, 0.5, 2.0),
+    "ppo-true": (0.1, 0.5, 2.0),
     "sft": (1e-4, 3e-4, 1e-3),
     "unlikelihood": (0.1, 0.3, 0.5),
     "best-of-n": (2, 4, 8),
@@ -222,15 +222,15 @@ class Lab:
         model, costs = self.trained_by_rloo(self.learnt(seed), beta, seed=seed, learning_rate=rate)
         return self.row("rloo-learnt", model, seed, rate, costs)
 
-    def rloo_true(self, beta: float, seed: int) -> Row:
-        rate = self.rate("tune-rloo")
-        model, costs = self.trained_by_rloo(judge_reward, LABEL_TEMPERATURE * beta, seed=seed, learning_rate=rate)
-        return self.row("rloo-true", model, seed, rate, costs)
-
     def ppo_learnt(self, beta: float, seed: int) -> Row:
         rate = self.rate("tune-ppo")
         model, costs = self.trained_by_ppo(self.learnt(seed), beta, seed=seed, learning_rate=rate)
         return self.row("ppo-learnt", model, seed, rate, costs)
+
+    def ppo_true(self, beta: float, seed: int) -> Row:
+        rate = self.rate("tune-ppo")
+        model, costs = self.trained_by_ppo(true_reward, beta, seed=seed, learning_rate=rate)
+        return self.row("ppo-true", model, seed, rate, costs)
 
     def row(self, method: str, model: Any, seed: int, learning_rate: float, costs: Row) -> Row:
         knobs = {"knobs": len(CHOICES[method])} if method in CHOICES else {}
@@ -243,8 +243,8 @@ class Lab:
         start = lambda: train_rloo(model, self.tokenizer, self.pairs, reward, config, reference=self.reference)
         return model, spent(start)
 
-    def trained_by_ppo(self, reward: LearntReward, beta: float, *, seed: int, learning_rate: float) -> tuple[Any, Row]:
-        model, critic = self.policy(), copy.deepcopy(reward.model).requires_grad_(True)
+    def trained_by_ppo(self, reward: Any, beta: float, *, seed: int, learning_rate: float) -> tuple[Any, Row]:
+        model, critic = self.policy(), copy.deepcopy(self.learnt(seed).model).requires_grad_(True)
         config = PPOConfig(beta=beta, batch_size=128, learning_rate=learning_rate, schedule="linear", warmup=0.1,
                            **self.sampling(seed, steps_per_rollout=4))  # fmt: skip
         start = lambda: train_ppo(
@@ -280,6 +280,11 @@ class Lab:
             "knob": n, "reward": true[n][0], "reward_standard_error": true[n][1], "learnt_reward": learnt[n][0],
             "kl": best_of_n_kl_of_samples(found.rewards, n), "kl_bound": float(best_of_n_kl(n)),
         } for n in sizes]  # fmt: skip
+
+
+def true_reward(prompts: Sequence[Any], answers: Sequence[Any]) -> np.ndarray:
+    """The judge's points over the labels' temperature: labels are drawn with σ of their difference."""
+    return np.array(judge_reward(prompts, answers)) / LABEL_TEMPERATURE
 
 
 def spent(start: Callable[[], Iterable[Event]], meter: Meter | None = None) -> Row:

@@ -19,12 +19,14 @@ from dpo_lab.evaluation.decision import margin_by_position, margin_parts, tokens
 from dpo_lab.evaluation.kl import Estimate, kl_from_reference, kl_of_samples
 from dpo_lab.evaluation.matched_kl import (
     SeedInterval,
+    compare_along,
     compare_at_kl,
     curves_of,
     reach,
     reward_at_kl,
     rewards_at_kl,
     seed_interval,
+    sentence,
 )
 from dpo_lab.evaluation.pairs import (
     ROUNDING,
@@ -73,6 +75,7 @@ __all__ = [
     "best_of_n",
     "calibration",
     "coin_sides",
+    "compare_along",
     "compare_at_kl",
     "curves_of",
     "differences_from",
@@ -96,6 +99,7 @@ __all__ = [
     "rewards_at_kl",
     "scored_lengths",
     "seed_interval",
+    "sentence",
     "sigmoid",
     "student_quantile",
     "token_rewards",

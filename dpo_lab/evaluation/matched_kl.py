@@ -111,3 +111,27 @@ def compare_at_kl(rows: Rows, method: str, other: str, at: float, **options: Any
             f"in every seed, got {at:g}; nothing is extrapolated"
         )
     return seed_interval(differences)
+
+
+def compare_along(
+    rows: Rows, method: str, other: str, kls: Sequence[float], **options: Any
+) -> dict[float, SeedInterval]:
+    """`compare_at_kl` at each KL that both methods reach in every seed; the others are left out, as `reach` says."""
+    furthest = min(reach(rows, method), reach(rows, other))
+    return {at: compare_at_kl(rows, method, other, at, **options) for at in kls if at <= furthest}
+
+
+def sentence(comparisons: Mapping[float, SeedInterval], name: str, other: str) -> str:
+    """What the seeds support, and no more: at which KL `name` has more reward than `other`, less, or neither.
+
+    comparisons: KL → difference, as `compare_along` gives them. An interval that holds 0 decides nothing; with three
+    seeds it is wide, and one in twenty leaves 0 out by chance.
+    """
+    if not comparisons:
+        return f"{name} and {other} never stand at the same KL, so nothing can be said."
+    groups: dict[str, list[str]] = {}
+    for at, found in comparisons.items():
+        kind = "undecided" if not found.leaves_out_zero else "more reward" if found.mean > 0 else "less reward"
+        groups.setdefault(kind, []).append(f"KL {at:g} ({found})")
+    kinds = [kind for kind in ("more reward", "less reward", "undecided") if kind in groups]
+    return f"{name} against {other}: {'; '.join(kind + ' at ' + ', '.join(groups[kind]) for kind in kinds)}."

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator
 
 from dpo_lab.plots.style import (
     BLUE,
@@ -32,7 +32,7 @@ from dpo_lab.plots.style import (
 
 Rows = Sequence[Mapping[str, Any]]
 _TEXT: dict[str, Any] = {"fontfamily": FONT, "fontsize": 8, "color": INK}
-_COLORS = (BLUE, VERMILLION, ORANGE, GREEN, PURPLE, SKY, INK, GREY)  # a method has its place's colour in every picture
+_COLORS = (BLUE, VERMILLION, ORANGE, GREEN, PURPLE, SKY, INK, GREY, "#7A4B00")  # by the method's place
 
 
 def plot_roads(
@@ -71,10 +71,11 @@ def plot_roads(
         ax.plot(0, np.mean(start), "*", color=INK, markersize=12, clip_on=False, zorder=5, label="the reference")
     if matched is not None:
         ax.axvline(matched, color=INK, linewidth=0.9, linestyle="--")
-        ax.annotate(f"compared at {matched:.2g}", (matched, 0), (4, 4), xycoords=("data", "axes fraction"),
+        ax.annotate(f"compared at {matched:.2g}", (matched, 1), (4, -10), xycoords=("data", "axes fraction"),
                     textcoords="offset points", **_TEXT)  # fmt: skip
     ax.set_xlim(0, max_kl)
-    ax.xaxis.set_major_locator(MaxNLocator(8))
+    ax.xaxis.set_major_locator(FixedLocator(_ticks(ax.get_xlim()[1])))
+    ax.xaxis.set_major_formatter("{x:g}")
     for place, (i, name, point) in enumerate(beyond):
         text = f"{name}: KL {point['kl'][0]:.3g}, reward {point['reward'][0]:.2f} ▸"
         ax.annotate(plain(text), (1, 0.02 + 0.05 * place), xycoords="axes fraction", ha="right",
@@ -84,6 +85,15 @@ def plot_roads(
     legend = ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
     legend.set_in_layout(True)
     return ax
+
+
+def _ticks(limit: float) -> list[float]:
+    """Places on an axis that is stretched like a root: round numbers, none too near the one before."""
+    found = [0.0]
+    for tick in (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0):
+        if tick <= limit and np.sqrt(tick) - np.sqrt(found[-1]) > 0.06 * np.sqrt(limit):
+            found.append(tick)
+    return found
 
 
 def settings_of(rows: Rows, method: str) -> list[dict[str, Any]]:
@@ -129,7 +139,9 @@ def plot_matched(
         if np.isfinite([low, high]).all():
             ax.plot([low, high], [y, y], color=color, linewidth=2.2)
         ax.plot(mean, y, "o", color=color, markersize=7)
-        ax.annotate(f"{mean:+.2f}", (mean, y), (0, 6), textcoords="offset points", ha="center", **_TEXT)
+        ax.annotate(
+            f"{mean:+.2f}".replace("-", "−"), (mean, y), (0, 6), textcoords="offset points", ha="center", **_TEXT
+        )
         place = at[name] if isinstance(at, Mapping) else at
         names.append(plain(f"{name} (KL {place:.2g})"))
     ax.axvline(0, color=INK, linewidth=1)
@@ -140,8 +152,10 @@ def plot_matched(
     return ax
 
 
-def costs_figure(costs: Mapping[str, Mapping[str, float]], labels: Mapping[str, str], *, columns: int = 4) -> Picture:
-    """Small multiples: a panel per cost, a bar per method with its number at the end.
+def costs_figure(
+    costs: Mapping[str, Mapping[str, float]], labels: Mapping[str, str], *, marked: str = "DPO", columns: int = 4
+) -> Picture:
+    """Small multiples: a panel per cost, a bar per method with its number at the end; `marked` stands out.
 
     costs: method → {cost: value}; a cost that a method lacks has no bar and a dash. labels: cost → title of its panel.
     """
@@ -158,8 +172,8 @@ def costs_figure(costs: Mapping[str, Mapping[str, float]], labels: Mapping[str, 
         key, label = list(labels.items())[place]
         values = [own.get(key) for own in costs.values()]
         largest = max((value for value in values if value is not None), default=0.0) or 1.0
-        for y, value in enumerate(values):
-            ax.barh(y, value or 0.0, color=_COLORS[y % len(_COLORS)], height=0.65)
+        for y, (name, value) in enumerate(zip(costs, values, strict=True)):
+            ax.barh(y, value or 0.0, color=BLUE if name == marked else GREY, height=0.65)
             ax.annotate("–" if value is None else short(value), (value or 0.0, y), (3, 0), textcoords="offset points",
                         va="center", **_TEXT)  # fmt: skip
         dress(ax, label, "", "")
