@@ -23,6 +23,13 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "training_loop": ("check_training_step", "check_accumulation", "check_warmup_share", "check_repaired_loop"),
     "implicit_rewards": ("check_heaviest_token", "check_calibration_error", "check_best_answers", "check_mean_rewards"),
     "hyperparameters": ("check_honest_choice", "check_log_uniform", "check_seeds_needed"),
+    "failures": (
+        "check_first_moves",
+        "check_resting_reference",
+        "check_swapped_source",
+        "mystery_runs",
+        "check_diagnoses",
+    ),
     "family": ("check_simpo_repair", "check_betas_for_gap", "check_resting_margins", "check_paired_difference"),
     "rlhf": ("check_kl_estimate", "check_rloo_advantages", "check_best_of_n", "check_reward_at_kl"),
     "applications": ("check_json_checker", "check_refusal_rates", "check_same_call", "check_attack_cost"),

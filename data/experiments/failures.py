@@ -1,0 +1,278 @@
+"""DPO made to fail on purpose, and mended, in the pocket world: `python data/experiments/failures.py`.
+
+Every run starts from the embedded model with the same settings (below), and is judged by the true reward on prompts of
+the test split. A cell is a failure, a method, the level of the disturbance, and a seed; the seed draws the pairs, the
+disturbance, the order and the answers.
+
+    sound          dpo on the pairs as they are: what the others are compared with
+    displacement   dpo, rpo, dpop: where the chosen answers' probability goes, on the training prompts themselves
+    length         labels drawn anew from true reward + level per word; dpo, sigmoid_norm, LD-DPO (ld), R-DPO (r);
+                   level 0 is the control, labels drawn anew without a bonus
+    noise          each label turned round with chance level; dpo, cdpo and robust with ε = level
+    turn           few pairs many times over, judged on the way: dpo at two β, and the same number of steps on fresh
+                   pairs
+    reference      the policy begins at an SFT model; the reference is that model (right), the model before SFT
+                   (stale), one trained on the rejected answers (other), or the right one scored with dropout
+    off-policy     the same conversations and labels, answers from the policy itself (own), from a model trained on
+                   rejected answers (other), from the policy at temperature 1.6 (hot), written by the world (written)
+    rate           96 pairs 20 times over; level is the learning rate
+
+`python data/experiments/failures.py --only noise` runs one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Iterable
+from random import Random
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from disturbances import (
+    LABEL_TEMPERATURE,
+    Rows,
+    TailDiscounted,
+    flipped,
+    length_biased,
+    mass_of,
+    scored_with_dropout,
+    shifted_by_length,
+    words,
+    words_per_token,
+)
+from harness import Experiment, carry_out, parser
+from torch import nn
+
+from dpo_lab import DPOConfig, SFTConfig, evaluate, load_policy, load_preferences, train_dpo, train_sft
+from dpo_lab.evaluation import kl_of_samples
+from dpo_lab.logprobs import score
+from dpo_lab.loop import Evaluation, Step, optimise
+from dpo_lab.preferences import encode_prompt, tokenize_pairs
+from dpo_lab.sampling import generate_ids
+from dpo_lab.training import loss_of
+from dpo_lab.worlds import corpus
+from dpo_lab.worlds.pocket import write_answer
+from dpo_lab.worlds.pocket.quality import quality
+
+PROMPT_SEED, SOURCE_SEED = 66_000, 67_000
+MAX_NEW_TOKENS = 80
+BETA, RATE, BATCH = 0.5, 4e-4, 16  # of notebook 09's short runs
+BONUS = 0.3
+NOISE = (0.1, 0.2, 0.3, 0.4)
+DROPOUT = 0.1
+
+
+def cells(seeds: int) -> list[dict[str, Any]]:
+    """Everything that is to be run, the seeds one after the other, so that a part is a whole with fewer seeds."""
+    wanted: list[tuple[str, str, float]] = [("sound", "dpo", 0.0)]
+    wanted += [("displacement", method, 0.0) for method in ("dpo", "rpo", "dpop")]
+    wanted += [("length", method, 0.0) for method in ("dpo", "sigmoid_norm", "ld")]
+    wanted += [("length", method, BONUS) for method in ("dpo", "sigmoid_norm", "ld", "r")]
+    wanted += [("noise", method, level) for level in NOISE for method in ("dpo", "cdpo", "robust")]
+    wanted += [("turn", method, 0.0) for method in ("few, β 0.1", "few, β 1", "fresh, β 0.1")]
+    wanted += [("reference", method, 0.0) for method in ("right", "stale", "other", "dropout")]
+    wanted += [("off-policy", method, 0.0) for method in ("own", "other", "hot", "written")]
+    wanted += [("rate", "dpo", rate) for rate in (2e-4, 4e-3)]
+    return [{"failure": failure, "method": method, "level": level, "seed": seed}
+            for seed in range(seeds) for failure, method, level in wanted]  # fmt: skip
+
+
+# ── the lab ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Lab:
+    """What the cells share: the model, the pairs, and the prompts to judge by."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.base, self.tokenizer = load_policy("embedded", device=arguments.device)
+        self.rows: Rows = load_preferences("embedded", split="train").to_list()
+        self.held: Rows = load_preferences("embedded", split="test").to_list()
+        self.conversations = corpus.prompts(arguments.prompts, split="test", seed=PROMPT_SEED)
+        self.prompts = [encode_prompt(one.row(), self.tokenizer) for one in self.conversations]
+        self.kept: dict[tuple[str, int], nn.Module] = {}
+
+    def run(self, cell: dict[str, Any]) -> dict[str, Any] | list[dict[str, Any]]:
+        """What the cell's failure measured."""
+        name = cell["failure"].replace("-", "_")
+        return getattr(self, name)(cell["method"], cell["level"], cell["seed"])
+
+    # The failures.
+
+    def sound(self, method: str, level: float, seed: int) -> dict[str, Any]:
+        return self.judged(*self.trained(self.pairs(seed), seed, loss=method), seed)
+
+    def displacement(self, method: str, level: float, seed: int) -> dict[str, Any]:
+        rows = self.pairs(seed)
+        policy, told = self.trained(rows, seed, loss=method, epochs=2.0)
+        return self.judged(policy, told, seed) | self.mass(policy, rows[: self.arguments.prompts], seed)
+
+    def length(self, method: str, level: float, seed: int) -> dict[str, Any]:
+        rows = length_biased(self.pairs(seed), level, seed)
+        per_token = level / LABEL_TEMPERATURE * words_per_token(rows, self.tokenizer)
+        match method:
+            case "ld":
+                policy, told = self.tail_discounted(rows, seed)
+            case "r":
+                policy, told = self.trained(rows, seed, cache=shifted_by_length(per_token, BETA))
+            case "sigmoid_norm":
+                policy, told = self.trained(rows, seed, loss=method, beta=None)
+            case _:
+                policy, told = self.trained(rows, seed, loss=method)
+        longer = mean(words(row, "chosen") > words(row, "rejected") for row in rows
+                      if words(row, "chosen") != words(row, "rejected"))  # fmt: skip
+        return self.judged(policy, told, seed) | {"longer_chosen": longer}
+
+    def noise(self, method: str, level: float, seed: int) -> dict[str, Any]:
+        smoothing = {} if method == "dpo" else {"label_smoothing": level}
+        return self.judged(*self.trained(flipped(self.pairs(seed), level, seed), seed, loss=method, **smoothing), seed)
+
+    def turn(self, method: str, level: float, seed: int) -> list[dict[str, Any]]:
+        pairs, beta = method.split(", β ")
+        steps = 16 * max(self.arguments.pairs // (4 * BATCH), 1)  # sixteen times over the few pairs
+        rows = self.pairs(seed, self.arguments.pairs // 4 if pairs == "few" else steps * BATCH)
+        policy = copy.deepcopy(self.base)
+        config = self.config(seed, beta=float(beta), epochs=1000.0, max_steps=steps, schedule="constant",
+                             evaluate_every=max(steps // 8, 1))  # fmt: skip
+        events = train_dpo(policy, self.tokenizer, rows, config, held_out=self.held)
+        return [
+            self.judged(policy, {"heldout_loss": event.metrics["eval_loss"]}, seed, beta=float(beta))
+            | {"step": event.step} for event in events if isinstance(event, Evaluation)
+        ]  # fmt: skip
+
+    def reference(self, method: str, level: float, seed: int) -> dict[str, Any]:
+        rows, start = self.pairs(seed), self.tuned("chosen", seed)
+        wrong = {"stale": self.base, "other": self.tuned("rejected", seed)}.get(method, start)
+        cache = scored_with_dropout(DROPOUT, seed) if method == "dropout" else None
+        policy, told = self.trained(rows, seed, start=start, reference=wrong, cache=cache)
+        return self.judged(policy, told, seed, reference=start)
+
+    def off_policy(self, method: str, level: float, seed: int) -> dict[str, Any]:
+        conversations = corpus.prompts(self.arguments.pairs, split="train", seed=SOURCE_SEED + seed)
+        prompts = [encode_prompt(one.row(), self.tokenizer) for one in conversations]
+        if method == "written":
+            rng = Random(seed)
+            texts = [[write_answer(one, rng) for _ in range(4)] for one in conversations]
+        else:
+            writer = self.tuned("rejected", seed) if method == "other" else self.base
+            found = generate_ids(writer, self.tokenizer, prompts, num_samples=4, max_new_tokens=MAX_NEW_TOKENS,
+                                 temperature=1.6 if method == "hot" else 1.0, seed=seed, batch_size=512)  # fmt: skip
+            texts = [[one.text for one in row] for row in found]
+        rows, without = corpus.pair_answers(conversations, texts, temperature=LABEL_TEMPERATURE, seed=seed)
+        data, _ = tokenize_pairs(rows, self.tokenizer)
+        nats = -float(score(self.base, data).sum() / data.completion_lengths.sum())
+        policy, told = self.trained(rows, seed)
+        return self.judged(policy, told, seed) | {"nats_per_token": nats, "pairs": len(rows), "no_pair": without}
+
+    def rate(self, method: str, level: float, seed: int) -> dict[str, Any]:
+        few = self.pairs(seed, min(96, self.arguments.pairs))
+        return self.judged(*self.trained(few, seed, learning_rate=level, epochs=20.0, beta=0.1), seed, beta=0.1)
+
+    # What they share.
+
+    def pairs(self, seed: int, number: int | None = None) -> Rows:
+        """Training pairs, others for each seed; fewer are the first of more."""
+        order = np.random.default_rng(seed).permutation(len(self.rows))
+        return [self.rows[i] for i in order[: number or self.arguments.pairs]]
+
+    def config(self, seed: int, **knobs: Any) -> DPOConfig:
+        shared = {"beta": BETA, "learning_rate": RATE, "batch_size": BATCH, "seed": seed,
+                  "max_steps": self.arguments.max_steps, "device": self.arguments.device}  # fmt: skip
+        return DPOConfig(**(shared | knobs))
+
+    def trained(self, rows: Rows, seed: int, *, start: nn.Module | None = None, reference: nn.Module | None = None,
+                cache: Any = None, **knobs: Any) -> tuple[nn.Module, dict[str, float]]:  # fmt: skip
+        """A policy trained from a copy of `start`, and what its curves told."""
+        policy = copy.deepcopy(start or self.base)
+        events = train_dpo(policy, self.tokenizer, rows, self.config(seed, **knobs), reference=reference, cache=cache)
+        return policy, told_by(events)
+
+    def tail_discounted(self, rows: Rows, seed: int) -> tuple[nn.Module, dict[str, float]]:
+        """LD-DPO with α = 0."""
+        policy, config = copy.deepcopy(self.base), self.config(seed)
+        data, _ = tokenize_pairs(rows, self.tokenizer, max_length=config.max_length)
+        _, loss, beta = loss_of(config)
+        nothing = np.zeros((len(data), 2), np.float32)
+        work = TailDiscounted(data, None, loss, beta, nothing, None, config, "shared", "live")
+        work.reference_model = self.base
+        return policy, told_by(optimise(policy, work, config))
+
+    def tuned(self, side: str, seed: int) -> nn.Module:
+        """The base model after SFT on the chosen or the rejected answers of pairs that no cell of this seed uses."""
+        if (side, seed) not in self.kept:
+            number = self.arguments.pairs
+            rest = self.pairs(seed, 2 * number)[number:]
+            rows = [row | {"chosen": row[side]} for row in rest]
+            model = copy.deepcopy(self.base)
+            config = SFTConfig(learning_rate=RATE, batch_size=BATCH, seed=seed, max_steps=self.arguments.max_steps,
+                               device=self.arguments.device)  # fmt: skip
+            for _ in train_sft(model, self.tokenizer, rows, config):
+                pass
+            self.kept[side, seed] = model
+        return copy.deepcopy(self.kept[side, seed])
+
+    def judged(self, policy: nn.Module, told: dict[str, float], seed: int, *, reference: nn.Module | None = None,
+               beta: float = BETA) -> dict[str, Any]:  # fmt: skip
+        """True reward, shares, words and KL of one answer to each test prompt; accuracy on held-out pairs."""
+        reference = reference or self.base
+        answers = [row[0] for row in generate_ids(policy, self.tokenizer, self.prompts, seed=seed, batch_size=128,
+                                                  max_new_tokens=MAX_NEW_TOKENS)]  # fmt: skip
+        found = quality(self.conversations, [answer.text for answer in answers])
+        kl = kl_of_samples(policy, reference, self.prompts, [[answer.ids] for answer in answers])
+        metrics = evaluate(policy, self.tokenizer, self.held, reference=reference, beta=beta).metrics
+        return {name: found[name] for name in ("reward", "success", "well_formed", "words")} | {
+            "kl": kl.mean,
+            "heldout_accuracy": metrics["rewards/accuracies"],
+            "chosen_change": metrics["rewards/chosen"] / beta,
+        } | told  # fmt: skip
+
+    def mass(self, policy: nn.Module, rows: Rows, seed: int) -> dict[str, float]:
+        """Where the probability of training prompts is: on the chosen answer, the rejected one, or elsewhere.
+
+        `elsewhere_reward` is the true reward of what is neither, `base_…` the same before training.
+        """
+        found: dict[str, float] = {}
+        prompts = [encode_prompt(row, self.tokenizer) for row in rows]
+        for name, model in (("", policy), ("base_", self.base)):
+            answers = generate_ids(model, self.tokenizer, prompts, seed=seed, batch_size=128,
+                                   max_new_tokens=MAX_NEW_TOKENS)  # fmt: skip
+            shares, rewards = mass_of(rows, [row[0].text for row in answers])
+            found |= {f"{name}{key}": value for key, value in shares.items()}
+            found |= {f"{name}elsewhere_reward": mean(rewards)} if rewards else {}
+        return found
+
+
+def told_by(events: Iterable[Any]) -> dict[str, float]:
+    """What a run's curves say: its first step, and the mean of its last ten."""
+    steps = [event.metrics for event in events if isinstance(event, Step)]
+    last = lambda name: float(np.mean([step[name] for step in steps[-10:]]))
+    found = {"first_loss": steps[0]["loss"], "loss": last("loss"), "steps": len(steps)}
+    if "rewards/accuracies" in steps[0]:
+        found |= {"first_accuracy": steps[0]["rewards/accuracies"], "accuracy": last("rewards/accuracies")}
+    return found
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--pairs", type=int, default=2400, help="training pairs of a run (default: %(default)s)")
+    options.add_argument("--prompts", type=int, default=200, help="prompts to judge by (default: %(default)s)")
+    options.add_argument("--max-steps", type=int, default=None, help="fewer steps, to try the script out")
+    arguments = options.parse_args()
+    settings = {name: getattr(arguments, name) for name in ("pairs", "prompts", "max_steps")} | {
+        "beta": BETA, "learning_rate": RATE, "batch_size": BATCH, "bonus": BONUS}  # fmt: skip
+    lead = ("DPO made to fail on purpose in the pocket world, and mended; what each cell is: "
+            "data/experiments/failures.py. KL in nats per answer from the run's reference (in `reference`: from the "
+            "model that the policy began at), chosen_change in nats on held-out pairs.")  # fmt: skip
+    columns = ["reward", "success", "well_formed", "words", "kl", "first_loss", "first_accuracy", "loss", "accuracy",
+               "heldout_loss", "heldout_accuracy", "chosen_change", "longer_chosen", "nats_per_token", "on_chosen",
+               "on_rejected", "elsewhere", "elsewhere_reward", "base_on_chosen", "base_on_rejected", "base_elsewhere",
+               "base_elsewhere_reward"]  # fmt: skip
+    about = Experiment("failures", "DPO made to fail on purpose", lead, columns, settings,
+                       group_by=("failure", "method", "level", "step"))  # fmt: skip
+    carry_out(about, cells(arguments.seeds), Lab, arguments)
+
+
+if __name__ == "__main__":
+    main()
