@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
 logger = logging.getLogger("dpo_lab")
@@ -35,7 +35,7 @@ def save_checkpoint(
         for unfinished in folder.glob(".step-*.partial"):  # left by a killed process
             shutil.rmtree(unfinished, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_model(model, str(partial / WEIGHTS))
+        _save_weights(model, partial / WEIGHTS)
         _save_state({"optimizer": optimizer.state_dict(), "random": _random_state()}, partial / STATE)
         sums = {name: _sha256(partial / name) for name in (WEIGHTS, STATE)}
         manifest = {"step": step, "identity": identity, "sha256": sums}
@@ -71,7 +71,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Any, identity: dict
     _compare(manifest["identity"], json.loads(json.dumps(identity)), path)
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-        load_model(model, str(path / WEIGHTS), device=str(next(model.parameters()).device))
+        _load_weights(model, path / WEIGHTS)
         optimizer.load_state_dict(state["optimizer"])
         _set_random_state(state["random"])
     except (
@@ -148,6 +148,43 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in nested.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
     return flat
+
+
+def frozen_hash(model: nn.Module) -> str | None:
+    """SHA-256 over the weights that are not trained, as under an adapter; None where all are. A checkpoint leaves them
+    out, so a run's identity must name them."""
+    frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+    digest = hashlib.sha256()
+    for name, parameter in frozen:
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest() if frozen else None
+
+
+def _save_weights(model: nn.Module, path: Path) -> None:
+    """All weights; beside frozen ones only what training changes, so that an adapter's checkpoint is small."""
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        save_model(model, str(path))
+    else:
+        save_file({name: tensor.detach().contiguous() for name, tensor in _changing(model).items()}, path)
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    device = str(next(model.parameters()).device)
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        load_model(model, str(path), device=device)
+        return
+    saved = load_file(path, device)
+    if odd := sorted(saved.keys() ^ _changing(model).keys()):
+        raise ValueError(f"{odd[0]} is not trained in both")
+    model.load_state_dict(saved, strict=False)
+
+
+def _changing(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights that are trained, and buffers."""
+    kept = model.state_dict().keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    return {name: p for name, p in model.named_parameters() if p.requires_grad} | buffers
 
 
 def _save_state(state: dict[str, Any], path: Path) -> None:

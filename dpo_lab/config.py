@@ -20,6 +20,10 @@ DivergenceName = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 OptimizerName = Literal["adamw", "adam", "sgd", "rmsprop", "adafactor"]
 ScheduleName = Literal["constant", "linear", "cosine"]
 Precision = Literal["float32", "bfloat16", "float16"]
+TrackerName = Literal[
+    "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab",
+]  # fmt: skip
+"""The trackers of accelerate (a test holds the two together)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +139,32 @@ class DPOConfig(TrainingConfig):
               f"choose one of {', '.join(DivergenceName.__args__)}")  # fmt: skip
         check("label_smoothing", self.label_smoothing is None or 0 <= self.label_smoothing < 0.5,
               "must lie in [0, 0.5)", "at one half the labels say nothing; 0.1 is a usual guess")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """A small adapter instead of all weights (`dpo_lab.lora`)."""
+
+    lora: int | None = None
+    """Train a LoRA adapter of this rank beside frozen weights (8 to 64 are usual); None trains all weights."""
+    lora_alpha: float | None = None
+    """The adapter's part is scaled by this over the rank; None takes twice the rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Layers with an adapter, as q_proj v_proj; none takes every linear layer but the output layer."""
+    lora_dropout: float = 0.0
+    """Dropout on the adapter's input while training; it needs --dropout too."""
+
+    def check_lora(self, dropout: bool) -> None:
+        """ValueError for an adapter's setting that would do nothing. dropout: whether the run keeps any."""
+        asked = {"lora_alpha": self.lora_alpha, "lora_targets": self.lora_targets, "lora_dropout": self.lora_dropout}
+        for name, value in asked.items():
+            if value and self.lora is None:
+                raise ValueError(f"{name} is {value!r} without an adapter; give lora as well, a rank such as 16")
+        if self.lora_dropout and not dropout:
+            raise ValueError(
+                f"lora_dropout is {self.lora_dropout}, and dropout is off for the whole run; switch it on with "
+                "dropout=True (--dropout), or leave lora_dropout at 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

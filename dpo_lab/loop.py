@@ -23,9 +23,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
-from dpo_lab.checkpoints import load_checkpoint, save_checkpoint
+from dpo_lab.checkpoints import frozen_hash, load_checkpoint, save_checkpoint
 from dpo_lab.config import TrainingConfig
 from dpo_lab.logprobs import Scorer
+from dpo_lab.lora import adapter_settings
 from dpo_lab.models import disable_dropout, pick_device
 
 
@@ -138,6 +139,9 @@ def optimise(
     )
     schedule = Schedule(work, config)
     identity = {"settings": schedule.settings(), **work.identity()}
+    is_kept = checkpoints is not None or resume is not None
+    if is_kept and (frozen := frozen_hash(model)):  # not in the checkpoints: what they are loaded into must have it
+        identity |= {"frozen": frozen, "adapters": adapter_settings(model)}
     if config.dropout:
         torch.manual_seed(config.seed)
     step = load_checkpoint(resume, model, optimizer, identity) if resume is not None else 0

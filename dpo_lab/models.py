@@ -156,8 +156,8 @@ def _check_source(name: str) -> None:
     if path.is_dir():
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
             raise ValueError(
-                f"{name} holds a LoRA adapter without its base model, and a policy needs one whole model; merge the "
-                "adapter into its base first (peft: merge_and_unload, then save_pretrained)"
+                f"{name} holds a LoRA adapter without its base model, and a policy needs one whole model, for with the "
+                "adapter off it would be another reference; merge the two first: dpo-lab merge ADAPTER --output FOLDER"
             )
         if not (path / "config.json").is_file():
             held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"

@@ -28,6 +28,7 @@ from torch import nn
 
 from dpo_lab.batching import Layout
 from dpo_lab.logprobs import SCORING_VERSION, score
+from dpo_lab.lora import adapted_layers, base_weights, is_off
 from dpo_lab.models import inner_model
 from dpo_lab.preferences import TokenData
 
@@ -210,15 +211,16 @@ def default_cache_path() -> Path:
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over what a model is: its class, its configuration, the state of its adapters, and every weight's name,
-    type, shape and bytes. As hex."""
+    type, shape and bytes. As hex. A model whose adapters are switched off is its base, and has its base's."""
     inner = inner_model(model)
+    is_base = is_off(model)
     what = {
         "class": type(inner).__qualname__,
         "settings": _hashed_settings(inner.config.to_dict()),
-        "adapters": _adapter_states(model),
+        "adapters": [] if is_base else _adapter_states(model),
     }
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted((base_weights(model) if is_base else model.state_dict()).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -234,9 +236,8 @@ def _hashed_settings(settings: Any) -> Any:
 def _adapter_states(model: nn.Module) -> list[Any]:
     """What decides an adapter's part beside its weights: its scale, and whether it is on, off or merged (peft)."""
     return [
-        (name, module.scaling, module.active_adapters, module.merged_adapters, module.disable_adapters)
-        for name, module in model.named_modules()
-        if hasattr(module, "merged_adapters") and hasattr(module, "scaling")
+        (name, getattr(layer, "scaling", None), layer.active_adapters, layer.merged_adapters, layer.disable_adapters)
+        for name, layer in adapted_layers(model)
     ]
 
 

@@ -20,6 +20,7 @@ from dpo_lab.config import DPOConfig, SFTConfig, TrainingConfig
 from dpo_lab.evaluation import evaluate_scores, pair_metrics, pair_scores_of, reward_beta, scored_lengths
 from dpo_lab.logprobs import autocast, score, sum_per_sequence, usable_layout
 from dpo_lab.loop import Event, optimise
+from dpo_lab.lora import as_reference
 from dpo_lab.losses import LOSSES, LossSpec, PairScores
 from dpo_lab.models import check_length, disable_dropout, pick_device
 from dpo_lab.preferences import TokenData, tokenize_examples, tokenize_pairs
@@ -48,8 +49,8 @@ def train_dpo(
     The loss is `LOSSES[config.loss]`; for "dpo" it is −log σ(β·(log-ratio of chosen − log-ratio of rejected)),
     Rafailov et al. 2023, arXiv 2305.18290, Eq. 7.
 
-    reference: the frozen model; None takes the policy as it is now. Either way it is scored once, before the first
-        step, and its log-probs come from `cache` where they are stored.
+    reference: the frozen model; None takes the policy as it is now: with a fresh adapter that is its base. Either way
+        it is scored once, before the first step, and its log-probs come from `cache` where they are stored.
     held_out: pairs to evaluate on at the start, at the end and every `config.evaluate_every` steps.
     resume: a checkpoint folder to go on from; the model must be as it was when the run began.
     on_reference: called with (pairs done, pairs to compute) while the reference is scored.
@@ -74,10 +75,11 @@ def train_dpo(
     reference_logps = {id(part): np.zeros((len(part), 2), np.float32) for part in (data, held) if part is not None}
     if spec.needs_reference:
         frozen = model if reference is None else reference.to(pick_device(config.device))
-        reference_name = fingerprint(frozen)
-        for part in (data, held):
-            if part is not None:
-                reference_logps[id(part)] = _reference_logps(frozen, part, config, layout, cache, on_reference)
+        with as_reference(frozen):
+            reference_name = fingerprint(frozen)
+            for part in (data, held):
+                if part is not None:
+                    reference_logps[id(part)] = _reference_logps(frozen, part, config, layout, cache, on_reference)
     work = PreferenceWork(
         data, held, loss, beta, reference_logps[id(data)],
         None if held is None else reference_logps[id(held)], config, layout, reference_name,

@@ -140,7 +140,7 @@ def test_an_adapter_alone_is_refused_with_the_way_out(tmp_path):
     get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
     told = refusal(tmp_path)
     assert "holds a LoRA adapter without its base model" in told
-    assert "merge the adapter into its base first (peft: merge_and_unload, then save_pretrained)" in told
+    assert "merge the two first: dpo-lab merge ADAPTER --output FOLDER" in told
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, 20_000])

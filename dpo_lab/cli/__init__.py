@@ -2,8 +2,8 @@
 
 options    the commands and their options
 train      train, sft: from data to a run folder
-models     cache, evaluate, sample
-tables     compare, losses
+models     cache, evaluate, sample, merge
+tables     compare, losses, recipes
 sweep      many short runs that search for good knobs
 demo, lab  what make demo and make lab call
 inputs, progress, interruption   what several of them share

@@ -1,4 +1,4 @@
-"""`dpo-lab cache`, `evaluate` and `sample`: what a model says, and how it scores."""
+"""`dpo-lab cache`, `evaluate`, `sample`: what a model says, how it scores; `merge`: one model of base and adapter."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import time
 from typing import Any
 
 from dpo_lab.cli.inputs import load_model, longest_prompt, read_rows, say
-from dpo_lab.cli.options import CacheOptions, EvaluateOptions, SampleOptions
+from dpo_lab.cli.options import CacheOptions, EvaluateOptions, MergeOptions, SampleOptions
 from dpo_lab.cli.progress import Dashboard, console, number_table
 from dpo_lab.cli.tables import TABLES, check_output, write_table
 from dpo_lab.evaluation import evaluate as evaluate_pairs
 from dpo_lab.evaluation import kl_from_reference
-from dpo_lab.models import check_length, load_policy
+from dpo_lab.lora import base_of, merge_adapter
+from dpo_lab.models import check_length, load_policy, save_policy
 from dpo_lab.preferences import prompt_text, read_preferences, tokenize_pairs
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.sampling import generate
@@ -96,4 +97,15 @@ def sample(options: SampleOptions) -> int:
         console.print(prompt, markup=False, soft_wrap=True)
         for text in answer if isinstance(answer, list) else [answer]:
             console.print(f"→ {text}", markup=False, style="bold", soft_wrap=True)
+    return 0
+
+
+def merge(options: MergeOptions) -> int:
+    """Write an adapter and its base as one model."""
+    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+        raise ValueError(f"--output {options.output} is not empty; name a new or an empty folder")
+    name = options.model or base_of(options.adapter)
+    base, tokenizer = load_policy(name, device="cpu", trust_remote_code=options.trust_remote_code)
+    save_policy(merge_adapter(base, options.adapter), tokenizer, options.output)
+    console.print(f"{options.adapter} merged into {name}: {options.output}", soft_wrap=True)
     return 0

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dpo_lab.config import DPOConfig, LossName, Precision, SFTConfig
+from dpo_lab.config import DPOConfig, LoRAConfig, LossName, Precision, SFTConfig, TrackerName
 from dpo_lab.sweeps.settings import SweepSettings
 
 
@@ -52,6 +52,10 @@ class RunOptions(InputOptions):
     """Temperature of those answers; 0 is greedy."""
     max_new_tokens: int = 128
     """Longest sampled answer, in tokens."""
+    track: TrackerName | None = None
+    """Tell the metrics to this experiment tracker as well; tensorboard writes into the run's folder."""
+    push_to_hub: str | None = None
+    """Upload the trained model to this repository of the Hub (owner/name), made private; needs `hf auth login`."""
 
     def check(self) -> None:
         """ValueError for what would strike only after training."""
@@ -66,7 +70,7 @@ class RunOptions(InputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(DPOConfig, RunOptions):
+class TrainOptions(DPOConfig, LoRAConfig, RunOptions):
     """Align a model with preference pairs (DPO and its family)."""
 
     kl_prompts: int = 64
@@ -75,16 +79,18 @@ class TrainOptions(DPOConfig, RunOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check()
+        self.check_lora(self.dropout)
         check_kl_prompts(self.kl_prompts)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTOptions(SFTConfig, RunOptions):
+class SFTOptions(SFTConfig, LoRAConfig, RunOptions):
     """Fine-tune a model on good answers (prompt/completion or messages rows, or the chosen side of pairs)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check()
+        self.check_lora(self.dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +163,20 @@ class SampleOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """Add a LoRA adapter into its base model: the result is one whole model, which every command takes."""
+
+    adapter: Annotated[Path, tyro.conf.Positional]
+    """Folder of the adapter, such as RUN/adapter."""
+    output: Path
+    """Folder for the whole model, new or empty."""
+    model: str | None = None
+    """The base model that the adapter was trained on; None takes the one that the adapter names."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a Hub model. Read it first."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """Put runs side by side: the settings that differ, the results, the curves."""
 
@@ -181,6 +201,11 @@ class SweepOptions(SweepSettings):
 @dataclass(frozen=True, kw_only=True)
 class LossesOptions:
     """Print the table of losses: what each does, its knobs, its source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipesOptions:
+    """Print ready settings for models and preference sets of the Hub, each as a line of `dpo-lab train`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,9 +242,11 @@ COMMANDS = {
     "cache": CacheOptions,
     "evaluate": EvaluateOptions,
     "sample": SampleOptions,
+    "merge": MergeOptions,
     "compare": CompareOptions,
     "sweep": SweepOptions,
     "losses": LossesOptions,
+    "recipes": RecipesOptions,
     "demo": DemoOptions,
     "lab": LabOptions,
 }
@@ -230,9 +257,11 @@ HOME = {
     CacheOptions: ("models", "cache"),
     EvaluateOptions: ("models", "evaluate"),
     SampleOptions: ("models", "sample"),
+    MergeOptions: ("models", "merge"),
     CompareOptions: ("tables", "compare"),
     SweepOptions: ("sweep", "sweep"),
     LossesOptions: ("tables", "losses"),
+    RecipesOptions: ("tables", "recipes"),
     DemoOptions: ("demo", "demo"),
     LabOptions: ("lab", "lab"),
 }

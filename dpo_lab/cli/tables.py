@@ -1,4 +1,4 @@
-"""`dpo-lab compare` and `losses`: tables on the terminal and in files. Comparing loads no torch."""
+"""`dpo-lab compare`, `losses` and `recipes`: tables on the terminal and in files. Comparing loads no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dpo_lab.cli.options import CompareOptions, LossesOptions
+from dpo_lab.cli.options import CompareOptions, LossesOptions, RecipesOptions
 from dpo_lab.runs import compare_runs, comparison_figure, load_runs
 
 console = Console(highlight=False)
@@ -44,6 +44,22 @@ def compare(options: CompareOptions) -> int:
         with output(options.figure):
             comparison_figure(runs).savefig(options.figure)
         console.print(f"figure: {options.figure}", soft_wrap=True)
+    return 0
+
+
+def recipes(_: RecipesOptions) -> int:
+    """Print the recipes by name, each with what it is, where its settings come from, and its command line."""
+    from dpo_lab.recipes import RECIPES, command_line
+
+    for name, named in RECIPES.items():
+        console.print(Text(name, style="bold"))
+        console.print(f"  {named.about}", markup=False, soft_wrap=True)
+        console.print(f"  settings: {named.source}", markup=False, soft_wrap=True, style="dim")
+        console.print(f"  {command_line(named.recipe)}", markup=False, soft_wrap=True)
+    console.print(
+        "\nModel and pairs are fetched once and kept in HF_HOME. Without a network, download them on another machine "
+        "and give their folders instead.", soft_wrap=True,
+    )  # fmt: skip
     return 0
 
 

@@ -19,6 +19,7 @@ from dpo_lab.cli.progress import Dashboard, console, result_table
 from dpo_lab.config import DPOConfig, SFTConfig, TrainingConfig
 from dpo_lab.evaluation import Estimate, kl_from_reference
 from dpo_lab.loop import Evaluation, Event, Finished
+from dpo_lab.lora import adapted, has_adapter, save_adapter
 from dpo_lab.models import load_policy, save_policy
 from dpo_lab.preferences import (
     completion_text,
@@ -30,7 +31,7 @@ from dpo_lab.preferences import (
     tokenize_pairs,
 )
 from dpo_lab.reference import ReferenceCache
-from dpo_lab.runs import Run
+from dpo_lab.runs import Run, check_push, check_tracker, push_to_hub, tracked
 from dpo_lab.runs.run import CONFIG, METRICS
 from dpo_lab.sampling import generate
 from dpo_lab.training import loss_of, train_dpo, train_sft
@@ -38,7 +39,7 @@ from dpo_lab.worlds.pocket import Conversation, judge
 
 Options = TypeVar("Options", bound=RunOptions)
 
-FREE_ON_RESUME = ("cache", "device")
+FREE_ON_RESUME = ("cache", "device", "track", "push_to_hub")
 """Options that may be given anew when a run goes on; all others are those that it was begun with."""
 
 
@@ -49,6 +50,7 @@ def train(options: TrainOptions) -> int:
     spec, _, _ = loss_of(config)  # a wrong knob is told before anything is loaded
     with run_folder("train", options) as run:
         model, tokenizer = load_model(options, config.device)
+        model = adapted(model, options, config.seed)
         rows, held = read_training_rows(options, config.seed, read_preferences)
         tokens, held_tokens = tokenized(rows, held, tokenizer, config.max_length, tokenize_pairs)
         dashboard = Dashboard("pairs", config.batch_size)
@@ -68,7 +70,7 @@ def train(options: TrainOptions) -> int:
             estimate = measure_kl(options, model, tokenizer, held)
             run.add_results({"kl": estimate.mean, "kl_standard_error": estimate.standard_error})
             console.print(f"KL from the reference: {estimate.mean:.2f} ± {estimate.standard_error:.2f} nats per answer")
-        return close(run, finished)
+        return close(run, finished, options)
 
 
 def sft(options: SFTOptions) -> int:
@@ -77,6 +79,7 @@ def sft(options: SFTOptions) -> int:
     config = SFTConfig(**settings_of(options, SFTConfig))
     with run_folder("sft", options) as run:
         model, tokenizer = load_model(options, config.device)
+        model = adapted(model, options, config.seed)
         rows, held = read_training_rows(options, config.seed, read_examples)
         tokens, held_tokens = tokenized(rows, held, tokenizer, config.max_length, tokenize_examples)
         dashboard = Dashboard("examples", config.batch_size)
@@ -84,7 +87,8 @@ def sft(options: SFTOptions) -> int:
         def begin(**stream: Any) -> Iterator[Event]:
             return train_sft(model, tokenizer, tokens, config, held_out=held_tokens, **stream)
 
-        return close(run, follow(run, begin, dashboard, model, tokenizer, held, options, config))
+        finished = follow(run, begin, dashboard, model, tokenizer, held, options, config)
+        return close(run, finished, options)
 
 
 def as_begun(options: Options) -> Options:
@@ -101,6 +105,8 @@ def as_begun(options: Options) -> Options:
         asked, recorded = getattr(options, entry.name), begun[entry.name]
         if entry.name == "cache" and recorded is not None:
             recorded = Path(recorded)
+        elif isinstance(recorded, list):  # as JSON keeps a tuple
+            recorded = tuple(recorded)
         default = entry.default_factory() if callable(entry.default_factory) else entry.default
         if asked not in (default, recorded):
             if entry.name in FREE_ON_RESUME:
@@ -121,6 +127,10 @@ def run_folder(command: str, options: RunOptions) -> Iterator[Run]:
     Where the run ends before anything was recorded, a new folder goes away again: after a slip in the options the
     same command can be given once more.
     """
+    if options.track is not None:
+        check_tracker(options.track)
+    if options.push_to_hub is not None:
+        check_push(options.push_to_hub)
     folder = options.run or Path("runs") / f"{command}-{datetime.now():%Y%m%d-%H%M%S}"
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     run = Run.create(folder, {"command": command, "settings": settings}, resume=options.resume)
@@ -164,7 +174,7 @@ def follow(
         where = f"going on after step {step}" if checkpoint else "no intact checkpoint: from the beginning"
         console.print(f"{where}, with the settings in {run.folder / CONFIG}", soft_wrap=True)
     with interruption:
-        for event in run.follow(dashboard.follow(events)):
+        for event in tracked(run.follow(dashboard.follow(events)), options.track, run):
             if isinstance(event, Evaluation):
                 first, last = first or event, event
             elif isinstance(event, Finished):
@@ -174,19 +184,24 @@ def follow(
         after = answers_to(asked, model, tokenizer, options, config)
         run.add_samples([sample_row(*each) for each in zip(asked, before, after, strict=True)])
         save_policy(model, tokenizer, run.model_folder)
+        if has_adapter(model):
+            save_adapter(model, run.adapter_folder)
     console.print(result_table(first, last, finished))
     return finished
 
 
-def close(run: Run, finished: Finished) -> int:
-    """Write the report and say where everything is, or how to go on."""
+def close(run: Run, finished: Finished, options: RunOptions) -> int:
+    """Write the report and the model's card, and say where everything is, or how to go on."""
     run.write_report()
     if not finished.is_complete:
         console.print(f"stopped after step {finished.step} of {finished.num_steps}; a checkpoint is kept")
         console.print(f"go on with: {way_on(run)}", soft_wrap=True)
         return 130
+    run.write_card()
     console.print(f"report: {run.folder / 'report.html'}", soft_wrap=True)
     console.print(f"model:  {run.model_folder}", soft_wrap=True)
+    if options.push_to_hub is not None:
+        console.print(f"on the Hub, private: {push_to_hub(run.model_folder, options.push_to_hub)}", soft_wrap=True)
     return 0
 
 

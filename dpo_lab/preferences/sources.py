@@ -188,10 +188,10 @@ def _datasets(what: str) -> Any:
 
 
 def _hub(name: str, config: str | None, split: str | None, prefer: Sequence[str]) -> Source:
-    """A data set of the Hugging Face Hub, `owner/name` or `owner/name:configuration`."""
+    """A data set of the Hugging Face Hub, `owner/name` or `owner/name:part`, a configuration or a folder of it."""
     datasets = _datasets(f"{name} from the Hub")
     try:
-        loaded = datasets.load_dataset(name, config, split=split)
+        loaded = _load_from_hub(datasets, name, config, split)
     except Exception as problem:  # each library underneath has its own; what is not explained is raised as it is
         raise _explained(name, split, problem) from problem
     if isinstance(loaded, Mapping):
@@ -200,6 +200,20 @@ def _hub(name: str, config: str | None, split: str | None, prefer: Sequence[str]
     else:
         notes = []
     return Source(name, _numbered(loaded, name), split, True, notes)
+
+
+def _load_from_hub(datasets: Any, name: str, part: str | None, split: str | None) -> Any:
+    try:
+        return datasets.load_dataset(name, part, split=split)
+    except ValueError as problem:
+        if part is None or not str(problem).startswith("BuilderConfig"):
+            raise
+    try:  # hh-rlhf, for one, keeps its parts in folders and names no configurations
+        return datasets.load_dataset(name, data_dir=part, split=split)
+    except (FileNotFoundError, datasets.exceptions.DataFilesNotFoundError):
+        raise ValueError(
+            f"{name} has neither a configuration nor a folder called {part!r}; its page on the Hub lists both"
+        ) from None
 
 
 def _explained(name: str, split: str | None, problem: Exception) -> Exception:

@@ -7,11 +7,11 @@ import shlex
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from dpo_lab.config import DPOConfig
+from dpo_lab.config import DPOConfig, LoRAConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(LoRAConfig):
     """One run of `dpo-lab train`: where model and pairs come from, what is sampled, and the training's settings.
 
     The defaults are those of the command line.
@@ -50,12 +50,14 @@ class Recipe:
             raise ValueError(f"sample_temperature must not be negative, got {self.sample_temperature}; 0 is greedy")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}; 128 is the usual start")
+        self.check_lora(self.config.dropout)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything by name, flat, as a run folder's config.json keeps it."""
         own = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "config"}
-        return own | dict(vars(self.config))
+        adapter = {entry.name: own.pop(entry.name) for entry in fields(LoRAConfig)}
+        return own | adapter | dict(vars(self.config))
 
 
 def command_line(recipe: Recipe) -> str:
@@ -68,6 +70,8 @@ def command_line(recipe: Recipe) -> str:
                 parts.append(flag if value else f"--no-{flag[2:]}")
             case dict():
                 parts += [flag, *(shlex.quote(str(part)) for pair in value.items() for part in pair)]
+            case tuple():
+                parts += [flag, *map(shlex.quote, value)]
             case str() if value.startswith("-"):
                 parts.append(shlex.quote(f"{flag}={value}"))
             case _:
@@ -82,6 +86,8 @@ def python_code(recipe: Recipe, folder: str = "runs/by-hand") -> str:
     drawn = f", limit={recipe.limit}, seed={config.seed}" if recipe.limit is not None else ""
     imports = ["DPOConfig", "ReferenceCache", "Run", "load_policy", "load_preferences", "train_dpo"]
     lines = [f"from dpo_lab import {', '.join(imports)}"]
+    if recipe.lora is not None:
+        lines += ["from dpo_lab.lora import add_lora, save_adapter", "from dpo_lab.models import save_policy"]
     if recipe.pairs == "embedded":
         data = [
             f'pairs = load_preferences("embedded", split="train"{drawn})',
@@ -100,6 +106,7 @@ def python_code(recipe: Recipe, folder: str = "runs/by-hand") -> str:
         "",
         *_call("config = DPOConfig", changed),
         f"model, tokenizer = load_policy({_said(recipe.model)}, device=config.device)",
+        *_adapter_lines(recipe),
         *data,
         f"source = {{\"model\": {_said(recipe.model)}, \"pairs\": {_said(recipe.pairs)}}}",
         f"run = Run.create({_said(folder)}, {{\"command\": \"train\", \"settings\": source | vars(config)}})",
@@ -108,10 +115,24 @@ def python_code(recipe: Recipe, folder: str = "runs/by-hand") -> str:
         "    for event in run.follow(events):",
         "        print(event)",
         "run.write_report()",
-        "model.save_pretrained(run.model_folder)",
-        "tokenizer.save_pretrained(run.model_folder)",
+        *_saving_lines(recipe),
         "",
     ])  # fmt: skip
+
+
+def _adapter_lines(recipe: Recipe) -> list[str]:
+    """The call of `add_lora`, where the recipe has an adapter."""
+    if recipe.lora is None:
+        return []
+    asked = {"rank": recipe.lora, "alpha": recipe.lora_alpha, "dropout": recipe.lora_dropout,
+             "targets": recipe.lora_targets, "seed": recipe.config.seed}  # fmt: skip
+    return _call("model = add_lora", {name: value for name, value in asked.items() if value}, "model")
+
+
+def _saving_lines(recipe: Recipe) -> list[str]:
+    if recipe.lora is None:
+        return ["model.save_pretrained(run.model_folder)", "tokenizer.save_pretrained(run.model_folder)"]
+    return ["save_policy(model, tokenizer, run.model_folder)  # merged", "save_adapter(model, run.adapter_folder)"]
 
 
 def _changed(recipe: Recipe) -> dict[str, Any]:
@@ -120,9 +141,9 @@ def _changed(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in recipe.settings.items() if value != usual[name]}
 
 
-def _call(start: str, arguments: dict[str, Any]) -> list[str]:
+def _call(start: str, arguments: dict[str, Any], *first: str) -> list[str]:
     """A call with keywords, on one line where it fits."""
-    parts = [f"{name}={_said(value)}" for name, value in arguments.items()]
+    parts = [*first, *(f"{name}={_said(value)}" for name, value in arguments.items())]
     line = f"{start}({', '.join(parts)})"
     return [line] if len(line) <= 100 else [f"{start}(", *(f"    {part}," for part in parts), ")"]
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from dpo_lab.loop import Evaluation, Event, Finished, Step
+from dpo_lab.lora import adapted, has_adapter, save_adapter
 from dpo_lab.models import inner_model, load_policy, save_policy
 from dpo_lab.preferences import tokenize_pairs
 from dpo_lab.recipes.answers import answer_rows, sample_rows, true_reward
@@ -128,6 +129,7 @@ class _Session:
         recipe, config = self.recipe, self.recipe.config
         self.tell("loading the model", 0, 0)
         model, tokenizer = load_policy(recipe.model, device=config.device)
+        model = adapted(model, recipe, config.seed)
         with interruptible(model, self.stop), ReferenceCache(self.cache) as cache:
             self.tell("reading the pairs", 0, 0)
             self.check()
@@ -157,6 +159,7 @@ class _Session:
                     yield self.answers[-1]
         self.tell("writing the report", 0, 0)
         self.run.write_report()
+        self.run.write_card()
 
     def watched(self, stream: Iterator[Event], model: Any, tokenizer: Any, num_steps: int) -> Iterator[Event]:
         """The training's events; at each evaluation the model answers, and its answers' true reward is added."""
@@ -189,6 +192,8 @@ class _Session:
         """The model and the samples: what the run is for. They are there when `Finished` is told."""
         self.tell("saving the model", 0, 0)
         save_policy(model, tokenizer, self.run.model_folder)
+        if has_adapter(model):
+            save_adapter(model, self.run.adapter_folder)
         if self.answers:
             first, last = self.answers[0], self.answers[-1]
             self.run.add_samples(

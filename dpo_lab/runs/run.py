@@ -4,7 +4,7 @@
     metrics.jsonl   one line per logged step and evaluation, {"kind", "step", metric: value, …, "seconds"}
     margins.jsonl   the implicit-reward margin of every held-out pair, one line per evaluation
     samples.jsonl   answers before and after
-    curves.png, report.html, checkpoints/, model/
+    curves.png, report.html, checkpoints/, model/ with its card, and adapter/ where one was trained
 
 No torch here: looking at runs and comparing them is quick.
 """
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dpo_lab")
 
 CONFIG, METRICS, MARGINS, SAMPLES = "config.json", "metrics.jsonl", "margins.jsonl", "samples.jsonl"
-CURVES, REPORT, CHECKPOINTS, MODEL = "curves.png", "report.html", "checkpoints", "model"
+CURVES, REPORT, CHECKPOINTS, MODEL, ADAPTER = "curves.png", "report.html", "checkpoints", "model", "adapter"
+CARD = "README.md"
 ENDINGS = ("finished", "result")  # kinds of rows that stand after the end of training
-PLACES = {"run", "resume", "cache"}  # settings that say where things lie, not what is computed
+PLACES = {"run", "resume", "cache", "track", "push_to_hub"}  # settings that say where things lie, not what is computed
 
 
 class Run:
@@ -176,6 +177,16 @@ class Run:
         write_whole(self.folder / REPORT, html.encode())
         return self.folder / REPORT
 
+    def write_card(self) -> list[Path]:
+        """Write the model card, README.md, beside the model and the adapter that were saved. Returns its places."""
+        from dpo_lab.runs.card import model_card
+
+        card = model_card(self.folder.resolve().name, self.config, self.metrics).encode()
+        places = [folder / CARD for folder in (self.model_folder, self.adapter_folder) if folder.is_dir()]
+        for place in places:
+            write_whole(place, card)
+        return places
+
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -217,6 +228,11 @@ class Run:
     def model_folder(self) -> Path:
         """Where the tuned model lies: what `load_policy` and `from_pretrained` load."""
         return self.folder / MODEL
+
+    @property
+    def adapter_folder(self) -> Path:
+        """Where the adapter alone lies, where one was trained; `model_folder` holds it merged into its base."""
+        return self.folder / ADAPTER
 
     def _read(self, name: str) -> tuple[list[dict[str, Any]], bool]:
         path = self.folder / name
