@@ -17,7 +17,7 @@ from dpo_lab.embedded import embedded_path
 from dpo_lab.preferences.files import DATA_SUFFIXES, RawRow, data_suffix, has_bom, read_file
 from dpo_lab.preferences.reports import BadRow, Place, shown
 
-_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(?::(?P<config>[\w.-]+))?")
+_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(?::(?P<config>[\w-][\w.-]*))?")
 _SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}")
 _SPLIT_WORDS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
@@ -187,12 +187,15 @@ def _datasets(what: str) -> Any:
     return datasets
 
 
-def _hub(name: str, config: str | None, split: str | None, prefer: Sequence[str]) -> Source:
+def _hub(name: str, part: str | None, split: str | None, prefer: Sequence[str]) -> Source:
     """A data set of the Hugging Face Hub, `owner/name` or `owner/name:part`, a configuration or a folder of it."""
     datasets = _datasets(f"{name} from the Hub")
     try:
-        loaded = _load_from_hub(datasets, name, config, split)
+        loaded = datasets.load_dataset(name, part, split=split)
     except Exception as problem:  # each library underneath has its own; what is not explained is raised as it is
+        # How the errors about a configuration that is not there begin, online and offline.
+        if part and str(problem).startswith(("BuilderConfig", "Couldn't find cache")):
+            return _hub_folder(name, part, split, prefer)
         raise _explained(name, split, problem) from problem
     if isinstance(loaded, Mapping):
         split, notes = _choose_split(name, loaded, None, prefer)
@@ -202,18 +205,20 @@ def _hub(name: str, config: str | None, split: str | None, prefer: Sequence[str]
     return Source(name, _numbered(loaded, name), split, True, notes)
 
 
-def _load_from_hub(datasets: Any, name: str, part: str | None, split: str | None) -> Any:
+def _hub_folder(name: str, part: str, split: str | None, prefer: Sequence[str]) -> Source:
+    """A folder of a data set that keeps its parts in folders and names no configurations, as hh-rlhf."""
+    from huggingface_hub import snapshot_download
+
     try:
-        return datasets.load_dataset(name, part, split=split)
-    except ValueError as problem:
-        if part is None or not str(problem).startswith("BuilderConfig"):
-            raise
-    try:  # hh-rlhf, for one, keeps its parts in folders and names no configurations
-        return datasets.load_dataset(name, data_dir=part, split=split)
-    except (FileNotFoundError, datasets.exceptions.DataFilesNotFoundError):
-        raise ValueError(
-            f"{name} has neither a configuration nor a folder called {part!r}; its page on the Hub lists both"
-        ) from None
+        folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=f"{part}/*")) / part
+    except Exception as problem:
+        raise _explained(name, split, problem) from problem
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{name} has neither a configuration nor a folder called {part!r}, or it was not fetched yet and the Hub "
+            "cannot be reached; the data set's page lists both"
+        )
+    return _folder(folder, split, prefer, name=f"{name}:{part}")
 
 
 def _explained(name: str, split: str | None, problem: Exception) -> Exception:
