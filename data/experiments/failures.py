@@ -45,7 +45,7 @@ from disturbances import (
 from harness import Experiment, carry_out, parser
 from torch import nn
 
-from dpo_lab import DPOConfig, SFTConfig, evaluate, load_policy, load_preferences, train_dpo, train_sft
+from dpo_lab import DPOConfig, ReferenceCache, SFTConfig, evaluate, load_policy, load_preferences, train_dpo, train_sft
 from dpo_lab.evaluation import kl_of_samples
 from dpo_lab.logprobs import score
 from dpo_lab.loop import Evaluation, Step, optimise
@@ -59,7 +59,7 @@ from dpo_lab.worlds.pocket.quality import quality
 PROMPT_SEED, SOURCE_SEED = 66_000, 67_000
 MAX_NEW_TOKENS = 80
 BETA, RATE, BATCH = 0.5, 4e-4, 16  # of notebook 09's short runs
-BONUS = 0.3
+BONUS = 0.6
 NOISE = (0.1, 0.2, 0.3, 0.4)
 DROPOUT = 0.1
 
@@ -89,9 +89,10 @@ class Lab:
         self.arguments = arguments
         self.base, self.tokenizer = load_policy("embedded", device=arguments.device)
         self.rows: Rows = load_preferences("embedded", split="train").to_list()
-        self.held: Rows = load_preferences("embedded", split="test").to_list()
+        self.held: Rows = load_preferences("embedded", split="test", limit=200).to_list()
         self.conversations = corpus.prompts(arguments.prompts, split="test", seed=PROMPT_SEED)
         self.prompts = [encode_prompt(one.row(), self.tokenizer) for one in self.conversations]
+        self.cache = ReferenceCache(arguments.work / "failures.sqlite")
         self.kept: dict[tuple[str, int], nn.Module] = {}
 
     def run(self, cell: dict[str, Any]) -> dict[str, Any] | list[dict[str, Any]]:
@@ -131,16 +132,15 @@ class Lab:
 
     def turn(self, method: str, level: float, seed: int) -> list[dict[str, Any]]:
         pairs, beta = method.split(", β ")
-        steps = 16 * max(self.arguments.pairs // (4 * BATCH), 1)  # sixteen times over the few pairs
-        rows = self.pairs(seed, self.arguments.pairs // 4 if pairs == "few" else steps * BATCH)
+        few = max(self.arguments.pairs // 6, BATCH)
+        steps = 10 * (few // BATCH)  # ten times over the few pairs
+        rows = self.pairs(seed, few if pairs == "few" else steps * BATCH)
         policy = copy.deepcopy(self.base)
         config = self.config(seed, beta=float(beta), epochs=1000.0, max_steps=steps, schedule="constant",
-                             evaluate_every=max(steps // 8, 1))  # fmt: skip
-        events = train_dpo(policy, self.tokenizer, rows, config, held_out=self.held)
-        return [
-            self.judged(policy, {"heldout_loss": event.metrics["eval_loss"]}, seed, beta=float(beta))
-            | {"step": event.step} for event in events if isinstance(event, Evaluation)
-        ]  # fmt: skip
+                             evaluate_every=steps // 5)  # fmt: skip
+        events = train_dpo(policy, self.tokenizer, rows, config, held_out=self.held, cache=self.cache)
+        return [{"step": event.step} | self.answers(policy, seed, self.base) | held_metrics(event.metrics, float(beta))
+                for event in events if isinstance(event, Evaluation)]  # fmt: skip
 
     def reference(self, method: str, level: float, seed: int) -> dict[str, Any]:
         rows, start = self.pairs(seed), self.tuned("chosen", seed)
@@ -186,7 +186,8 @@ class Lab:
                 cache: Any = None, **knobs: Any) -> tuple[nn.Module, dict[str, float]]:  # fmt: skip
         """A policy trained from a copy of `start`, and what its curves told."""
         policy = copy.deepcopy(start or self.base)
-        events = train_dpo(policy, self.tokenizer, rows, self.config(seed, **knobs), reference=reference, cache=cache)
+        events = train_dpo(policy, self.tokenizer, rows, self.config(seed, **knobs), reference=reference,
+                           cache=cache or self.cache)  # fmt: skip
         return policy, told_by(events)
 
     def tail_discounted(self, rows: Rows, seed: int) -> tuple[nn.Module, dict[str, float]]:
@@ -215,18 +216,18 @@ class Lab:
 
     def judged(self, policy: nn.Module, told: dict[str, float], seed: int, *, reference: nn.Module | None = None,
                beta: float = BETA) -> dict[str, Any]:  # fmt: skip
-        """True reward, shares, words and KL of one answer to each test prompt; accuracy on held-out pairs."""
+        """True reward, shares, words and KL of one answer to each test prompt; loss and accuracy on held-out pairs."""
         reference = reference or self.base
+        metrics = evaluate(policy, self.tokenizer, self.held, reference=reference, cache=self.cache, beta=beta).metrics
+        return self.answers(policy, seed, reference) | held_metrics(metrics, beta) | told
+
+    def answers(self, policy: nn.Module, seed: int, reference: nn.Module) -> dict[str, float]:
+        """The judge's numbers on one answer to each test prompt, and their KL from the reference."""
         answers = [row[0] for row in generate_ids(policy, self.tokenizer, self.prompts, seed=seed, batch_size=128,
                                                   max_new_tokens=MAX_NEW_TOKENS)]  # fmt: skip
         found = quality(self.conversations, [answer.text for answer in answers])
         kl = kl_of_samples(policy, reference, self.prompts, [[answer.ids] for answer in answers])
-        metrics = evaluate(policy, self.tokenizer, self.held, reference=reference, beta=beta).metrics
-        return {name: found[name] for name in ("reward", "success", "well_formed", "words")} | {
-            "kl": kl.mean,
-            "heldout_accuracy": metrics["rewards/accuracies"],
-            "chosen_change": metrics["rewards/chosen"] / beta,
-        } | told  # fmt: skip
+        return {name: found[name] for name in ("reward", "success", "well_formed", "words")} | {"kl": kl.mean}
 
     def mass(self, policy: nn.Module, rows: Rows, seed: int) -> dict[str, float]:
         """Where the probability of training prompts is: on the chosen answer, the rejected one, or elsewhere.
@@ -242,6 +243,13 @@ class Lab:
             found |= {f"{name}{key}": value for key, value in shares.items()}
             found |= {f"{name}elsewhere_reward": mean(rewards)} if rewards else {}
         return found
+
+
+def held_metrics(metrics: dict[str, float], beta: float) -> dict[str, float]:
+    """What the held-out pairs say: the DPO loss at β, accuracy, and by how many nats the chosen answers moved."""
+    of = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    return {"heldout_loss": of["loss"], "heldout_accuracy": of["rewards/accuracies"],
+            "chosen_change": of["rewards/chosen"] / beta}  # fmt: skip
 
 
 def told_by(events: Iterable[Any]) -> dict[str, float]:
