@@ -95,7 +95,7 @@ def sees_gap_only(loss: Loss) -> bool:
 
 
 def reads_lengths(loss: Loss) -> bool:
-    """Whether a pair with the same log-probabilities and other lengths costs something else."""
+    """Whether answers are compared per token: a longer rejected answer, as likely as before, changes the loss."""
     scores = typical_pairs(torch.tensor([0.5, -3.0, 2.0]), torch.tensor([-1.0, 2.0, 0.0]))
     longer = scores._replace(rejected_length=2 * scores.rejected_length)
     return not torch.allclose(loss(scores), loss(longer), rtol=1e-9, atol=1e-9)

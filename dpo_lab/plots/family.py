@@ -126,7 +126,8 @@ def fields_figure(fields: Mapping[str, Any], rests: Mapping[str, tuple[float, fl
     """Arrows in the plane of both log-ratios: where a step of gradient descent takes a pair, per member.
 
     `fields` maps a name to (a, b, pull on chosen, pull on rejected), each (N, N) on a grid. Arrows show directions;
-    their length is the pull's root, so that weak ones stay visible. On the diagonal the gap is 0. `rests` marks points.
+    their length is the pull to the power 0.3, so that weak ones stay visible. On the diagonal the gap is 0. `rests`
+    marks points.
     """
     columns = min(3, len(fields))
     rows = -(-len(fields) // columns)
@@ -135,7 +136,7 @@ def fields_figure(fields: Mapping[str, Any], rests: Mapping[str, tuple[float, fl
     for (name, field), ax in zip(fields.items(), panels, strict=False):
         a, b, up, down = (np.asarray(part, float) for part in field)
         size = np.hypot(up, down)
-        scale = np.sqrt(size / size.max()) / np.maximum(size, 1e-300)
+        scale = (size / size.max()) ** 0.3 / np.maximum(size, 1e-300)
         limit = float(a.max())
         ax.plot([-limit, limit], [-limit, limit], color=GREY, linewidth=1, linestyle=":")
         ax.quiver(a, b, up * scale, down * scale, color=CHOSEN, angles="xy", pivot="mid", width=0.008)
