@@ -24,6 +24,7 @@ from dpo_lab.attention import can_share, use_shared_attention
 from dpo_lab.batching import Batch, Layout, make_batch, row_lengths, separate_rows, shared_rows, split_passes
 from dpo_lab.models import inner_model, output_layer
 from dpo_lab.preferences import TokenData
+from dpo_lab.processes import ALONE, Processes
 
 SCORING_VERSION = 1
 """Raised whenever a change here, in `batching` or in `attention` changes a value: cached log-probs then miss."""
@@ -67,11 +68,12 @@ def score(
     tokens_per_pass: int = 16384,
     precision: str = "float32",
     progress: Callable[[np.ndarray, np.ndarray], None] | None = None,
+    processes: Processes = ALONE,
 ) -> np.ndarray:
     """log π(y|x) of a whole data set, shape (N, K), float32, without gradients.
 
     The longest rows come first, so that memory peaks at once. `progress` is called after each pass with the indices
-    scored and their values.
+    scored and their values. Of several `processes` each scores its share, and all get all values.
     """
     layout = usable_layout(model, layout, data)
     device = next(model.parameters()).device
@@ -81,7 +83,7 @@ def score(
     was_training = model.training
     model.eval()
     try:
-        for indices in split_passes(order, lengths, tokens_per_pass=tokens_per_pass):
+        for indices in split_passes(processes.share(order), lengths, tokens_per_pass=tokens_per_pass):
             with autocast(device, precision):
                 logps = sequence_logps(model, make_batch(data, indices, layout).to(device))
             values[indices] = logps.cpu().numpy()
@@ -89,7 +91,7 @@ def score(
                 progress(indices, values[indices])
     finally:
         model.train(was_training)
-    return values
+    return processes.sum(values)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -108,6 +110,10 @@ class Scorer(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         return token_logps(self.model, batch)
+
+    @property
+    def _no_split_modules(self) -> Any:  # the layers, one of which FSDP gathers at a time
+        return getattr(self.model, "_no_split_modules", None)
 
 
 # ── inside the model ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -216,6 +222,13 @@ def scoring_path(model: nn.Module) -> ScoringPath:
         with torch.autocast(next(model.parameters()).device.type, enabled=False):
             _try_paths(model, path)
     return _PATHS[model]
+
+
+def adopt_paths(module: nn.Module, twin: nn.Module) -> None:
+    """What was found out about the models in `module` holds for their copies in `twin`."""
+    for one, other in zip(module.modules(), twin.modules(), strict=True):
+        if one in _PATHS:
+            _PATHS[other] = _PATHS[one]
 
 
 def usable_layout(model: nn.Module, layout: Layout, data: TokenData) -> Layout:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,14 +20,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
 from dpo_lab.checkpoints import frozen_hash, load_checkpoint, save_checkpoint
 from dpo_lab.config import TrainingConfig
-from dpo_lab.logprobs import Scorer
+from dpo_lab.logprobs import Scorer, adopt_paths
 from dpo_lab.lora import adapter_settings
 from dpo_lab.models import disable_dropout, pick_device
+from dpo_lab.processes import Processes, Shards, join, make_accelerator, plain
 
 
 @dataclass(frozen=True)
@@ -124,30 +124,48 @@ def optimise(
     checkpoints: the folder for checkpoints; none are written without it.
     resume: a checkpoint to go on from. The events that follow are those of the uninterrupted run, bit for bit on CPU.
     stop: asked after every step; when it says True, a checkpoint is written and the stream ends.
+
+    Of several processes each calls this with the same arguments and reads its stream to the end; all get the same
+    events. The main one writes the checkpoints, which are those that one process would write.
     """
+    if config.precision == "float16" and pick_device(config.device).type == "cpu":
+        raise ValueError(
+            "precision float16 needs a GPU, whose loss scaling it relies on; on a CPU use bfloat16 or float32"
+        )
     if not config.dropout:
         disable_dropout(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue]
-    accelerator, device = make_accelerator(config)
-    model.to(device)
+    processes = join(pick_device(config.device))
+    accelerator = make_accelerator(processes, scale_loss=config.precision == "float16")
+    model.to(processes.device)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("no weight of the model requires a gradient; unfreeze some, or add an adapter")
-    prepared, optimizer = accelerator.prepare(
-        Scorer(model) if scorer is None else scorer, make_optimizer(model, config)
-    )
     schedule = Schedule(work, config)
     identity = {"settings": schedule.settings(), **work.identity()}
     is_kept = checkpoints is not None or resume is not None
     if is_kept and (frozen := frozen_hash(model)):  # not in the checkpoints: what they are loaded into must have it
         identity |= {"frozen": frozen, "adapters": adapter_settings(model)}
+    processes.check_same(schedule.settings() | work.identity())
+    scorer = Scorer(model) if scorer is None else scorer
+    shards = Shards(scorer, processes.device) if accelerator.is_fsdp2 else None
+    trained = scorer if shards is None else shards.twin
+    adopt_paths(scorer, trained)
+    prepared, optimizer = accelerator.prepare(trained, make_optimizer(trained, config))
     if config.dropout:
-        torch.manual_seed(config.seed)
-    step = load_checkpoint(resume, model, optimizer, identity) if resume is not None else 0
+        torch.manual_seed(config.seed + processes.index)
+    step = 0
+    if shards is not None:
+        shards.optimizer = optimizer
+    if resume is not None:
+        step = load_checkpoint(resume, model, shards or optimizer, identity)
+        if shards is not None:
+            shards.scatter()
     loop = _Loop(
-        model, prepared, optimizer, accelerator, device, work, config, schedule, identity, checkpoints, stop, step
-    )
+        model, prepared, optimizer, shards, accelerator, processes, work, config, schedule, identity, checkpoints,
+        stop, step,
+    )  # fmt: skip
     return loop.events()
 
 
@@ -158,8 +176,9 @@ class _Loop:
     model: nn.Module
     scorer: nn.Module  # the same model, as accelerate prepared it
     optimizer: Any
+    shards: Shards | None  # where weights are split over processes, and `model` waits meanwhile
     accelerator: Accelerator
-    device: torch.device
+    processes: Processes
     work: Work
     config: TrainingConfig
     schedule: Schedule
@@ -169,6 +188,10 @@ class _Loop:
     step: int  # optimiser steps taken
 
     def events(self) -> Iterator[Event]:
+        with self.processes.listening():
+            yield from self.train()
+
+    def train(self) -> Iterator[Event]:
         config, num_steps = self.config, self.schedule.num_steps
         self.began, self.saved_at, self.is_stopped = time.perf_counter(), self.step, False
         self.tally, self.last = Tally(self.accelerator, self.work), {}
@@ -187,6 +210,8 @@ class _Loop:
         if is_complete:
             yield from self.evaluate()
         yield from self.save()
+        if self.shards is not None:
+            self.shards.gather()
         self.model.eval()
         yield Finished(self.step, num_steps, is_complete, dict(self.last), self.seconds())
 
@@ -196,23 +221,22 @@ class _Loop:
         learning_rate = self.schedule.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.model.train()
+        self.scorer.train()
 
-        share = indices[self.accelerator.process_index :: self.accelerator.num_processes]
-        passes = self.work.passes(share) or [indices[:1]]  # without a share, still join the others' reductions
+        passes = self.processes.passes(self.work.passes, indices)
         size = self.work.size(indices)
-        weight = self.accelerator.num_processes / size if len(share) else 0.0
-        for i, part in enumerate(passes):
-            is_last = i == len(passes) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.scorer):
-                loss, sums = self.work.loss(self.scorer, part, self.device)
-                self.accelerator.backward(loss * weight)
-            self.tally.add(sums if len(share) else {name: 0 * value for name, value in sums.items()})
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
-        self.tally.close_step(self.step + 1, indices, size, torch.as_tensor(norm))
+        for i, (part, counts) in enumerate(passes):
+            # Whole gradients are added up over the processes at the last pass; split ones at each, to stay small.
+            joins = self.shards is not None or i == len(passes) - 1
+            with nullcontext() if joins else self.accelerator.no_sync(self.scorer):
+                loss, sums = self.work.loss(self.scorer, part, self.processes.device)
+                self.accelerator.backward(loss * (counts * self.processes.count / size))  # they take the mean
+            self.tally.add(sums if counts else {name: 0 * value for name, value in sums.items()})
+        norm = self.accelerator.clip_grad_norm_(self.scorer.parameters(), self.config.max_grad_norm or math.inf)
+        self.tally.close_step(self.step + 1, indices, size, plain(torch.as_tensor(norm)))
 
         metrics: dict[str, float] = {}
-        self.is_stopped = self.stop is not None and self.stop()
+        self.is_stopped = self.processes.any(self.stop is not None and self.stop())
         if self.is_looked_at(self.step + 1):  # waits for the device; raises before broken weights are kept
             metrics = self.tally.read() | {"learning_rate": learning_rate, "epoch": epoch}
         self.optimizer.step()
@@ -226,7 +250,8 @@ class _Loop:
         return self.is_stopped or any(is_due(every, step) for every in dues)
 
     def evaluate(self) -> Iterator[Evaluation]:
-        metrics, margins = self.work.evaluate(self.model)
+        with self.whole_weights():
+            metrics, margins = self.work.evaluate(self.model)
         if metrics:
             named = {f"eval_{name}": value for name, value in metrics.items()}
             self.last |= named
@@ -235,12 +260,19 @@ class _Loop:
     def save(self) -> Iterator[Checkpoint]:
         if self.checkpoints is None or self.saved_at == self.step:
             return
-        self.accelerator.wait_for_everyone()
         self.saved_at = self.step
-        if self.accelerator.is_main_process:
-            keep = self.config.keep_checkpoints
-            path = save_checkpoint(self.checkpoints, self.step, self.model, self.optimizer, self.identity, keep=keep)
-            yield Checkpoint(self.step, str(path))
+        folder, keep, optimizer = self.checkpoints, self.config.keep_checkpoints, self.shards or self.optimizer
+        with self.whole_weights():
+            if self.shards is not None:
+                self.shards.collect_state()
+            path = self.processes.from_main(
+                lambda: save_checkpoint(folder, self.step, self.model, optimizer, self.identity, keep=keep)
+            )
+        yield Checkpoint(self.step, str(path))
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """While it is entered, `model` holds the weights as they are now."""
+        return nullcontext() if self.shards is None else self.shards.gathered()
 
     def seconds(self) -> float:
         return time.perf_counter() - self.began
@@ -314,8 +346,10 @@ class Tally:
 
     def read(self) -> dict[str, float]:
         """The step's metrics over all processes; waits for the device. Raises TrainingDiverged."""
-        means: Tensor = self.accelerator.reduce(self.means, "sum")  # pyright: ignore[reportAssignmentType]
-        for step, indices, loss, norm in self.unseen:
+        own = torch.cat([self.means, torch.stack([loss for _, _, loss, _ in self.unseen])])
+        every: Tensor = self.accelerator.reduce(own, "sum")  # pyright: ignore[reportAssignmentType]
+        means, losses = every[: len(self.names)], every[len(self.names) :]
+        for (step, indices, _, norm), loss in zip(self.unseen, losses, strict=True):
             is_scaled = self.accelerator.scaler is not None  # float16 skips a step whose gradient overflows
             if not math.isfinite(float(loss)) or not (math.isfinite(float(norm)) or is_scaled):
                 raise TrainingDiverged(
@@ -325,23 +359,6 @@ class Tally:
                 )
         self.unseen = []
         return dict(zip(self.names, means.tolist(), strict=True)) | {"grad_norm": float(self.norm)}
-
-
-def make_accelerator(config: TrainingConfig) -> tuple[Accelerator, torch.device]:
-    """accelerate's view of the processes, and the device of this one."""
-    state = PartialState._shared_state
-    if not state or state.get("num_processes", 1) == 1:
-        AcceleratorState._reset_state(reset_partial_state=True)  # a notebook may train on another device next
-    device = pick_device(config.device)
-    if config.precision == "float16" and device.type == "cpu":
-        raise ValueError(
-            "precision float16 needs a GPU, whose loss scaling it relies on; on a CPU use bfloat16 or float32"
-        )
-    # bfloat16 runs in the autocast that policy and reference share (`logprobs.autocast`); float16 needs the scaler.
-    accelerator = Accelerator(
-        cpu=device.type == "cpu", mixed_precision="fp16" if config.precision == "float16" else "no"
-    )
-    return accelerator, accelerator.device if accelerator.num_processes > 1 else device
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -85,9 +85,14 @@ def save_policy(model: nn.Module, tokenizer: Any, folder: str | os.PathLike[str]
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises ValueError for a device that is not there."""
+    """`auto` is the GPU where there is one. Raises ValueError for a device that is not there.
+
+    Of several processes that were launched together each takes its own GPU.
+    """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         picked = torch.device(device)
         torch.zeros(1, device=picked)

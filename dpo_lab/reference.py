@@ -31,6 +31,7 @@ from dpo_lab.logprobs import SCORING_VERSION, score
 from dpo_lab.lora import adapted_layers, base_weights, is_off
 from dpo_lab.models import inner_model
 from dpo_lab.preferences import TokenData
+from dpo_lab.processes import ALONE, Processes
 
 logger = logging.getLogger("dpo_lab")
 
@@ -81,13 +82,15 @@ class ReferenceCache:
         layout: Layout = "shared",
         tokens_per_pass: int = 16384,
         progress: Callable[[int, int], None] | None = None,
+        processes: Processes = ALONE,
     ) -> CachedLogps:
         """log π(y|x) of every completion in `data`: found in the store, or computed now and stored.
 
         progress: called with (pairs done, pairs to compute) after each pass.
+        processes: of several, each computes and stores its share of what the main process did not find.
         """
         keys = row_keys(fingerprint(model), data, scoring_conditions(model, precision))
-        values, is_missing = self.lookup(keys, data.num_completions)
+        values, is_missing = processes.from_main(lambda: self.lookup(keys, data.num_completions))
         # A pair that stands several times in the data is computed once.
         first_of = {keys[i]: int(i) for i in np.flatnonzero(is_missing)[::-1]}
         to_compute = np.array(sorted(first_of.values()), np.int64)
@@ -102,17 +105,18 @@ class ReferenceCache:
                         f"the reference gives log-probs {value.tolist()} for row {int(data.source_rows[row])}; "
                         "its weights are broken, or float16 overflows: try precision bfloat16 or float32"
                     )
-            values[rows] = scored
             self._write([keys[row] for row in rows], scored)
             num_done += len(rows)
-            if progress is not None:
-                progress(num_done, len(to_compute))
+            if progress is not None:  # the other processes are about as far
+                progress(min(num_done * processes.count, len(to_compute)), len(to_compute))
 
         if len(to_compute):
-            score(
+            values[to_compute] = score(
                 model, data.select(to_compute), layout=layout, tokens_per_pass=tokens_per_pass,
-                precision=precision, progress=keep,
+                precision=precision, progress=keep, processes=processes,
             )  # fmt: skip
+            if processes.count > 1:
+                processes.from_main(lambda: self._add([keys[row] for row in to_compute], values[to_compute]))
             for i in np.flatnonzero(is_missing):
                 values[i] = values[first_of[keys[i]]]
         return CachedLogps(values, num_found=len(data) - int(is_missing.sum()), num_computed=len(to_compute))
@@ -136,6 +140,12 @@ class ReferenceCache:
                 values[i] = np.frombuffer(found[key], "<f4")
                 is_missing[i] = False
         return values, is_missing
+
+    def _add(self, keys: list[bytes], values: np.ndarray) -> None:
+        """Store what is not there yet: what processes on other machines have stored only on theirs."""
+        _, is_missing = self.lookup(keys, values.shape[1])
+        if is_missing.any():
+            self._write([keys[i] for i in np.flatnonzero(is_missing)], values[is_missing])
 
     def __len__(self) -> int:
         """Pairs stored."""

@@ -24,6 +24,7 @@ from dpo_lab.lora import as_reference
 from dpo_lab.losses import LOSSES, LossSpec, PairScores
 from dpo_lab.models import check_length, disable_dropout, pick_device
 from dpo_lab.preferences import TokenData, tokenize_examples, tokenize_pairs
+from dpo_lab.processes import ALONE, Processes, join
 from dpo_lab.reference import ReferenceCache, fingerprint
 
 Rows = Sequence[dict[str, Any]] | TokenData | Any
@@ -54,6 +55,10 @@ def train_dpo(
     held_out: pairs to evaluate on at the start, at the end and every `config.evaluate_every` steps.
     resume: a checkpoint folder to go on from; the model must be as it was when the run began.
     on_reference: called with (pairs done, pairs to compute) while the reference is scored.
+
+    Started by `accelerate launch` or `torchrun`, several processes train one model: each calls this with the same
+    arguments and reads its stream to the end. The steps are those of one process, for `config.batch_size` counts the
+    pairs of all.
     """
     config = config or DPOConfig()
     spec, loss, beta = loss_of(config)
@@ -66,7 +71,8 @@ def train_dpo(
             )
     for name, pairs in (("preferences", data), ("held_out", held)):
         _check_fit(model, pairs, name)
-    model.to(pick_device(config.device))
+    processes = join(pick_device(config.device))
+    model.to(processes.device)
     if not config.dropout:
         disable_dropout(model)
     layout = usable_layout(model, config.layout, data)
@@ -74,15 +80,19 @@ def train_dpo(
     reference_name = "none"
     reference_logps = {id(part): np.zeros((len(part), 2), np.float32) for part in (data, held) if part is not None}
     if spec.needs_reference:
-        frozen = model if reference is None else reference.to(pick_device(config.device))
+        frozen = model if reference is None else reference.to(processes.device)
         with as_reference(frozen):
             reference_name = fingerprint(frozen)
+            if processes.count > 1:
+                processes.check_same({"reference": reference_name, "data": content_hash(data)})
             for part in (data, held):
                 if part is not None:
-                    reference_logps[id(part)] = _reference_logps(frozen, part, config, layout, cache, on_reference)
+                    reference_logps[id(part)] = _reference_logps(
+                        frozen, part, config, layout, cache, on_reference, processes
+                    )
     work = PreferenceWork(
         data, held, loss, beta, reference_logps[id(data)],
-        None if held is None else reference_logps[id(held)], config, layout, reference_name,
+        None if held is None else reference_logps[id(held)], config, layout, reference_name, processes,
     )  # fmt: skip
     return optimise(model, work, config, checkpoints=_path(checkpoints), resume=_path(resume), stop=stop)
 
@@ -108,9 +118,10 @@ def train_sft(
     held = None if held_out is None else _tokens(held_out, tokenizer, config, tokenize_examples, "held_out")
     for name, rows in (("examples", data), ("held_out", held)):
         _check_fit(model, rows, name)
-    model.to(pick_device(config.device))
+    processes = join(pick_device(config.device))
+    model.to(processes.device)
     layout = usable_layout(model, config.layout, data)
-    work = ExampleWork(data, held, config, layout)
+    work = ExampleWork(data, held, config, layout, processes)
     return optimise(model, work, config, checkpoints=_path(checkpoints), resume=_path(resume), stop=stop)
 
 
@@ -128,8 +139,15 @@ def loss_of(config: DPOConfig) -> tuple[LossSpec, Callable[[PairScores], Tensor]
 class ExampleWork:
     """Cross-entropy of completions: one completion per prompt."""
 
-    def __init__(self, data: TokenData, held: TokenData | None, config: TrainingConfig, layout: Layout) -> None:
-        self.data, self.held, self.config = data, held, config
+    def __init__(
+        self,
+        data: TokenData,
+        held: TokenData | None,
+        config: TrainingConfig,
+        layout: Layout,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.data, self.held, self.config, self.processes = data, held, config, processes
         self.layout: Layout = layout
         self.lengths = row_lengths(data, layout)
         self.order_lengths = row_lengths(data, "shared")  # the order of the data does not depend on the layout
@@ -166,6 +184,7 @@ class ExampleWork:
             layout=self.layout,
             tokens_per_pass=self.config.tokens_per_pass,
             precision=self.config.precision,
+            processes=self.processes,
         )
         loss = -float(logps.astype(np.float64).sum()) / float(scored_lengths(self.held).sum())
         return {"loss": loss, "perplexity": float(np.exp(min(loss, 700.0)))}, ()
@@ -193,8 +212,9 @@ class PreferenceWork(ExampleWork):
         config: DPOConfig,
         layout: Layout,
         reference_name: str,
+        processes: Processes = ALONE,
     ) -> None:
-        super().__init__(data, held, config, layout)
+        super().__init__(data, held, config, layout, processes)
         self.pair_loss, self.beta = loss, beta
         self.reference, self.held_reference, self.reference_name = reference, held_reference, reference_name
 
@@ -222,6 +242,7 @@ class PreferenceWork(ExampleWork):
             layout=self.layout,
             tokens_per_pass=self.config.tokens_per_pass,
             precision=self.config.precision,
+            processes=self.processes,
         )
         result = evaluate_scores(
             pair_scores_of(logps, self.held_reference, self.held), self.pair_loss, self.beta, self.held
@@ -247,6 +268,7 @@ def _reference_logps(
     layout: Layout,
     cache: ReferenceCache | None,
     progress: Callable[[int, int], None] | None,
+    processes: Processes,
 ) -> np.ndarray:
     if not config.dropout:
         disable_dropout(model)
@@ -254,6 +276,7 @@ def _reference_logps(
         "layout": layout,
         "precision": config.precision,
         "tokens_per_pass": config.tokens_per_pass,
+        "processes": processes,
     }
     if cache is not None:
         return cache.logps(model, data, progress=progress, **options).values

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from dpo_lab.cli.options import COMMANDS, HOME
+from dpo_lab.cli.options import COMMANDS, HOME, TOGETHER
 
 _LESS_MEMORY = "lower --tokens-per-pass or --max-length, or take --precision bfloat16 or a smaller model"
 
@@ -31,11 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     With DPO_LAB_TRACEBACK set, the error is raised as it came.
     """
     options = parse(arguments)
-    logging.basicConfig(format="dpo-lab: %(message)s", level=logging.WARNING)
-    logging.getLogger("dpo_lab").setLevel(logging.INFO)
+    index, count = (int(os.environ.get(name, usual)) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    who = "dpo-lab" if count == 1 else f"dpo-lab, process {index} of {count}"
+    logging.basicConfig(format=f"{who}: %(message)s", level=logging.WARNING)
+    logging.getLogger("dpo_lab").setLevel(logging.INFO if index == 0 else logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     module, function = HOME[type(options)]
     try:
+        if count > 1 and not isinstance(options, TOGETHER):
+            raise ValueError(f"dpo-lab {function} is for one process; start it without torchrun or accelerate launch")
         return getattr(import_module(f"dpo_lab.cli.{module}"), function)(options)
     except BrokenPipeError:  # the reader of a pipe has seen enough, as in `dpo-lab sample | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more as it leaves
@@ -43,16 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ArithmeticError, ImportError) as error:
         if os.environ.get("DPO_LAB_TRACEBACK"):
             raise
-        print(f"dpo-lab: {error}", file=sys.stderr)
+        print(f"{who}: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
+        if type(error).__name__ == "MainFailed":  # the main process says it
+            return 2
         if "memory" not in f"{type(error).__name__} {error}".lower() or os.environ.get("DPO_LAB_TRACEBACK"):
             raise
         first = str(error).strip().partition("\n")[0] or "the machine has none left"
-        print(f"dpo-lab: out of memory ({first}); {_LESS_MEMORY}", file=sys.stderr)
+        print(f"{who}: out of memory ({first}); {_LESS_MEMORY}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("dpo-lab: interrupted", file=sys.stderr)
+        print(f"{who}: interrupted", file=sys.stderr)
         return 130
 
 

@@ -5,28 +5,44 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
+from typing import Any
+
+ONE_CALL = 2.0
+"""Seconds in which signals to several processes are one request: a terminal and a launcher both pass Ctrl-C on."""
 
 
 class Interruption:
-    """While it is entered, Ctrl-C asks for a stop after the step in hand; a second one stops at once."""
+    """While it is entered, Ctrl-C asks for a stop after the step in hand; a second one stops at once.
+
+    processes: those that train together. Where they are several, SIGTERM asks too: a launcher sends it, and so does a
+        cluster that wants its machines back.
+    """
 
     is_asked = False
 
+    def __init__(self, processes: Any = None) -> None:
+        self.is_several = processes is not None and processes.count > 1
+        self.is_speaker = processes is None or processes.is_main
+
     def __enter__(self) -> Interruption:
         self.is_main = threading.current_thread() is threading.main_thread()
-        if self.is_main:
-            self.previous = signal.signal(signal.SIGINT, self._ask)
+        signals = (signal.SIGINT, signal.SIGTERM) if self.is_several else (signal.SIGINT,)
+        self.previous = {number: signal.signal(number, self._ask) for number in signals} if self.is_main else {}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.is_main:
-            signal.signal(signal.SIGINT, self.previous)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
     def __call__(self) -> bool:
         return self.is_asked
 
     def _ask(self, *_: object) -> None:
         if self.is_asked:
+            if self.is_several and time.monotonic() - self.asked_at < ONE_CALL:
+                return
             raise KeyboardInterrupt
-        self.is_asked = True
-        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+        self.is_asked, self.asked_at = True, time.monotonic()
+        if self.is_speaker:
+            print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)

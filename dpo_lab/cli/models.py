@@ -13,14 +13,17 @@ from dpo_lab.cli.tables import TABLES, check_output, write_table
 from dpo_lab.evaluation import evaluate as evaluate_pairs
 from dpo_lab.evaluation import kl_from_reference
 from dpo_lab.lora import base_of, merge_adapter
-from dpo_lab.models import check_length, load_policy, save_policy
+from dpo_lab.models import check_length, load_policy, pick_device, save_policy
 from dpo_lab.preferences import prompt_text, read_preferences, tokenize_pairs
+from dpo_lab.processes import join, leave
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.sampling import generate
 
 
 def cache(options: CacheOptions) -> int:
-    """Fill the reference cache."""
+    """Fill the reference cache; of several processes, each scores its share."""
+    processes = join(pick_device(options.device))
+    console.quiet = not processes.is_main
     model, tokenizer = load_model(options, options.device)
     rows = read_rows(options, options.seed, read_preferences, embedded_split="train")
     data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length)
@@ -30,11 +33,12 @@ def cache(options: CacheOptions) -> int:
     with ReferenceCache(options.cache) as store:
         result = store.logps(
             model, data, precision=options.precision, tokens_per_pass=options.tokens_per_pass,
-            progress=Dashboard("pairs", 1).reference,
+            progress=Dashboard("pairs", 1).reference if processes.is_main else None, processes=processes,
         )  # fmt: skip
         seconds = time.perf_counter() - began
         console.print(f"{result.num_computed:,} pairs computed, {result.num_found:,} found, in {seconds:.1f} s")
         console.print(f"kept in {store.path}", soft_wrap=True)
+    leave()
     return 0
 
 

@@ -266,3 +266,6 @@ HOME = {
     LabOptions: ("lab", "lab"),
 }
 """The module of `dpo_lab.cli` and its function that carry out a command."""
+
+TOGETHER = (TrainOptions, SFTOptions, CacheOptions)
+"""The commands that several processes of one launcher carry out together."""

@@ -30,7 +30,7 @@ class Dashboard:
     def reference(self, done: int, total: int) -> None:
         """Progress of the reference's pass."""
         self.num_scored += total if done == total else 0
-        if console.is_terminal:
+        if console.is_terminal and not console.quiet:
             end = "\n" if done == total else "\r"
             print(f"scoring the reference: {done:,} of {total:,} pairs", end=end, file=sys.stderr, flush=True)
 

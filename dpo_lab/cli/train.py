@@ -20,7 +20,7 @@ from dpo_lab.config import DPOConfig, SFTConfig, TrainingConfig
 from dpo_lab.evaluation import Estimate, kl_from_reference
 from dpo_lab.loop import Evaluation, Event, Finished
 from dpo_lab.lora import adapted, has_adapter, save_adapter
-from dpo_lab.models import load_policy, save_policy
+from dpo_lab.models import load_policy, pick_device, save_policy
 from dpo_lab.preferences import (
     completion_text,
     encode_prompt,
@@ -30,6 +30,7 @@ from dpo_lab.preferences import (
     tokenize_examples,
     tokenize_pairs,
 )
+from dpo_lab.processes import ALONE, Processes, ProcessLost, join, leave
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.runs import Run, check_push, check_tracker, push_to_hub, tracked
 from dpo_lab.runs.run import CONFIG, METRICS
@@ -48,7 +49,8 @@ def train(options: TrainOptions) -> int:
     options = as_begun(options)
     config = DPOConfig(**settings_of(options, DPOConfig))
     spec, _, _ = loss_of(config)  # a wrong knob is told before anything is loaded
-    with run_folder("train", options) as run:
+    processes = meet(config)
+    with run_folder("train", options, processes) as run:
         model, tokenizer = load_model(options, config.device)
         model = adapted(model, options, config.seed)
         rows, held = read_training_rows(options, config.seed, read_preferences)
@@ -65,7 +67,9 @@ def train(options: TrainOptions) -> int:
                     dashboard.tell_reference(len(tokens) + (len(held_tokens) if held_tokens else 0))
                 return events
 
-            finished = follow(run, begin, dashboard, model, tokenizer, held, options, config)
+            finished = follow(run, begin, dashboard, model, tokenizer, held, options, config, processes)
+        if not processes.is_main:
+            return status_of(finished)
         if finished.is_complete and spec.needs_reference and options.kl_prompts and len(held) > 1:
             estimate = measure_kl(options, model, tokenizer, held)
             run.add_results({"kl": estimate.mean, "kl_standard_error": estimate.standard_error})
@@ -77,7 +81,8 @@ def sft(options: SFTOptions) -> int:
     """Supervised fine-tuning from good answers to a run folder."""
     options = as_begun(options)
     config = SFTConfig(**settings_of(options, SFTConfig))
-    with run_folder("sft", options) as run:
+    processes = meet(config)
+    with run_folder("sft", options, processes) as run:
         model, tokenizer = load_model(options, config.device)
         model = adapted(model, options, config.seed)
         rows, held = read_training_rows(options, config.seed, read_examples)
@@ -87,8 +92,17 @@ def sft(options: SFTOptions) -> int:
         def begin(**stream: Any) -> Iterator[Event]:
             return train_sft(model, tokenizer, tokens, config, held_out=held_tokens, **stream)
 
-        finished = follow(run, begin, dashboard, model, tokenizer, held, options, config)
-        return close(run, finished, options)
+        finished = follow(run, begin, dashboard, model, tokenizer, held, options, config, processes)
+        return close(run, finished, options) if processes.is_main else status_of(finished)
+
+
+def meet(config: TrainingConfig) -> Processes:
+    """Join the processes that were launched together; all but the main one keep quiet."""
+    processes = join(pick_device(config.device))
+    console.quiet = not processes.is_main
+    if processes.count > 1:
+        console.print(f"{processes.count} processes train together, {config.batch_size} rows per step over all")
+    return processes
 
 
 def as_begun(options: Options) -> Options:
@@ -121,8 +135,8 @@ def as_begun(options: Options) -> Options:
 
 
 @contextmanager
-def run_folder(command: str, options: RunOptions) -> Iterator[Run]:
-    """The run's folder, new or to go on with.
+def run_folder(command: str, options: RunOptions, processes: Processes) -> Iterator[Run]:
+    """The run's folder, new or to go on with. The main process makes it.
 
     Where the run ends before anything was recorded, a new folder goes away again: after a slip in the options the
     same command can be given once more.
@@ -133,22 +147,27 @@ def run_folder(command: str, options: RunOptions) -> Iterator[Run]:
         check_push(options.push_to_hub)
     folder = options.run or Path("runs") / f"{command}-{datetime.now():%Y%m%d-%H%M%S}"
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    run = Run.create(folder, {"command": command, "settings": settings}, resume=options.resume)
+    kept: dict[str, Any] = {"command": command, "settings": settings}
+    if processes.count > 1:
+        kept["processes"] = processes.count
+    run = processes.from_main(lambda: Run.create(folder, kept, resume=options.resume))
     try:
         yield run
     except BaseException as error:
-        if not options.resume and not (folder / METRICS).exists():
+        if not options.resume and not (run.folder / METRICS).exists():
             with suppress(OSError):
-                (folder / CONFIG).unlink()
-                folder.rmdir()
-        elif isinstance(error, KeyboardInterrupt):
-            print(f"\ngo on with: {way_on(run)}", file=sys.stderr)
+                if processes.is_main:
+                    (run.folder / CONFIG).unlink()
+                    run.folder.rmdir()
+        elif isinstance(error, KeyboardInterrupt | ProcessLost):
+            print(f"\ngo on with: {way_on(run, processes)}", file=sys.stderr)
         raise
 
 
-def way_on(run: Run) -> str:
+def way_on(run: Run, processes: Processes = ALONE) -> str:
     """The command that goes on with a run."""
-    return f"dpo-lab {run.config['command']} --run {shlex.quote(str(run.folder))} --resume"
+    line = f"dpo-lab {run.config['command']} --run {shlex.quote(str(run.folder))} --resume"
+    return line if processes.count == 1 else f"{line} (by the launcher, or in one process)"
 
 
 def follow(
@@ -160,27 +179,32 @@ def follow(
     held: list[Row],
     options: RunOptions,
     config: TrainingConfig,
+    processes: Processes,
 ) -> Finished:
-    """Train, record and show; leaves samples and the model in the run's folder."""
-    asked = held[: options.samples]
+    """Train, record and show; leaves samples and the model in the run's folder. Of several processes the main one
+    records, and the others only train."""
+    asked = held[: options.samples] if processes.is_main else []
     before = answers_to(asked, model, tokenizer, options, config)
-    checkpoint = latest_checkpoint(run.checkpoints) if options.resume else None
+    checkpoint = processes.from_main(lambda: latest_checkpoint(run.checkpoints)) if options.resume else None
     first = last = finished = None
-    interruption = Interruption()
+    interruption = Interruption(processes)
     events = begin(checkpoints=run.checkpoints, resume=checkpoint, stop=interruption)
     if options.resume:
         step = read_manifest(checkpoint)["step"] if checkpoint else 0
-        run.rewind(step)
+        if processes.is_main:
+            run.rewind(step)
         where = f"going on after step {step}" if checkpoint else "no intact checkpoint: from the beginning"
         console.print(f"{where}, with the settings in {run.folder / CONFIG}", soft_wrap=True)
     with interruption:
-        for event in tracked(run.follow(dashboard.follow(events)), options.track, run):
+        events = tracked(run.follow(dashboard.follow(events)), options.track, run) if processes.is_main else events
+        for event in events:
             if isinstance(event, Evaluation):
                 first, last = first or event, event
             elif isinstance(event, Finished):
                 finished = event
     assert finished is not None, "a stream of events ends with Finished"
-    if finished.is_complete:
+    leave()  # what is left to do, the main process does alone
+    if finished.is_complete and processes.is_main:
         after = answers_to(asked, model, tokenizer, options, config)
         run.add_samples([sample_row(*each) for each in zip(asked, before, after, strict=True)])
         save_policy(model, tokenizer, run.model_folder)
@@ -196,13 +220,18 @@ def close(run: Run, finished: Finished, options: RunOptions) -> int:
     if not finished.is_complete:
         console.print(f"stopped after step {finished.step} of {finished.num_steps}; a checkpoint is kept")
         console.print(f"go on with: {way_on(run)}", soft_wrap=True)
-        return 130
-    run.write_card()
-    console.print(f"report: {run.folder / 'report.html'}", soft_wrap=True)
-    console.print(f"model:  {run.model_folder}", soft_wrap=True)
-    if options.push_to_hub is not None:
-        console.print(f"on the Hub, private: {push_to_hub(run.model_folder, options.push_to_hub)}", soft_wrap=True)
-    return 0
+    else:
+        run.write_card()
+        console.print(f"report: {run.folder / 'report.html'}", soft_wrap=True)
+        console.print(f"model:  {run.model_folder}", soft_wrap=True)
+        if options.push_to_hub is not None:
+            console.print(f"on the Hub, private: {push_to_hub(run.model_folder, options.push_to_hub)}", soft_wrap=True)
+    return status_of(finished)
+
+
+def status_of(finished: Finished) -> int:
+    """The exit status of a run that ended well, or was stopped."""
+    return 0 if finished.is_complete else 130
 
 
 def answers_to(rows: list[Row], model: Any, tokenizer: Any, options: RunOptions, config: TrainingConfig) -> list[str]:
