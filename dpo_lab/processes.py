@@ -170,7 +170,7 @@ def join(device: torch.device) -> Processes:
         patience = timedelta(seconds=float(os.environ.get(PATIENCE_VARIABLE, PATIENCE)))
         state = PartialState(cpu=device.type == "cpu", timeout=patience)
         channel = dist.new_group(backend="gloo", timeout=patience)
-        _JOINED.append(Processes(state.process_index, state.num_processes, state.device, channel))
+        _JOINED.append(Processes(state.process_index, state.num_processes, state.device or device, channel))
     return _JOINED[0]
 
 
