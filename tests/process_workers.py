@@ -276,6 +276,7 @@ def main() -> None:
     import dpo_lab.training  # noqa: F401  # loaded once, before any thread starts, so that workers can be forked
 
     torch.set_num_threads(1)
+    os.environ["DPO_LAB_CACHE"] = str(Path(folder) / "cache")
     Path(folder).mkdir(parents=True, exist_ok=True)
     SCENARIOS[name](Path(folder))
 
