@@ -49,8 +49,8 @@ class Settings:
     width: int = 160
     layers: int = 4
     heads: int = 5
-    batch_size: int = 96
-    steps: int = 7500
+    batch_size: int = 64
+    steps: int = 10_000
     learning_rate: float = 2e-3
     warmup: float = 0.03
     train_pairs: int = 10_240

@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shlex
+import sys
 from statistics import mean, stdev
 from typing import Any
 
@@ -50,22 +52,23 @@ def dpo_trial(
 
 
 def sweep(arguments: argparse.Namespace) -> None:
-    """Every combination of the grid, one seed; a line of JSON as each is done."""
+    """Every combination of learning rate, β, epochs and batch size, one seed; a line of JSON as each is done."""
     conversations = corpus.prompts(400, split="train", seed=VALIDATION_SEED)
     pairs, test_pairs = (load_preferences("embedded", split=split) for split in ("train", "test"))
-    grid = itertools.product(arguments.learning_rates, arguments.betas, arguments.epochs)
+    grid = itertools.product(arguments.learning_rates, arguments.betas, arguments.epochs, arguments.batch_sizes)
     rows = []
     with ReferenceCache() as cache:
-        for learning_rate, beta, epochs in grid:
-            config = DPOConfig(learning_rate=learning_rate, beta=beta, epochs=epochs, seed=0, device="cpu")
-            rows.append({"learning_rate": learning_rate, "beta": beta, "epochs": epochs}
+        for values in grid:
+            settings = dict(zip(("learning_rate", "beta", "epochs", "batch_size"), values, strict=True))
+            config = DPOConfig(**settings, seed=0, device="cpu")
+            rows.append(settings
                         | dpo_trial(config, conversations, pairs, test_pairs, cache))  # fmt: skip
             print(json.dumps(rows[-1]), flush=True)
-    names = ["learning_rate", "beta", "epochs", "success", *(f"success/{job}" for job in JOBS), "well_formed",
-             "over_refusal", "words", "reward", "kl", "rank_correlation",
+    names = ["learning_rate", "beta", "epochs", "batch_size", "success", *(f"success/{job}" for job in JOBS),
+             "well_formed", "over_refusal", "words", "reward", "kl", "rank_correlation",
              "rank_correlation/chosen first", "agrees_with_truth", "train_accuracy", "seconds"]  # fmt: skip
     keep("defaults_sweep", "Choosing the defaults of `dpo-lab train`", sweep.__doc__ or "", names, rows, conversations,
-         command="python data/measure.py sweep")  # fmt: skip
+         command=shlex.join(["python", "data/measure.py", *sys.argv[1:]]))  # fmt: skip
 
 
 def seeds(arguments: argparse.Namespace) -> None:
@@ -145,8 +148,9 @@ def spread(rows: list[dict[str, Any]], name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["sweep", "seeds"])
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 2e-4, 4e-4])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 1.5e-4, 2e-4, 3e-4])
     parser.add_argument("--betas", type=float, nargs="+", default=[0.1, 0.3, 0.5])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16])
     parser.add_argument("--epochs", type=float, nargs="+", default=[1.0])
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()

@@ -34,13 +34,13 @@ class TrainingConfig:
     """Passes over the training data; fractions are allowed."""
     max_steps: int | None = None
     """Stop after this many optimiser steps, whatever `epochs` says."""
-    batch_size: int = 32
+    batch_size: int = 16
     """Pairs (SFT: examples) per optimiser step, over all processes."""
     micro_batch_size: int | None = None
     """Pairs that one process puts through the model at a time; None lets `tokens_per_pass` decide."""
     tokens_per_pass: int = 16384
     """Most tokens that go through the model at a time; a larger batch is split and its gradients accumulated."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 1.5e-4
     """Peak learning rate; large pretrained models want 5e-7 to 5e-6."""
     schedule: ScheduleName = "linear"
     """How the learning rate falls after the warm-up: to zero, or not at all."""
@@ -87,7 +87,7 @@ class TrainingConfig:
         check = _Check(self)
         check("epochs", self.epochs > 0, "must be positive", "1 to 3 are usual")
         check("max_steps", self.max_steps is None or self.max_steps > 0, "must be positive", "None leaves it to epochs")
-        check("batch_size", self.batch_size >= 1, "must be at least 1", "32 is the usual start")
+        check("batch_size", self.batch_size >= 1, "must be at least 1", "16 or 32 is the usual start")
         check("micro_batch_size", self.micro_batch_size is None or self.micro_batch_size >= 1, "must be at least 1",
               "None lets tokens_per_pass decide")  # fmt: skip
         check("tokens_per_pass", self.tokens_per_pass >= 1, "must be at least 1", "16384 is the usual start")

@@ -189,7 +189,7 @@ SETTINGS = {
     ("--epochs", "0"): ("epochs must be positive, got 0.0", "1 to 3 are usual"),
     ("--max-steps", "0"): ("max_steps must be positive, got 0", "None leaves it to epochs"),
     ("--warmup", "2"): ("warmup is a share of the steps and must lie in [0, 1], got 2.0", "0.1 is usual"),
-    ("--batch-size", "0"): ("batch_size must be at least 1, got 0", "32 is the usual start"),
+    ("--batch-size", "0"): ("batch_size must be at least 1, got 0", "16 or 32 is the usual start"),
     ("--max-length", "1"): ("max_length must be at least 2, got 1", "it counts prompt plus completion"),
     ("--max-grad-norm", "0"): ("max_grad_norm must be positive, got 0.0", "None does not clip"),
     ("--optimizer", "lion"): ("invalid choice 'lion' for argument '--optimizer'", "'adamw'"),

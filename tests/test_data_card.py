@@ -12,7 +12,7 @@ import json
 import math
 import re
 import sys
-from itertools import islice
+from itertools import islice, pairwise
 from random import Random
 from statistics import mean
 from types import ModuleType
@@ -148,8 +148,8 @@ def test_the_table_of_parts_is_what_the_judge_pays():
 
 def put_together() -> list[set[str]]:
     """All things, and all foods, that can be made of two words."""
-    parts = ((words.THING_STEMS, words.THING_ENDINGS), (words.FOOD_STEMS, words.FOOD_ENDINGS))
-    return [{stem + ending for stem in stems for ending in endings if stem != ending} for stems, endings in parts]
+    parts = ((words.THING_STEMS, "", words.THING_ENDINGS), (words.FOOD_STEMS, " ", words.FOOD_ENDINGS))
+    return [{f"{a}{between}{b}" for a in first for b in second if a != b} for first, between, second in parts]
 
 
 def test_the_counts_in_the_text_are_right(build):
@@ -160,7 +160,7 @@ def test_the_counts_in_the_text_are_right(build):
     failing = 1 - SPECS["safety"].good_share
     assert failing * (harmful["comply"] + harmful["hedge"]) / sum(harmful.values()) == pytest.approx(0.2, abs=0.03)
     assert failing * harmless["over-refusal"] / sum(harmless.values()) == pytest.approx(0.2, abs=0.03)
-    assert {spec.good_share for spec in SPECS.values()} == {0.55}
+    assert {spec.good_share for spec in SPECS.values()} == {0.6}
     things, foods = put_together()
     held_out = lambda made: sum(words.split_of(word) == "test" for word in made)
     settings = build.Settings()
@@ -185,14 +185,14 @@ def test_the_counts_in_the_text_are_right(build):
 
 
 def test_the_world_is_as_small_as_the_card_says():
-    """About 750 lower-case words; answers of nine words; about 13 % of test prompts without a held-out word."""
+    """About 775 lower-case words; answers of nine words; about 8 % of test prompts without a held-out word."""
     made = set.union(*put_together()) - {*words.THINGS, *words.FOODS}
     used, lengths = set(), []
     for row in corpus.sft_rows(10_000):
         text = " ".join(message["content"] for message in [*row["prompt"], *row["completion"]])
         used |= {word.lower() for word in re.findall(r"[A-Za-z]+(?:'[a-z]+)?", text)} & ENGLISH
         lengths.append(len(row["completion"][0]["content"].split()))
-    assert len(used) == pytest.approx(750, abs=15)
+    assert len(used) == pytest.approx(775, abs=15)
     assert mean(lengths) == pytest.approx(9, abs=0.4)
 
     def is_held_out(word: str) -> bool:
@@ -200,8 +200,10 @@ def test_the_world_is_as_small_as_the_card_says():
         return (name or word in made) and words.split_of(word) == "test"
 
     prompts = corpus.prompts(2000, split="test", seed=1)
-    without = [not any(map(is_held_out, re.findall(r"[A-Za-z]+", prompt.shown))) for prompt in prompts]
-    assert mean(without) == pytest.approx(0.19, abs=0.03)
+    pieces = [re.findall(r"[A-Za-z]+|[^A-Za-z ]", prompt.shown) for prompt in prompts]
+    words_and_pairs = ([*filter(str.isalpha, found), *map(" ".join, pairwise(found))] for found in pieces)
+    without = [not any(map(is_held_out, found)) for found in words_and_pairs]
+    assert mean(without) == pytest.approx(0.08, abs=0.03)
 
 
 def test_the_code_in_the_card_runs():

@@ -13,7 +13,7 @@ from dpo_lab.worlds import corpus
 from dpo_lab.worlds.pocket import Conversation, judge
 from dpo_lab.worlds.pocket.tools import definition
 
-FIRST_ROWS = "e5e764b1336f07a5e10b3005e34aadd82917c6c272035856b897ebe0f6c27100"
+FIRST_ROWS = "c42f9426c9097ead0a1a16f390b60caa0f82b1d2e962841f558a04e8131b3ba8"
 
 
 @pytest.fixture(scope="module")

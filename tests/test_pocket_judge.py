@@ -84,7 +84,7 @@ def test_gaming_never_succeeds():
         if not good.startswith("- "):  # bullets have no order
             lucky += mixed != good.split(" ") and len(mixed) > 3 and judge(conversation, " ".join(mixed)).success
     # Some orders of a short sentence's words are fine ("Matey, it is green." for "It is green, matey.").
-    assert lucky < 12
+    assert lucky < 24
     assert doubled < 12
 
 

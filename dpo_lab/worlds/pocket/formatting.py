@@ -369,7 +369,7 @@ def _assess_list(task: dict[str, Any], response: str) -> Assessment:
     name = "bullet list" if task["kind"] == "bullets" else "list numbered from 1"
     return Assessment([
         Part("shape", 0.5, float(shaped), f"it is not a {name}"), _content(score, "the items are not the asked ones"),
-    ], enough=len(task["wanted"]) * (1 if task["kind"] == "bullets" else 2) + 2)  # fmt: skip
+    ], enough=len(prose.tokens(_render(task))) + 2)  # fmt: skip
 
 
 def _assess_table(task: dict[str, Any], response: str) -> Assessment:

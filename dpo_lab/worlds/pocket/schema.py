@@ -88,5 +88,5 @@ class JobSpec:
     good: Callable[[Conversation, Random], str]
     flaws: Callable[[Conversation], dict[str, Flaw]]
     assess: Callable[[Conversation, str], Assessment]
-    good_share: float = field(default=0.55)
+    good_share: float = field(default=0.6)
     """Share of good answers in the mixture for SFT."""

@@ -1,8 +1,8 @@
 """The words of the pocket world, and which of them only the test split may use.
 
-People and places are mostly put together from syllables, many things and foods from two words: there are thousands, so
-a model must learn to copy them, since it cannot learn them all. A checksum of its letters says to which split a word
-that was put together belongs.
+People and places are mostly put together from syllables, many things and foods from two words (`beachbag`, `plum jam`):
+there are thousands, so a model must learn to copy them, since it cannot learn them all. A checksum of its letters says
+to which split a name or a word that was put together belongs.
 """
 
 # ruff: noqa: SIM905  lists of words read better as one string
@@ -48,7 +48,7 @@ THING_ENDINGS = "bag basket bell board box brush case cover hook lamp mat pot ra
 FOODS = (
     "apples beans bread butter carrots cheese cherries cocoa corn eggs fish flour garlic grapes honey jam "
     "lemons melons milk mushrooms noodles nuts oats olives onions pasta pears peas peppers plums potatoes "
-    "rice salt soup spinach sugar tea tomatoes beancakes fishcakes honeybread peanuts"
+    "rice salt soup spinach sugar tea tomatoes peanuts"
 ).split()
 FOOD_STEMS = (
     "almond apple banana bean berry cheese cherry cocoa corn egg fish fruit ginger herb honey lemon melon milk "
@@ -57,7 +57,8 @@ FOOD_STEMS = (
 FOOD_ENDINGS = "bread buns cakes cream jam juice mash pies rolls salad sauce soup stew sweets tarts tea".split()
 
 PLAIN: dict[Split, float] = {"train": 0.5, "test": 0.7}
-"""Share of plain things; of foods a tenth more. In training many are rare, so that copying pays."""
+"""Share of plain things. In training many are rare, so that copying pays."""
+PLAIN_FOODS = 0.6
 
 COLOURS = "red blue green yellow white black brown purple orange pink".split()
 PETS = "cat dog rabbit horse parrot hamster goat turtle duck pony mouse goldfish".split()
@@ -143,21 +144,22 @@ def thing(rng: Random, split: Split) -> str:
 
 
 def foods(rng: Random, split: Split, count: int) -> list[str]:
-    """Different foods; many are put together from two words, like `plumcakes`, and in the test split never seen."""
+    """Different foods; many are two words, like `plum jam`, and in the test split never seen together."""
     chosen: list[str] = []
     while len(chosen) < count:
-        is_plain = rng.random() < PLAIN[split] + 0.1
-        food = rng.choice(FOODS) if is_plain else _compound(rng, split, FOOD_STEMS, FOOD_ENDINGS)
+        is_plain = rng.random() < PLAIN_FOODS
+        food = rng.choice(FOODS) if is_plain else _compound(rng, split, FOOD_STEMS, FOOD_ENDINGS, between=" ")
         if food not in chosen:
             chosen.append(food)
     return chosen
 
 
-def _compound(rng: Random, split: Split, stems: Sequence[str], endings: Sequence[str]) -> str:
+def _compound(rng: Random, split: Split, stems: Sequence[str], endings: Sequence[str], between: str = "") -> str:
     while True:
         stem, ending = rng.choice(stems), rng.choice(endings)
-        if stem != ending and split_of(stem + ending) == split:
-            return stem + ending
+        word = stem + between + ending
+        if stem != ending and split_of(word) == split:
+            return word
 
 
 def article(noun: str) -> str:
