@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -149,15 +149,37 @@ def separate_rows(
 
 
 def row_lengths(data: TokenData, layout: Layout = "shared") -> np.ndarray:
-    """Tokens that each prompt brings to a batch, shape (N,); padding not counted."""
-    prompts, completions = data.prompt_lengths, data.completion_lengths.sum(1)
+    """Tokens that each prompt brings to a batch, shape (N,) int32; padding not counted."""
+    lengths = data.lengths()
+    prompts, completions = lengths[:, 0], lengths[:, 1:].sum(1, dtype=np.int32)
     return (prompts if layout == "shared" else prompts * data.num_completions) + completions
+
+
+class Batches(Sequence[np.ndarray]):
+    """The batches of an epoch, in order: arrays of indices. Held as two arrays, whatever their number."""
+
+    def __init__(self, order: np.ndarray, batch_size: int, places: np.ndarray) -> None:
+        self.order, self.batch_size = order, batch_size  # (N,): every index once
+        self.places = places  # (B,): which piece of `order` the b-th batch is
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, item: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, item: slice) -> Batches: ...
+    def __getitem__(self, item: int | slice) -> np.ndarray | Batches:
+        if isinstance(item, slice):
+            return Batches(self.order, self.batch_size, self.places[item])
+        start = int(self.places[item]) * self.batch_size  # IndexError where there is none: iteration ends with it
+        return self.order[start : start + self.batch_size]
 
 
 def epoch_batches(
     lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int = 0, group_by_length: bool = True
-) -> list[np.ndarray]:
-    """One epoch as a list of index arrays, one per optimiser step; every index exactly once, the last may be short.
+) -> Batches:
+    """One epoch as index arrays, one per optimiser step; every index exactly once, the last may be short.
 
     The order depends on the seed, the epoch and the lengths alone. With `group_by_length` the shuffled data is cut into
     windows of 32 batches, each sorted by length and cut into batches, and the batches are shuffled again: a batch then
@@ -165,21 +187,19 @@ def epoch_batches(
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
-    if group_by_length:
-        window = 32 * batch_size
-        order = np.concatenate(
-            [
-                part[np.argsort(lengths[part], kind="stable")]
-                for part in (order[start : start + window] for start in range(0, len(order), window))
-            ]
-            or [order]
-        )
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    if group_by_length and len(batches) > 1:
+    num_batches = -(-len(order) // batch_size)
+    places = np.arange(num_batches)
+    if not group_by_length:
+        return Batches(order, batch_size, places)
+    window = 32 * batch_size
+    for start in range(0, len(order), window):
+        part = order[start : start + window]
+        order[start : start + window] = part[np.argsort(lengths[part], kind="stable")]
+    if num_batches > 1:
         # A short last batch stays last: it would otherwise move the step boundaries within the epoch.
-        full = len(batches) - (len(batches[-1]) < batch_size)
-        batches = [batches[i] for i in generator.permutation(full)] + batches[full:]
-    return batches
+        full = len(order) // batch_size
+        places[:full] = generator.permutation(full)
+    return Batches(order, batch_size, places)
 
 
 def split_passes(

@@ -237,7 +237,7 @@ def usable_layout(model: nn.Module, layout: Layout, data: TokenData) -> Layout:
         return layout
     path = scoring_path(model)
     window = _sliding_window(inner_model(model).config)
-    longest = int((data.prompt_lengths + data.completion_lengths.max(1)).max()) if len(data) else 0
+    longest = 0 if window is None else data.longest()
     if path.shared and (window is None or longest <= window):
         return "shared"
     reason = path.reason or f"it attends to a sliding window of {window} tokens and the longest sequence has {longest}"

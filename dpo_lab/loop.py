@@ -288,8 +288,8 @@ class Schedule:
 
     def __init__(self, work: Work, config: TrainingConfig) -> None:
         self.work, self.config = work, config
-        self._epoch, self._batches = 0, list(work.epoch(0))
-        if not self._batches:
+        self._epoch, self._batches = 0, work.epoch(0)
+        if not len(self._batches):
             raise ValueError("there is nothing to train on: the training data is empty")
         self.steps_per_epoch = len(self._batches)
         num_steps = math.ceil(config.epochs * self.steps_per_epoch - 1e-9)
@@ -300,7 +300,7 @@ class Schedule:
         """The indices of step `step` (counted from 0), and the epoch reached after it."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._batches = epoch, list(self.work.epoch(epoch))
+            self._epoch, self._batches = epoch, self.work.epoch(epoch)
         return self._batches[position], (step + 1) / self.steps_per_epoch
 
     def learning_rate(self, step: int) -> float:

@@ -24,6 +24,7 @@ from dpo_lab.lora import as_reference
 from dpo_lab.losses import LOSSES, LossSpec, PairScores
 from dpo_lab.models import check_length, disable_dropout, pick_device
 from dpo_lab.preferences import TokenData, tokenize_examples, tokenize_pairs
+from dpo_lab.preferences.token_files import parts
 from dpo_lab.processes import ALONE, Processes, join
 from dpo_lab.reference import ReferenceCache, fingerprint
 
@@ -149,11 +150,11 @@ class ExampleWork:
     ) -> None:
         self.data, self.held, self.config, self.processes = data, held, config, processes
         self.layout: Layout = layout
-        self.lengths = row_lengths(data, layout)
         self.order_lengths = row_lengths(data, "shared")  # the order of the data does not depend on the layout
+        self.lengths = self.order_lengths if layout == "shared" else row_lengths(data, layout)
         self.scored = scored_lengths(data)
 
-    def epoch(self, epoch: int) -> list[np.ndarray]:
+    def epoch(self, epoch: int) -> Sequence[np.ndarray]:
         config = self.config
         return epoch_batches(
             self.order_lengths, config.batch_size, seed=config.seed, epoch=epoch, group_by_length=config.group_by_length
@@ -257,7 +258,8 @@ def content_hash(data: TokenData) -> str:
     """SHA-256 over token ids, bounds and weights, as hex: two data sets with the same hash train alike."""
     digest = hashlib.sha256()
     for array, kind in ((data.ids, "<i4"), (data.bounds, "<i8"), (data.weights, "<f4")):
-        digest.update(np.ascontiguousarray(array, kind).tobytes())
+        for part in parts(array):
+            digest.update(np.ascontiguousarray(part, kind).reshape(-1))
     return digest.hexdigest()
 
 
@@ -295,12 +297,12 @@ def _check_fit(model: nn.Module, data: TokenData | None, name: str) -> None:
     if data is None:
         return
     rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportCallIssue]
-    largest = int(data.ids.max())
+    largest = max(int(part.max()) for part in parts(data.ids))
     if largest >= rows:
         raise ValueError(
             f"token id {largest} has no embedding: the model has {rows}; tokenise {name} with this model's tokenizer"
         )
-    check_length(model, int((data.prompt_lengths + data.completion_lengths.max(1)).max()), name)
+    check_length(model, data.longest(), name)
 
 
 def _path(path: str | Path | None) -> Path | None:

@@ -141,7 +141,8 @@ def pair_scores_of(policy: np.ndarray, reference: np.ndarray, data: TokenData) -
 
 def scored_lengths(data: TokenData) -> np.ndarray:
     """Scored tokens per completion, shape (N, K): all of them, less the first where the prompt is empty."""
-    return data.completion_lengths - (data.prompt_lengths == 0)[:, None]
+    lengths = data.lengths()
+    return lengths[:, 1:] - (lengths[:, :1] == 0)
 
 
 def reward_beta(spec: Any, knobs: dict[str, float]) -> float:

@@ -5,11 +5,11 @@
     messages.py   what a valid turn is; other dialects → ours
     layouts.py    where the prompt is and where the answers are
     rows.py       a raw row → a row in our shape, or why not
-    reading.py    load_preferences, load_examples, split_rows
+    reading.py    load_preferences, load_examples, stream_preferences, split_rows
     chat.py       conversations → text, by a chat template
     encoding.py   one tokenizer's start and end tokens
     tokens.py     rows → token ids: border, end token, truncation
-    token_data.py the flat arrays that batches are cut from
+    token_data.py the flat arrays that batches are cut from; token_files.py keeps them on a disk
     reports.py    what was read, shortened, left out
     labels/       pairs of one's own: a book of choices, export, agreement
 
@@ -25,6 +25,8 @@ from dpo_lab.preferences.reading import (
     read_examples,
     read_preferences,
     split_rows,
+    stream_examples,
+    stream_preferences,
 )
 from dpo_lab.preferences.reports import BadRow, Place, ReadReport, TokenReport
 from dpo_lab.preferences.token_data import TokenData, TokenRow
@@ -50,6 +52,8 @@ __all__ = [
     "read_preferences",
     "render_prompt",
     "split_rows",
+    "stream_examples",
+    "stream_preferences",
     "tokenize_examples",
     "tokenize_pairs",
 ]

@@ -6,13 +6,13 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dpo_lab.preferences.layouts import EXAMPLE_LAYOUTS, LAYOUTS
-from dpo_lab.preferences.reports import BadRow, ReadReport
+from dpo_lab.preferences.reports import BadRow, Place, ReadReport
 from dpo_lab.preferences.rows import Row, example_row, pair_row
-from dpo_lab.preferences.sources import open_source
+from dpo_lab.preferences.sources import Source, open_source
 
 if TYPE_CHECKING:
     import datasets
@@ -63,6 +63,26 @@ def read_examples(
     """
     known = _known(layout, EXAMPLE_LAYOUTS | LAYOUTS)
     return _read(source, split, example_row, ("sft", "train"), known, on_bad_row, limit, seed)
+
+
+def stream_preferences(
+    source: object, split: str | None = None, *, layout: str | None = None, on_bad_row: OnBadRow = "raise"
+) -> tuple[Iterator[dict[str, Any]], ReadReport]:
+    """`read_preferences` row by row: nothing is held, however many rows there are; the report fills as they are read.
+
+    Rows of .jsonl(.gz) and .parquet files and of `datasets` come one by one; .json lists and .csv files are parsed
+    whole first. Repeated rows are not looked for, since that would need a memory of all rows; the reference cache
+    finds them. `tokenize_pairs(rows, tokenizer, folder=...)` takes the stream.
+    """
+    return _stream(source, split, pair_row, ("train",), _known(layout, LAYOUTS), on_bad_row)
+
+
+def stream_examples(
+    source: object, split: str | None = None, *, layout: str | None = None, on_bad_row: OnBadRow = "raise"
+) -> tuple[Iterator[dict[str, Any]], ReadReport]:
+    """`read_examples` row by row, like `stream_preferences`."""
+    known = _known(layout, EXAMPLE_LAYOUTS | LAYOUTS)
+    return _stream(source, split, example_row, ("sft", "train"), known, on_bad_row)
 
 
 def load_preferences(
@@ -124,6 +144,44 @@ def _read(
     report = ReadReport(opened.name, opened.split, notes=opened.notes)
     rows: list[dict[str, Any]] = []
     seen: set[bytes] = set()
+    for place, fields in _usable(opened, report, convert, layout, on_bad_row):
+        fingerprint = _fingerprint(fields)
+        if fingerprint in seen:
+            report.duplicates.append(place)
+        seen.add(fingerprint)
+        rows.append(fields)
+    if limit is not None and limit < len(rows):
+        report.not_drawn = len(rows) - limit
+        rows = [rows[index] for index in sorted(random.Random(seed).sample(range(len(rows)), limit))]
+    report.rows_kept = len(rows)
+    return rows, report
+
+
+def _stream(
+    source: object,
+    split: str | None,
+    convert: Callable[..., Row],
+    prefer: tuple[str, ...],
+    layout: str | None,
+    on_bad_row: OnBadRow,
+) -> tuple[Iterator[dict[str, Any]], ReadReport]:
+    check_on_bad_row(on_bad_row)
+    opened = open_source(source, split, prefer)
+    report = ReadReport(opened.name, opened.split, notes=opened.notes)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for _, fields in _usable(opened, report, convert, layout, on_bad_row):
+            report.rows_kept += 1
+            yield fields
+
+    return rows(), report
+
+
+def _usable(
+    opened: Source, report: ReadReport, convert: Callable[..., Row], layout: str | None, on_bad_row: OnBadRow
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """The rows that state a preference, in our shape; all others are told in the report, or raise."""
+    num_usable = 0
     for place, raw in opened.rows:
         report.rows_read += 1
         try:
@@ -142,19 +200,11 @@ def _read(
         report.layouts[row.layout] += 1
         for remark in row.remarks:
             getattr(report, remark).append(place)
-        fingerprint = _fingerprint(row.fields)
-        if fingerprint in seen:
-            report.duplicates.append(place)
-        seen.add(fingerprint)
-        rows.append(row.fields)
-    if not rows:
+        num_usable += 1
+        yield place, row.fields
+    if not num_usable:
         nothing = "no rows" if not report.rows_read else f"no usable row among {report.rows_read:,}"
         raise ValueError(f"{opened.name} holds {nothing}; each row needs a prompt and answers\n{report.summary()}")
-    if limit is not None and limit < len(rows):
-        report.not_drawn = len(rows) - limit
-        rows = [rows[index] for index in sorted(random.Random(seed).sample(range(len(rows)), limit))]
-    report.rows_kept = len(rows)
-    return rows, report
 
 
 def _fingerprint(fields: dict[str, Any]) -> bytes:

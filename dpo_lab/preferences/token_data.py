@@ -6,8 +6,6 @@ N prompts, K completions each: K = 2 for pairs (0 chosen, 1 rejected), K = 1 for
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,9 +15,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_ARRAYS = {"ids": "int32", "bounds": "int64", "weights": "float32", "source_rows": "int64"}
-_MANIFEST = "token_data.json"
-_VERSION = 1
+from dpo_lab.preferences.token_files import (
+    ARRAYS,
+    AT_ONCE,
+    MANIFEST,
+    GrowingArrays,
+    check_manifest,
+    parts,
+    told,
+    write_manifest,
+)
+
+_PENDING = 4096  # rows that are collected before their arrays are joined
 
 
 class TokenRow(NamedTuple):
@@ -44,7 +51,7 @@ class TokenData:
     """(N,) int64: index into the rows that were given."""
 
     def __post_init__(self) -> None:
-        for name, dtype in _ARRAYS.items():
+        for name, dtype in ARRAYS.items():
             assert getattr(self, name).dtype == dtype, f"{name} must be {dtype}, is {getattr(self, name).dtype}"
         assert self.bounds.ndim == 2
         assert self.bounds.shape[1] >= 3, f"bounds must be (N, K+2), is {self.bounds.shape}"
@@ -96,88 +103,94 @@ class TokenData:
             collector.add(row[0], row[1], row[2] if len(row) > 2 else 1.0, index)
         return collector.data()
 
+    def lengths(self) -> np.ndarray:
+        """Tokens of the prompt and of each completion, (N, K+1) int32: half the memory of `bounds`, and unlike it
+        never mapped."""
+        lengths = np.empty((len(self), self.num_completions + 1), np.int32)
+        for index, bounds in enumerate(parts(self.bounds)):
+            lengths[index * AT_ONCE : index * AT_ONCE + len(bounds)] = np.diff(bounds, axis=1)
+        return lengths
+
+    def longest(self) -> int:
+        """Tokens of the longest prompt with one of its completions; 0 without rows."""
+        lengths = self.lengths()
+        return int((lengths[:, 0] + lengths[:, 1:].max(1)).max()) if len(lengths) else 0
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Four .npy files and a manifest with their SHA-256, which is written last: half a save does not load."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _MANIFEST).unlink(missing_ok=True)
-        files = {}
-        for name in _ARRAYS:
-            path = folder / f"{name}.npy"
-            np.save(path, np.ascontiguousarray(getattr(self, name)))
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        manifest = {"version": _VERSION, "rows": len(self), "completions": self.num_completions, "files": files}
-        partial = folder / f"{_MANIFEST}.partial"
-        partial.write_text(json.dumps(manifest, indent=1))
-        partial.replace(folder / _MANIFEST)
+        with told(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / MANIFEST).unlink(missing_ok=True)
+            for name in ARRAYS:
+                np.save(folder / f"{name}.npy", np.ascontiguousarray(getattr(self, name)))
+            write_manifest(folder, len(self), self.num_completions)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, mmap: bool = True, verify: bool = True) -> TokenData:
         """What `save` wrote. `mmap` leaves the arrays on disk; `verify` reads them once to compare the SHA-256."""
         folder = Path(folder)
-        if not (folder / _MANIFEST).exists():
-            raise FileNotFoundError(
-                f"{folder} holds no {_MANIFEST}: no token data, or saving broke off; tokenise again"
-            )
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        if manifest["version"] != _VERSION:
-            raise ValueError(f"{folder} has version {manifest['version']}, this is {_VERSION}; tokenise again")
-        for name, expected in manifest["files"].items():
-            path = folder / name
-            size = path.stat().st_size if path.exists() else None
-            if size != expected["bytes"]:
-                raise ValueError(f"{path} should have {expected['bytes']} bytes, has {size or 'none'}; tokenise again")
-            if verify and _sha256(path) != expected["sha256"]:
-                raise ValueError(f"{path} has changed since it was saved (its SHA-256 differs); tokenise again")
-        arrays = {}
-        for name in _ARRAYS:
-            path = folder / f"{name}.npy"
-            arrays[name] = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-        return cls(**arrays)
+        check_manifest(folder, verify=verify)
+        mode = "r" if mmap else None
+        return cls(**{name: np.load(folder / f"{name}.npy", mmap_mode=mode, allow_pickle=False) for name in ARRAYS})
 
 
 class Collector:
-    """Rows → TokenData, holding arrays only: Python's ints would take seven times the memory."""
+    """Rows → TokenData, holding arrays only: Python's ints would take seven times the memory.
 
-    def __init__(self) -> None:
-        self._pieces: list[np.ndarray] = []
-        self._pending: list[np.ndarray] = []
+    With a folder the rows go to files there as they come, and the data that is made is mapped from them.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        self._arrays = GrowingArrays(None if folder is None else Path(folder))
+        self._num_completions: int | None = None
+        self._end = 0  # tokens that have left `_ids`
+        self._clear()
+
+    def _clear(self) -> None:
+        self._ids: list[np.ndarray] = []
         self._lengths: list[tuple[int, ...]] = []
         self._weights: list[float] = []
         self._source_rows: list[int] = []
 
     def add(self, prompt: Any, completions: Sequence[Any], weight: float, source_row: int) -> None:
-        parts = [np.asarray(part, dtype=np.int32) for part in (prompt, *completions)]
-        lengths = tuple(map(len, parts))
-        if len(lengths) < 2 or (self._lengths and len(lengths) != len(self._lengths[0])):
-            wanted = len(self._lengths[0]) - 1 if self._lengths else "at least 1"
+        ids = [np.asarray(part, dtype=np.int32) for part in (prompt, *completions)]
+        lengths = tuple(map(len, ids))
+        if len(lengths) < 2 or (self._num_completions is not None and len(completions) != self._num_completions):
+            wanted = "at least 1" if self._num_completions is None else self._num_completions
             raise ValueError(f"row {source_row} has {len(completions)} completions, needs {wanted}, like the first row")
         if 0 in lengths[1:]:
             raise ValueError(f"row {source_row} has an empty completion; each needs at least its end token")
-        self._pending += parts
+        self._num_completions = len(completions)
+        self._ids += ids
         self._lengths.append(lengths)
         self._weights.append(weight)
         self._source_rows.append(source_row)
-        if len(self._pending) > 10_000:
-            self._pieces.append(np.concatenate(self._pending))
-            self._pending = []
+        if len(self._lengths) == _PENDING:
+            self._flush(self._num_completions)
+
+    def _flush(self, num_completions: int) -> None:
+        lengths = np.array(self._lengths, dtype=np.int64).reshape(-1, num_completions + 1)
+        ends = self._end + np.cumsum(lengths.ravel(), dtype=np.int64).reshape(lengths.shape)
+        self._arrays.extend({
+            "ids": np.concatenate([*self._ids, np.empty(0, np.int32)]),
+            "bounds": np.concatenate([ends[:, :1] - lengths[:, :1], ends], axis=1),
+            "weights": np.array(self._weights, dtype=np.float32),
+            "source_rows": np.array(self._source_rows, dtype=np.int64),
+        })  # fmt: skip
+        self._end += int(lengths.sum())
+        self._clear()
 
     def data(self, num_completions: int = 2) -> TokenData:
         """`num_completions` counts only where there is no row to see it from."""
-        lengths = np.array(self._lengths, dtype=np.int64).reshape(
-            len(self._lengths), -1 if self._lengths else 1 + num_completions
-        )
-        ends = np.cumsum(lengths.ravel(), dtype=np.int64).reshape(lengths.shape)
-        starts = ends[:, :1] - lengths[:, :1]
-        empty = np.empty(0, dtype=np.int32)
-        return TokenData(
-            np.concatenate([*self._pieces, *self._pending, empty]),
-            np.concatenate([starts, ends], axis=1),
-            np.array(self._weights, dtype=np.float32),
-            np.array(self._source_rows, dtype=np.int64),
-        )
+        num_completions = self._num_completions or num_completions
+        self._flush(num_completions)
+        folder = self._arrays.folder
+        if folder is None:
+            return TokenData(**self._arrays.arrays())
+        self._arrays.close(num_completions)
+        return TokenData.load(folder, verify=False)  # the sums are of this very moment
 
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def abandon(self) -> None:
+        """Let go of the files after an error; what they hold does not load."""
+        self._arrays.abandon()

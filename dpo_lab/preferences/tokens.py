@@ -7,7 +7,9 @@ characters of the prompt merge with an answer into one token, that token belongs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -40,35 +42,42 @@ class Texts(NamedTuple):
 
 
 def tokenize_pairs(
-    rows: Sequence[Row] | datasets.Dataset,
+    rows: Iterable[Row] | datasets.Dataset,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int = 1024,
     on_bad_row: OnBadRow = "raise",
+    folder: str | os.PathLike[str] | None = None,
 ) -> tuple[TokenData, TokenReport]:
     """Rows of prompt, chosen, rejected → token ids with K = 2, and what was shortened or left out.
 
     `max_length` counts the prompt with its longer completion. The prompt is shortened first, at its oldest part,
     keeping BOS and the system turn; then completions at their end. Pairs whose answers have the same tokens
     afterwards are left out and counted.
+
+    folder: the ids are written there as they come, and mapped from there: with rows that are streamed
+        (`stream_preferences`) the memory does not grow with their number. `TokenData.load(folder)` opens them again.
     """
-    return _tokenize(rows, ("chosen", "rejected"), tokenizer, max_length, on_bad_row)
+    return _tokenize(rows, ("chosen", "rejected"), tokenizer, max_length, on_bad_row, folder)
 
 
 def tokenize_examples(
-    rows: Sequence[Row] | datasets.Dataset,
+    rows: Iterable[Row] | datasets.Dataset,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int = 1024,
     on_bad_row: OnBadRow = "raise",
+    folder: str | os.PathLike[str] | None = None,
 ) -> tuple[TokenData, TokenReport]:
     """Rows of prompt, completion → token ids with K = 1; rules as in `tokenize_pairs`.
 
     Preference rows (no completion, but chosen) are taken by their chosen answer.
     """
-    columns = rows[0] if len(rows) else {}
+    stream = iter(rows)
+    first = list(islice(stream, 1))
+    columns = first[0] if first else {}
     answer = "chosen" if "chosen" in columns and "completion" not in columns else "completion"
-    return _tokenize(rows, (answer,), tokenizer, max_length, on_bad_row)
+    return _tokenize(chain(first, stream), (answer,), tokenizer, max_length, on_bad_row, folder)
 
 
 def encode_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> list[int]:
@@ -106,17 +115,18 @@ def shorten(
 
 
 def _tokenize(
-    rows: Sequence[Row] | datasets.Dataset,
+    rows: Iterable[Row],
     names: tuple[str, ...],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     on_bad_row: OnBadRow,
+    folder: str | os.PathLike[str] | None,
 ) -> tuple[TokenData, TokenReport]:
     check_on_bad_row(on_bad_row)
     if max_length < 2:
         raise ValueError(f"max_length must be at least 2, got {max_length}; it counts prompt plus completion")
-    report = TokenReport(max_length, rows=len(rows))
-    encoder, collector = Encoder(tokenizer), Collector()
+    report = TokenReport(max_length)
+    encoder, collector = Encoder(tokenizer), Collector(folder)
     kinds: set[bool] = set()
 
     def left_out(problem: BadRow, index: int) -> None:
@@ -125,22 +135,29 @@ def _tokenize(
             raise problem from None
         report.dropped.append(problem)
 
-    for start in range(0, len(rows), _CHUNK):
-        chunk = []
-        for index in range(start, min(start + _CHUNK, len(rows))):
-            try:
-                chunk.append(_rendered(index, rows[index], names, encoder))
-            except BadRow as problem:
-                left_out(problem, index)
-        for texts, prompt, wholes in _encoded(chunk, encoder):
-            kinds.add(texts.is_chat)
-            try:
-                _collect(texts, prompt, wholes, encoder, collector, report)
-            except BadRow as problem:
-                left_out(problem, texts.number)
-        report.foreign_turns += sum(_has_foreign_turn(texts.row[name]) for texts in chunk for name in names)
-    data = collector.data(len(names))
-    report.measure(data.prompt_lengths, data.completion_lengths)
+    numbered = enumerate(rows)
+    try:
+        while items := list(islice(numbered, _CHUNK)):
+            report.rows += len(items)
+            chunk = []
+            for index, row in items:
+                try:
+                    chunk.append(_rendered(index, row, names, encoder))
+                except BadRow as problem:
+                    left_out(problem, index)
+            for texts, prompt, wholes in _encoded(chunk, encoder):
+                kinds.add(texts.is_chat)
+                try:
+                    _collect(texts, prompt, wholes, encoder, collector, report)
+                except BadRow as problem:
+                    left_out(problem, texts.number)
+            report.foreign_turns += sum(_has_foreign_turn(texts.row[name]) for texts in chunk for name in names)
+        data = collector.data(len(names))
+    except BaseException:
+        collector.abandon()
+        raise
+    lengths = data.lengths()
+    report.measure(lengths[:, 0], lengths[:, 1:])
     _describe(report, encoder, kinds)
     return data, report
 
