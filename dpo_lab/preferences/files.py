@@ -205,19 +205,29 @@ def _parquet(path: Path) -> Iterator[RawRow]:
 
     try:
         file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as problem:
-        raise ValueError(f"{path} is not a sound parquet file ({problem}); copy or download it again") from None
+    except (pa.ArrowException, OSError) as problem:
+        raise _unsound_parquet(path, problem, 0) from None
     return _parquet_rows(path, file)
 
 
 def _parquet_rows(path: Path, file: Any) -> Iterator[RawRow]:
+    import pyarrow as pa
+
     # `datasets` writes mixed structures as arrow's JSON type, which pyarrow hands back as text.
     encoded = [column.name for column in file.schema_arrow if "json" in str(getattr(column.type, "extension_name", ""))]
+    index = 0
     with file:
-        index = 0
-        for batch in file.iter_batches(batch_size=1000):
-            for row in batch.to_pylist():
-                for name in encoded:
-                    row[name] = None if row[name] is None else json.loads(row[name])
-                yield Place(path.name, row=index), row
-                index += 1
+        try:
+            for batch in file.iter_batches(batch_size=1000):
+                for row in batch.to_pylist():
+                    for name in encoded:
+                        row[name] = None if row[name] is None else json.loads(row[name])
+                    yield Place(path.name, row=index), row
+                    index += 1
+        except (pa.ArrowException, OSError, ValueError, RecursionError) as problem:
+            raise _unsound_parquet(path, problem, index) from None
+
+
+def _unsound_parquet(path: Path, problem: Exception, row: int) -> ValueError:
+    reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+    return ValueError(f"{path} is not a sound parquet file ({reason}, at row index {row}); copy or download it again")

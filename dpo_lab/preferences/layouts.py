@@ -113,7 +113,10 @@ def _instruction_prompt(raw: Raw) -> tuple[list[Message], tuple[str, ...]]:
     if raw.get("input"):
         text = f"{text}\n\n{text_of(raw['input'], 'input')}" if text else text_of(raw["input"], "input")
     turns: list[Message] = []
-    for index, exchange in enumerate(raw.get("history") or []):
+    history = raw.get("history") or []
+    if not isinstance(history, list | tuple):
+        raise BadRow("history", f"must be a list of exchanges, got {shown(history)}", "write [[question, answer], ...]")
+    for index, exchange in enumerate(history):
         if not isinstance(exchange, list | tuple) or len(exchange) != 2:
             raise BadRow(f"history[{index}]", f"must be a question and its answer, got {shown(exchange)}",
                          "write [question, answer]")  # fmt: skip
