@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -71,13 +72,21 @@ class StoredStudy:
         if folder.is_dir() and not (folder / SETTINGS).exists() and not (folder / LOCKS).exists() \
                 and any(folder.iterdir()):  # fmt: skip
             raise ValueError(f"{folder} is not empty and holds no sweep; give --study a new or an empty folder")
-        (folder / LOCKS).mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / LOCKS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"{folder} cannot be written ({error.strerror or error}); free space or permissions there, or name "
+                "another folder with --study"
+            ) from error
         with study.turn():
             if not (folder / SETTINGS).exists():
                 with study._opened(create=True) as stored:
-                    if settings.sampler == "grid" and not stored.get_trials(deepcopy=False):
+                    if settings.sampler == "grid":  # a process that died here may have put down some of the cells
+                        there = [trial.system_attrs.get("fixed_params") for trial in stored.get_trials(deepcopy=False)]
                         for cell in study.space.grid():
-                            stored.enqueue_trial(cell)
+                            if cell not in there:
+                                stored.enqueue_trial(cell)
                 write_whole(folder / SETTINGS, to_json(asdict(settings), indent=2) + b"\n")
             elif difference := changed(settings, read_settings(folder)):
                 raise ValueError(f"{folder} was just begun with other settings ({', '.join(difference)}); join it "
@@ -118,11 +127,12 @@ class StoredStudy:
         with self.turn(), self._opened() as study:
             self._mark_the_dead(study)
             trials = study.get_trials(deepcopy=False)
-            if sum(not trial.user_attrs.get("is_repeated") and trial.state.name != "WAITING" for trial in trials) >= (
-                self.settings.num_trials(self.space)
-            ):
+            num_taken = sum(
+                not trial.user_attrs.get("is_repeated") and trial.state.name != "WAITING" for trial in trials
+            )
+            if num_taken >= self.settings.num_trials(self.space):
                 return None
-            study.sampler = self._sampler(len(trials))
+            study.sampler = self._sampler(num_taken)
             asked = study.ask()
             asked.set_user_attr("worker", self._worker)
             values = {name: self._suggest(asked, name) for name in self.space.searched}
@@ -134,7 +144,7 @@ class StoredStudy:
             trials = study.get_trials(deepcopy=False)
         rows = []
         for trial in trials:
-            seconds = trial.duration.total_seconds() if trial.duration else None
+            seconds = trial.user_attrs.get("seconds")
             row: Row = {"trial": trial.number, "state": STATES[trial.state.name], "value": trial.value}
             values = trial.system_attrs.get("fixed_params", {}) | trial.params  # one that waits has only the former
             row |= {name: values.get(name) for name in self.space.searched}
@@ -177,9 +187,13 @@ class StoredStudy:
         attributes = {"why": why if is_repeated else f"{why}, for the second time", "is_repeated": is_repeated}
         for name, value in attributes.items():
             study._storage.set_trial_user_attr(trial_id, name, value)
+        values = trial.system_attrs.get("fixed_params", {}) | trial.params
+        # Without all of its values the trial is not put back: its number is free again, and gives the same values.
+        if is_repeated and self.space.searched.keys() <= values.keys():
+            others = study.get_trials(deepcopy=False)
+            if not any(other.user_attrs.get("again") == trial.number for other in others):  # a death here did it before
+                study.enqueue_trial(values, user_attrs={"attempt": attempt, "again": trial.number})
         study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
-        if is_repeated and trial.params:
-            study.enqueue_trial(trial.params, user_attrs={"attempt": attempt})
 
     # ── Optuna ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -187,12 +201,13 @@ class StoredStudy:
     def _opened(self, *, create: bool = False) -> Iterator[optuna.Study]:
         """Optuna's study. Opened for each use: SQLite's connections don't outlive it, and none is left to close."""
         optuna, settings = self.optuna, self.settings
-        storage = optuna.storages.RDBStorage(
-            f"sqlite:///{(self.folder / STORE).resolve()}",
-            engine_kwargs={"connect_args": {"timeout": 60}},  # others write too
-            skip_table_creation=not create,
-            skip_compatibility_check=not create,
-        )
+        with self._told():
+            storage = optuna.storages.RDBStorage(
+                f"sqlite:///{(self.folder / STORE).resolve()}",
+                engine_kwargs={"connect_args": {"timeout": 60}},  # others write too
+                skip_table_creation=not create,
+                skip_compatibility_check=not create,
+            )
         pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=max(1, settings.evaluations // 3))
         with self._closing(storage):
             if create:
@@ -210,16 +225,31 @@ class StoredStudy:
         before = logging.get_verbosity()
         logging.set_verbosity(logging.WARNING)
         try:
-            yield
+            with self._told():
+                yield
         finally:
             storage.remove_session()
             getattr(storage, "_backend", storage).engine.dispose()  # a study may have put its own cache before it
             logging.set_verbosity(before)
 
-    def _sampler(self, num_trials: int) -> Any:
-        """Seeded by the study's seed and the trial's number: the search does not depend on who takes which trial, or
-        on whether it was interrupted, so long as one trial follows the other."""
-        seed = int(np.random.SeedSequence([self.settings.seed, num_trials]).generate_state(1)[0])
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Gives what the database complains about the study's file and the remedy."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (self.optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+            reason = str(getattr(error.__cause__ or error, "orig", None) or error).splitlines()[0]
+            raise OSError(
+                f"the study {self.folder / STORE} cannot be read or written ({reason}); free space or permissions "
+                "there and join it again, or restore the file if it is damaged"
+            ) from error
+
+    def _sampler(self, num_taken: int) -> Any:
+        """Seeded by the study's seed and the number of trials taken before: the search does not depend on who takes
+        which trial, or on whether it was interrupted, so long as one trial follows the other."""
+        seed = int(np.random.SeedSequence([self.settings.seed, num_taken]).generate_state(1)[0])
         samplers = self.optuna.samplers
         if self.settings.sampler == "random":
             return samplers.RandomSampler(seed=seed)
@@ -246,6 +276,7 @@ class Trial:
         self.searched = searched
         self.values = study.space.fixed | searched
         self.folder = study.folder / TRIALS / f"{self.number:04d}"
+        self._began = time.monotonic()  # Optuna's own times are the wall clock's, which may be set meanwhile
 
     def report(self, look: int, value: float) -> bool:
         """Record a look (1, 2, … out of `evaluations`); whether the trial stands below the median of the others."""
@@ -275,6 +306,7 @@ class Trial:
         with self.study._closing(self._asked.study._storage):
             if why:
                 self._asked.set_user_attr("why", why)
+            self._asked.set_user_attr("seconds", round(time.monotonic() - self._began, 3))
             self._asked.study.tell(self._asked, value, state=getattr(self.study.optuna.trial.TrialState, state))
 
 
@@ -284,10 +316,21 @@ def read_settings(folder: Path) -> SweepSettings:
     if not path.is_file():
         raise ValueError(f"{folder} holds no sweep: {SETTINGS} is missing; give the folder that was given as --study")
     try:
-        found = json.loads(path.read_bytes())
-        return SweepSettings(**found)
-    except (ValueError, TypeError) as error:
+        found = SweepSettings(**json.loads(path.read_bytes()))
+        hints = get_type_hints(SweepSettings)
+        for name, value in vars(found).items():
+            if not _is_of(value, hints[name]):
+                raise ValueError(f"{name} can't be {value!r}")
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or begin another sweep") from None
+    return found
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of a field's type: a plain type, a union of such, or a list of names."""
+    if options := get_args(hint):
+        return value in options if get_origin(hint) is Literal else any(_is_of(value, option) for option in options)
+    return type(value) is hint or (hint is float and type(value) is int)
 
 
 def as_begun(folder: Path, settings: SweepSettings) -> SweepSettings:
@@ -299,6 +342,11 @@ def as_begun(folder: Path, settings: SweepSettings) -> SweepSettings:
         raise ValueError(
             f"{name} is {getattr(settings, name)!r}, but the sweep in {folder} was begun with "
             f"{getattr(begun, name)!r}; leave it out to join that sweep, or begin another"
+        )
+    if begun.trust_remote_code and not settings.trust_remote_code:
+        raise ValueError(
+            f"the sweep in {folder} runs Python code that comes with its model, which a file alone can't allow; read "
+            "that code, then say --trust-remote-code again"
         )
     default = {entry.name: entry.default for entry in fields(SweepSettings)}
     own = {name: getattr(settings, name) for name in WATCHING if getattr(settings, name) != default[name]}
