@@ -18,6 +18,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,6 +32,7 @@ from dpo_lab.logprobs import SCORING_VERSION, score
 from dpo_lab.lora import adapted_layers, base_weights, is_off
 from dpo_lab.models import inner_model
 from dpo_lab.preferences import TokenData
+from dpo_lab.preferences.token_files import release
 from dpo_lab.processes import ALONE, Processes
 
 logger = logging.getLogger("dpo_lab")
@@ -38,6 +40,8 @@ logger = logging.getLogger("dpo_lab")
 T = TypeVar("T")
 
 CACHE_VARIABLE = "DPO_LAB_CACHE"
+BLOCK = 2**16
+"""Pairs that are looked for, and then scored, together."""
 # Settings that say where a model came from or how it is stored: they change with saving and loading, its values do not.
 _UNHASHED_SETTINGS = {"_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "torch_dtype"}
 _COLUMNS = [b"key", b"value", b"checksum"]
@@ -68,6 +72,8 @@ class ReferenceCache:
                 self.path = self.path / "reference.sqlite"
             if self.path.exists() and not self.path.is_file():  # a folder or a device is no damaged file to set aside
                 raise OSError("it is no regular file")
+            if not _may_be_store(self.path):  # someone's own file is no damaged store either
+                raise OSError("it is another kind of file")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._store = self._open()
         except (OSError, sqlite3.OperationalError) as error:
@@ -88,38 +94,80 @@ class ReferenceCache:
 
         progress: called with (pairs done, pairs to compute) after each pass.
         processes: of several, each computes and stores its share of what the main process did not find.
+
+        The data is gone through in blocks: beside the values, no more than a block's keys and tokens are held. What a
+        killed process left to do is cut into the same passes as it would have cut, so the values are the same too.
         """
-        keys = row_keys(fingerprint(model), data, scoring_conditions(model, precision))
-        values, is_missing = processes.from_main(lambda: self.lookup(keys, data.num_completions))
-        # A pair that stands several times in the data is computed once.
-        first_of = {keys[i]: int(i) for i in np.flatnonzero(is_missing)[::-1]}
-        to_compute = np.array(sorted(first_of.values()), np.int64)
+        name, conditions = fingerprint(model), scoring_conditions(model, precision)
+        values = np.zeros((len(data), data.num_completions), np.float32)
+        is_missing = np.ones(len(data), bool)
+        blocks = [slice(start, min(start + BLOCK, len(data))) for start in range(0, len(data), BLOCK)]
+
+        def look(block: slice) -> list[bytes]:
+            keys = row_keys(name, data, conditions, block)
+            found = processes.from_main(lambda: self.lookup(keys, data.num_completions))
+            values[block], is_missing[block] = found
+            return keys
+
+        keys, num_done, num_computed, total = [], 0, 0, 0
+        for block in blocks:
+            keys = look(block)
+            total += len(_first_of(keys, is_missing[block]))
+        num_found = len(data) - int(is_missing.sum())
+
+        def tell(num: int) -> None:
+            if progress is not None:
+                progress(min(num_done + num, total), total)
+
+        for block in blocks:
+            if not is_missing[block].any():
+                continue
+            if len(blocks) > 1:  # by now it may be there, from an earlier block or another process
+                keys = row_keys(name, data, conditions, block)
+                num_done += len(_first_of(keys, is_missing[block]))
+                look(block)
+                num_done -= len(_first_of(keys, is_missing[block]))
+            num = len(_first_of(keys, is_missing[block]))
+            part = data.select(block.start + np.flatnonzero(is_missing[block]))
+            values[block][is_missing[block]] = self._compute(
+                model, part, list(compress(keys, is_missing[block])), tell, processes, layout=layout,
+                tokens_per_pass=tokens_per_pass, precision=precision,
+            )  # fmt: skip
+            num_done, num_computed = num_done + num, num_computed + num
+        return CachedLogps(values, num_found, num_computed)
+
+    def _compute(
+        self,
+        model: nn.Module,
+        data: TokenData,
+        keys: list[bytes],
+        tell: Callable[[int], None],
+        processes: Processes,
+        **options: Any,
+    ) -> np.ndarray:
+        """Values (N, K) of rows that are not stored, which then they are. A pair that stands several times is computed
+        once."""
+        first_of = _first_of(keys, np.ones(len(keys), bool))
+        rows = np.array(sorted(first_of.values()), np.int64)
         num_done = 0
 
         def keep(indices: np.ndarray, scored: np.ndarray) -> None:
             nonlocal num_done
-            rows = to_compute[indices]
-            for row, value in zip(rows, scored, strict=True):
+            for row, value in zip(rows[indices], scored, strict=True):
                 if not np.isfinite(value).all():
                     raise FloatingPointError(
                         f"the reference gives log-probs {value.tolist()} for row {int(data.source_rows[row])}; "
                         "its weights are broken, or float16 overflows: try precision bfloat16 or float32"
                     )
-            self._write([keys[row] for row in rows], scored)
-            num_done += len(rows)
-            if progress is not None:  # the other processes are about as far
-                progress(min(num_done * processes.count, len(to_compute)), len(to_compute))
+            self._write([keys[row] for row in rows[indices]], scored)
+            num_done += len(indices)
+            tell(min(num_done * processes.count, len(rows)))  # the other processes are about as far
 
-        if len(to_compute):
-            values[to_compute] = score(
-                model, data.select(to_compute), layout=layout, tokens_per_pass=tokens_per_pass,
-                precision=precision, progress=keep, processes=processes,
-            )  # fmt: skip
-            if processes.count > 1:
-                processes.from_main(lambda: self._add([keys[row] for row in to_compute], values[to_compute]))
-            for i in np.flatnonzero(is_missing):
-                values[i] = values[first_of[keys[i]]]
-        return CachedLogps(values, num_found=len(data) - int(is_missing.sum()), num_computed=len(to_compute))
+        scored = score(model, data.select(rows), progress=keep, processes=processes, **options)
+        if processes.count > 1:
+            processes.from_main(lambda: self._add([keys[row] for row in rows], scored))
+        place_of = {keys[row]: place for place, row in enumerate(rows)}
+        return scored[[place_of[key] for key in keys]]
 
     def lookup(self, keys: list[bytes], num_completions: int) -> tuple[np.ndarray, np.ndarray]:
         """Stored values (N, K) for the keys, and which are missing (N,). Computes nothing."""
@@ -259,16 +307,25 @@ def scoring_conditions(model: nn.Module, precision: str) -> str:
     return f"{precision} {parameter.dtype} {parameter.device.type} v{SCORING_VERSION} transformers {release}"
 
 
-def row_keys(model_fingerprint: str, data: TokenData, conditions: str) -> list[bytes]:
-    """One 16-byte key per row of `data`."""
+def row_keys(model_fingerprint: str, data: TokenData, conditions: str, rows: slice = slice(None)) -> list[bytes]:
+    """One 16-byte key per row of `data`, or of a run of its rows."""
     prefix = hashlib.blake2b(f"{model_fingerprint} {conditions}".encode(), digest_size=16)
     keys = []
-    for bounds in data.bounds:
+    bounds, ids = np.asarray(data.bounds[rows]), np.asarray(data.ids)
+    relative = np.ascontiguousarray(bounds - bounds[:, :1], "<i8")
+    for (start, *_, end), own in zip(bounds.tolist(), relative, strict=True):
         digest = prefix.copy()
-        digest.update((bounds - bounds[0]).astype("<i8").tobytes())
-        digest.update(np.asarray(data.ids[bounds[0] : bounds[-1]], "<i4").tobytes())
+        digest.update(own)
+        digest.update(np.ascontiguousarray(ids[start:end], "<i4"))
         keys.append(digest.digest())
+    release(data.ids)
+    release(data.bounds)
     return keys
+
+
+def _first_of(keys: list[bytes], is_missing: np.ndarray) -> dict[bytes, int]:
+    """The missing keys, each with the first row that has it."""
+    return {keys[i]: int(i) for i in np.flatnonzero(is_missing)[::-1]}
 
 
 def _is_damage(error: Exception) -> bool:
@@ -280,6 +337,14 @@ def _is_intact(key: Any, value: Any, checksum: Any, num_completions: int) -> boo
     """Whether a row is what was written. In a damaged file any column may have become anything."""
     is_whole = isinstance(key, bytes) and isinstance(value, bytes) and len(value) == 4 * num_completions
     return is_whole and zlib.crc32(key + value) == checksum
+
+
+def _may_be_store(path: Path) -> bool:
+    """Whether a file is SQLite's, empty, or at least called so: only such a one is ever set aside as damaged."""
+    if path.suffix in (".sqlite", ".sqlite3", ".db") or not path.exists():
+        return True
+    with path.open("rb") as file:
+        return file.read(16) in (b"", b"SQLite format 3\0")
 
 
 def _connect(path: Path) -> sqlite3.Connection:
