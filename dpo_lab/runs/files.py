@@ -33,6 +33,8 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return [], False
+    except OSError as error:
+        raise OSError(f"{path} cannot be read ({error.strerror}); give yourself permission to read it") from error
     rest = lines.pop()  # what follows the last line's end: nothing, unless a write was cut
     rows = []
     for number, line in enumerate(lines, start=1):

@@ -31,7 +31,8 @@ CONFIG, METRICS, MARGINS, SAMPLES = "config.json", "metrics.jsonl", "margins.jso
 CURVES, REPORT, CHECKPOINTS, MODEL, ADAPTER = "curves.png", "report.html", "checkpoints", "model", "adapter"
 CARD = "README.md"
 ENDINGS = ("finished", "result")  # kinds of rows that stand after the end of training
-PLACES = {"run", "resume", "cache", "track", "push_to_hub"}  # settings that say where things lie, not what is computed
+# Settings that say where things lie, not what is computed.
+PLACES = {"run", "resume", "cache", "tokens", "track", "push_to_hub"}
 
 
 class Run:
@@ -53,7 +54,8 @@ class Run:
         folder = Path(folder)
         config = plain_json(dict(config), "config")
         with writing(folder):
-            is_run, is_taken = (folder / CONFIG).is_file(), folder.is_dir() and any(folder.iterdir())
+            held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+            is_run, is_taken = (folder / CONFIG).is_file(), bool(held - {f".{CONFIG}.partial"})  # left by a killed one
         if resume:
             if not is_run:
                 raise ValueError(f"{folder} holds no run to go on with; leave out --resume to begin one there")
