@@ -53,7 +53,12 @@ def load_policy(
     name = str(embedded_path("models", EMBEDDED_MODEL)) if str(source) == "embedded" else os.fspath(source)
     if Path(name).expanduser().is_dir() and name.strip():
         name = str(Path(name).expanduser())
-    _check_source(name)
+    try:
+        _check_source(name)
+    except PermissionError as error:
+        raise PermissionError(
+            f"no permission to read {error.filename}; change its mode or load a copy of your own"
+        ) from None
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if revision is not None:
         options["revision"] = revision
@@ -175,12 +180,25 @@ def _check_source(name: str) -> None:
             pickled = [entry.name for entry in (*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth"))]
             what = f"only pickled weights ({', '.join(pickled)}), which can run code" if pickled else "no weights"
             raise ValueError(f"{name} holds {what}; convert them to safetensors with save_pretrained")
+        for index in path.glob("*.safetensors.index.json"):
+            _check_shards(index)
         return
     if path.is_file():
         raise ValueError(f"{name} is a file; a model is a folder with config.json, safetensors and a tokenizer")
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name)
     if looks_like_path:
         raise ValueError(f"no model folder at {name!r}; check the path, or give a Hub id (owner/name) or 'embedded'")
+
+
+def _check_shards(index: Path) -> None:
+    """A model in several files names them in an index; none of them may lie elsewhere."""
+    try:
+        shards = {str(shard) for shard in json.loads(index.read_bytes())["weight_map"].values()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged ({error}); copy it again from where it came") from None
+    for shard in sorted(shards):
+        if Path(shard).name != shard:
+            raise ValueError(f"{index} names {shard!r}, which lies outside of its folder; get the model again")
 
 
 def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:

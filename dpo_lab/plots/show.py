@@ -41,7 +41,14 @@ class Shown:
         data, metadata = self._repr_mimebundle_()
         display(data, metadata=metadata, raw=True)
         words = f"<details><summary>In words</summary>{escape(self.alt, quote=False)}</details>"
-        display({"text/markdown": f"*{self.caption}*\n\n{words}", "text/plain": self.caption}, raw=True)
+        display({"text/markdown": f"*{_as_text(self.caption)}*\n\n{words}", "text/plain": self.caption}, raw=True)
+
+
+def _as_text(caption: str) -> str:
+    """The caption with its markup as text; what stands between dollars is a formula, which Jupyter escapes itself."""
+    parts = caption.split("$")
+    is_paired = len(parts) % 2 == 1
+    return "$".join(part if i % 2 and is_paired else escape(part, quote=False) for i, part in enumerate(parts))
 
 
 def show(figure: Figure | Axes, caption: str, alt: str) -> Shown:

@@ -6,6 +6,7 @@ others are named in its notes.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from dpo_lab.embedded import embedded_path
 from dpo_lab.preferences.files import DATA_SUFFIXES, RawRow, data_suffix, has_bom, read_file
 from dpo_lab.preferences.reports import BadRow, Place, shown
 
-_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(?::(?P<config>[\w-][\w.-]*))?")
+_HUB_ID = re.compile(r"(?!.*\.\.)(?P<name>[\w-][\w.-]*/[\w.-]+)(?::(?P<config>[\w-][\w.-]*))?")  # never `..`
 _SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}")
 _SPLIT_WORDS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
@@ -172,9 +173,22 @@ def _folder(folder: Path, split: str | None, prefer: Sequence[str], *, name: str
 
 def _saved_by_datasets(folder: Path, split: str | None, prefer: Sequence[str]) -> Source:
     datasets = _datasets(f"{folder}, which was written by save_to_disk")
+    for state in folder.rglob("state.json"):
+        _check_names(state)
     opened = open_source(datasets.load_from_disk(str(folder)), split, prefer)
     opened.name = folder.name
     return opened
+
+
+def _check_names(state: Path) -> None:
+    """A saved data set names its files; none of them may lie elsewhere."""
+    try:
+        names = [str(entry["filename"]) for entry in json.loads(state.read_bytes())["_data_files"]]
+    except (ValueError, LookupError, TypeError) as problem:
+        raise ValueError(f"{state} is damaged ({problem}); save the data set again with save_to_disk") from None
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"{state} names {shown(name)}, which lies outside of its folder; save the data set again")
 
 
 def _datasets(what: str) -> Any:
