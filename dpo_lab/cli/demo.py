@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from dpo_lab.cli.inputs import dated_folder
 from dpo_lab.cli.options import DemoOptions, TrainOptions
 from dpo_lab.cli.progress import console
 from dpo_lab.cli.train import train
@@ -32,7 +31,7 @@ MAX_NEW_TOKENS = 80
 def demo(options: DemoOptions) -> int:
     """Train on the embedded data with the default settings, and show what it did to answers on unseen prompts."""
     began = time.perf_counter()
-    folder = options.run or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = options.run or dated_folder("demo")
     rows, _ = read_preferences("embedded", split="test")
     prompts = [Conversation.from_row(row) for row in rows]
     texts = {"before": _answers("embedded", rows, options)}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from datetime import datetime
+from itertools import count
+from pathlib import Path
 from typing import Any
 
-from dpo_lab.cli.options import InputOptions, RunOptions
+from dpo_lab.cli.options import CacheOptions, InputOptions, RunOptions
 from dpo_lab.cli.progress import console
-from dpo_lab.models import load_policy, num_parameters, position_limit
-from dpo_lab.preferences import split_rows
+from dpo_lab.models import load_policy, num_parameters, pick_device, position_limit
+from dpo_lab.preferences import TokenData, split_rows
+from dpo_lab.processes import join
 
 Row = dict[str, Any]
 Read = Callable[..., tuple[Sequence[Row], Any]]
@@ -35,9 +39,9 @@ def read_rows(options: InputOptions, seed: int, read: Read, *, embedded_split: s
     return list(rows)
 
 
-def read_training_rows(options: RunOptions, seed: int, read: Read) -> tuple[list[Row], list[Row]]:
-    """Rows to train on and rows to evaluate on."""
-    rows = read_rows(options, seed, read, embedded_split="train")
+def read_training_rows(options: RunOptions, seed: int, read: Read) -> tuple[list[Row] | None, list[Row]]:
+    """Rows to train on, or None where they are streamed, and rows to evaluate on."""
+    rows = None if options.tokens else read_rows(options, seed, read, embedded_split="train")
     if options.held_out is not None:
         split = options.held_out_split or ("test" if options.held_out in ("embedded", options.pairs) else None)
         held, report = read(options.held_out, split=split, on_bad_row=options.on_bad_row)
@@ -46,16 +50,48 @@ def read_training_rows(options: RunOptions, seed: int, read: Read) -> tuple[list
         raise ValueError(f"held_out_split is {options.held_out_split!r} without --held-out; name the source as well")
     elif options.pairs == "embedded" and options.split != "test":
         held, _ = read("embedded", split="test", on_bad_row=options.on_bad_row)
-    elif options.validation:
+    elif options.validation and rows is not None:
         rows, held = split_rows(rows, options.validation, seed)
     else:
         held = []
-    return list(rows), list(held)
+    return rows if rows is None else list(rows), list(held)
 
 
-def tokenized(rows: list[Row], held: list[Row], tokenizer: Any, max_length: int, tokenize: Callable[..., Any]) -> Any:
-    """Token ids of both parts; what was shortened is said."""
-    tokens, report = tokenize(rows, tokenizer, max_length=max_length)
+def stream_tokens(
+    options: RunOptions | CacheOptions, tokenizer: Any, max_length: int, stream: Any, tokenize: Any
+) -> Any:
+    """(token ids mapped from the folder --tokens, the report on them), of rows that are read one by one.
+
+    Of several processes the main one reads and writes; the others map what it wrote.
+    """
+    split = options.split or ("train" if options.pairs == "embedded" else None)
+    folder = options.tokens
+    assert folder is not None
+
+    def written() -> Any:
+        rows, read = stream(options.pairs, split=split, on_bad_row=options.on_bad_row)
+        _, report = tokenize(rows, tokenizer, max_length=max_length, folder=folder)
+        say(read)
+        return report
+
+    report = join(pick_device(options.device)).from_main(written)
+    return TokenData.load(folder, verify=False), report
+
+
+def tokenized(
+    options: RunOptions,
+    rows: list[Row] | None,
+    held: list[Row],
+    tokenizer: Any,
+    max_length: int,
+    stream: Callable[..., Any],
+    tokenize: Callable[..., Any],
+) -> Any:
+    """Token ids of both parts; what was shortened is said. Without rows, those to train on are streamed."""
+    if rows is None:
+        tokens, report = stream_tokens(options, tokenizer, max_length, stream, tokenize)
+    else:
+        tokens, report = tokenize(rows, tokenizer, max_length=max_length)
     say(report)
     held_tokens = None
     if held:
@@ -77,3 +113,10 @@ def say(report: Any) -> None:
     """Print what a report has to tell."""
     if text := report.summary():
         console.print(text, markup=False, style="dim", soft_wrap=True)
+
+
+def dated_folder(name: str) -> Path:
+    """runs/NAME-DATE-TIME, with a number behind it where the clock has shown that time before."""
+    folder = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    others = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    return folder if not folder.exists() else next(other for other in others if not other.exists())

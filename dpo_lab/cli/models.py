@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from dpo_lab.cli.inputs import load_model, longest_prompt, read_rows, say
+from dpo_lab.cli.inputs import load_model, longest_prompt, read_rows, say, stream_tokens
 from dpo_lab.cli.options import CacheOptions, EvaluateOptions, MergeOptions, SampleOptions
 from dpo_lab.cli.progress import Dashboard, console, number_table
 from dpo_lab.cli.tables import TABLES, check_output, write_table
@@ -14,7 +14,7 @@ from dpo_lab.evaluation import evaluate as evaluate_pairs
 from dpo_lab.evaluation import kl_from_reference
 from dpo_lab.lora import base_of, merge_adapter
 from dpo_lab.models import check_length, load_policy, pick_device, save_policy
-from dpo_lab.preferences import prompt_text, read_preferences, tokenize_pairs
+from dpo_lab.preferences import prompt_text, read_preferences, stream_preferences, tokenize_pairs
 from dpo_lab.processes import join, leave
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.sampling import generate
@@ -25,8 +25,11 @@ def cache(options: CacheOptions) -> int:
     processes = join(pick_device(options.device))
     console.quiet = not processes.is_main
     model, tokenizer = load_model(options, options.device)
-    rows = read_rows(options, options.seed, read_preferences, embedded_split="train")
-    data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length)
+    if options.tokens is not None:
+        data, report = stream_tokens(options, tokenizer, options.max_length, stream_preferences, tokenize_pairs)
+    else:
+        rows = read_rows(options, options.seed, read_preferences, embedded_split="train")
+        data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length)
     say(report)
     check_length(model, report.longest, "--pairs")
     began = time.perf_counter()

@@ -38,6 +38,8 @@ class RunOptions(InputOptions):
 
     run: Path | None = None
     """Folder of the run; None makes runs/COMMAND-DATE-TIME."""
+    tokens: Path | None = None
+    """Stream the rows, and map their token ids from this folder: for more data than memory holds."""
     resume: bool = False
     """Go on with the run in --run from its last checkpoint."""
     held_out: str | None = None
@@ -59,6 +61,7 @@ class RunOptions(InputOptions):
 
     def check(self) -> None:
         """ValueError for what would strike only after training."""
+        check_stream(self.tokens, self.limit)
         if self.samples < 0:
             raise ValueError(f"samples must not be negative, got {self.samples}; 0 samples nothing")
         if self.max_new_tokens < 1:
@@ -94,8 +97,8 @@ class SFTOptions(SFTConfig, LoRAConfig, RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheOptions(InputOptions):
-    """Score pairs under the reference once and keep the log-probs, so that training starts at once."""
+class ScoreOptions(InputOptions):
+    """How a model is run over pairs."""
 
     max_length: int = 1024
     """Most tokens of prompt plus one completion, as in training."""
@@ -110,7 +113,18 @@ class CacheOptions(InputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(CacheOptions):
+class CacheOptions(ScoreOptions):
+    """Score pairs under the reference once and keep the log-probs, so that training starts at once."""
+
+    tokens: Path | None = None
+    """Stream the rows, and map their token ids from this folder: for more data than memory holds."""
+
+    def __post_init__(self) -> None:
+        check_stream(self.tokens, self.limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ScoreOptions):
     """Accuracy, margins, rewards and KL of a model on pairs, against its reference."""
 
     reference: str = "embedded"
@@ -228,6 +242,12 @@ class LabOptions:
     """Port on the loopback address; the next free one is taken if it is in use."""
     browser: bool = True
     """Open the browser."""
+
+
+def check_stream(tokens: Path | None, limit: int | None) -> None:
+    """A stream is read once, from its beginning to its end."""
+    if tokens is not None and limit is not None:
+        raise ValueError(f"--tokens streams all rows, and --limit {limit} draws among them; leave out one of the two")
 
 
 def check_kl_prompts(number: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import fields
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from dpo_lab.cli.inputs import dated_folder
 from dpo_lab.cli.interruption import Interruption
 from dpo_lab.cli.options import SweepOptions
 from dpo_lab.cli.progress import console
@@ -32,7 +32,7 @@ from dpo_lab.sweeps.sweep import (
 
 def sweep(options: SweepOptions) -> int:
     """Work on a study until its budget is spent; then a table of trials, and the best as a line of `dpo-lab train`."""
-    folder = options.study or Path("runs") / f"sweep-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = options.study or dated_folder("sweep")
     settings = as_begun(folder, SweepSettings(**{f.name: getattr(options, f.name) for f in fields(SweepSettings)}))
     is_joined = (folder / SETTINGS).exists()
     interruption = Interruption()

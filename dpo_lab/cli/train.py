@@ -7,12 +7,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dpo_lab.checkpoints import latest_checkpoint, read_manifest
-from dpo_lab.cli.inputs import Row, load_model, longest_prompt, read_training_rows, settings_of, tokenized
+from dpo_lab.cli.inputs import Row, dated_folder, load_model, longest_prompt, read_training_rows, settings_of, tokenized
 from dpo_lab.cli.interruption import Interruption
 from dpo_lab.cli.options import RunOptions, SFTOptions, TrainOptions
 from dpo_lab.cli.progress import Dashboard, console, result_table
@@ -27,6 +26,8 @@ from dpo_lab.preferences import (
     prompt_text,
     read_examples,
     read_preferences,
+    stream_examples,
+    stream_preferences,
     tokenize_examples,
     tokenize_pairs,
 )
@@ -54,7 +55,9 @@ def train(options: TrainOptions) -> int:
         model, tokenizer = load_model(options, config.device)
         model = adapted(model, options, config.seed)
         rows, held = read_training_rows(options, config.seed, read_preferences)
-        tokens, held_tokens = tokenized(rows, held, tokenizer, config.max_length, tokenize_pairs)
+        tokens, held_tokens = tokenized(
+            options, rows, held, tokenizer, config.max_length, stream_preferences, tokenize_pairs
+        )
         dashboard = Dashboard("pairs", config.batch_size)
         with ReferenceCache(options.cache) as cache:
 
@@ -86,7 +89,9 @@ def sft(options: SFTOptions) -> int:
         model, tokenizer = load_model(options, config.device)
         model = adapted(model, options, config.seed)
         rows, held = read_training_rows(options, config.seed, read_examples)
-        tokens, held_tokens = tokenized(rows, held, tokenizer, config.max_length, tokenize_examples)
+        tokens, held_tokens = tokenized(
+            options, rows, held, tokenizer, config.max_length, stream_examples, tokenize_examples
+        )
         dashboard = Dashboard("examples", config.batch_size)
 
         def begin(**stream: Any) -> Iterator[Event]:
@@ -117,10 +122,15 @@ def as_begun(options: Options) -> Options:
         if entry.name in ("run", "resume") or entry.name not in begun:
             continue
         asked, recorded = getattr(options, entry.name), begun[entry.name]
-        if entry.name == "cache" and recorded is not None:
+        if entry.name in ("cache", "tokens") and recorded is not None:
             recorded = Path(recorded)
         elif isinstance(recorded, list):  # as JSON keeps a tuple
             recorded = tuple(recorded)
+        if entry.name == "trust_remote_code" and recorded and not asked:
+            raise ValueError(
+                f"the run in {options.run} runs Python code that comes with its model, which a file alone can't allow; "
+                "read that code, then say --trust-remote-code again"
+            )
         default = entry.default_factory() if callable(entry.default_factory) else entry.default
         if asked not in (default, recorded):
             if entry.name in FREE_ON_RESUME:
@@ -145,7 +155,7 @@ def run_folder(command: str, options: RunOptions, processes: Processes) -> Itera
         check_tracker(options.track)
     if options.push_to_hub is not None:
         check_push(options.push_to_hub)
-    folder = options.run or Path("runs") / f"{command}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = options.run or dated_folder(command)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     kept: dict[str, Any] = {"command": command, "settings": settings}
     if processes.count > 1:
