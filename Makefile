@@ -2,6 +2,7 @@
 #   make demo    train on the embedded model and data, and show before and after
 #   make lab     open the course in JupyterLab
 #   make test    run every test          make check   format, lint and types
+#   make audit   known holes in the pinned versions
 #   make bench   against TRL             make browser the panels in a real browser (needs Chromium)
 #   make results the kept measurements   make data    rebuild the embedded data and model (80 minutes)
 PYTHON ?= python3
@@ -17,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Strict: every cell must print what the committed notebook shows. Two notebooks run side by side, on a core each.
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help demo lab test browser release check format bench data results clean
+.PHONY: help demo lab test browser release check audit format bench data results clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +43,11 @@ check: $(VENV)/.with-course+test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/python tests/audit.py
+
+# Known holes in the pinned versions. Once it has run, `make check` looks for them too.
+audit: $(VENV)/.with-course+audit
+	$(BIN)/python tests/audit.py --needed
 
 format: $(VENV)/.with-course+test
 	$(BIN)/ruff format .
