@@ -26,14 +26,16 @@ def full_disk(after_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, soft_and_hard)
 
 
-def in_fresh_process(call: str, timeout: float = 120) -> str:
+def in_fresh_process(call: str, timeout: float = 120, **variables: str) -> str:
     """Evaluate `call`, such as "tests.test_reference.fill(3)", in a process of its own; returns what it printed.
+
+    `variables` are set in its environment.
 
     Torch is imported there once, before any thread starts, so that the process may fork workers to be killed.
     """
     module = call.split("(")[0].rpartition(".")[0]
     command = [sys.executable, "-W", "ignore", "-c", f"import {module}; {call}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | variables
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr
     return done.stdout
