@@ -81,7 +81,9 @@ def save_policy(model: nn.Module, tokenizer: Any, folder: str | os.PathLike[str]
         with _quiet_transformers():
             model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
             tokenizer.save_pretrained(folder)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError | SafetensorError) and "os error" not in str(error):  # the tokenizers' own
+            raise
         raise OSError(
             f"the model cannot be written to {folder} ({error}); free space or permissions there, "
             "or name another folder"

@@ -153,8 +153,9 @@ def fill_disk(place: str, levels: dict[str, int], seed: int = 0) -> None:
             name = f"full-{number}"
             shim.room(work.disk, random.randrange(written))
             ended = carried_out(work.commands(name)[kind], work.folder / f"{kind}-{name}.log")
-            assert ended.status, "it wrote less than the calm one"
-            assert is_told(ended, str(work.disk), "free space"), ended.said[-2000:]
+            # Only SQLite may do with less: what it can't copy from its log at the end stays in the log.
+            assert ended.status or kind == "cache", "it wrote less than the calm one"
+            assert not ended.status or is_told(ended, str(work.disk), "free space"), ended.said[-2000:]
             shim.room(work.disk, -1)
             ended = carried_out(work.commands(name)[kind], work.folder / f"{kind}-{name}-on.log")
             assert ended.status == 0, ended.said[-3000:]
