@@ -125,7 +125,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         }
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"no checkpoint at {path}; give a folder named step-…, as in RUN/checkpoints") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"checkpoint {path} is damaged: its {MANIFEST} cannot be read ({error})") from None
 
 

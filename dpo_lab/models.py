@@ -196,7 +196,7 @@ def _check_shards(index: Path) -> None:
     """A model in several files names them in an index; none of them may lie elsewhere."""
     try:
         shards = {str(shard) for shard in json.loads(index.read_bytes())["weight_map"].values()}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} is damaged ({error}); copy it again from where it came") from None
     for shard in sorted(shards):
         if Path(shard).name != shard:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-benchmarks", action="store_true", help="run tests/benchmarks, which take minutes")
     parser.addoption("--run-browser", action="store_true", help="run tests/browser, which use JupyterLab as people do")
-    parser.addoption("--run-slow", action="store_true", help="run the notebooks from another folder, all of them")
+    parser.addoption("--run-slow", action="store_true", help="run what takes minutes as well")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -102,7 +102,7 @@ def _with_object(call: dict[str, Any]) -> dict[str, Any]:
     if isinstance(call.get("arguments"), str):
         try:
             arguments = json.loads(call["arguments"])
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             return call  # a rejected answer may well hold broken JSON
         if isinstance(arguments, dict):
             return call | {"arguments": arguments}

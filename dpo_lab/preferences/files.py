@@ -194,7 +194,7 @@ def _cell(name: str, cell: str) -> Any:
     if name in _CSV_JSON and cell.lstrip().startswith("[{"):
         try:
             return json.loads(cell)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             return cell  # a text that happens to begin like this
     return cell
 

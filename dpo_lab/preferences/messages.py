@@ -111,11 +111,15 @@ def _sharegpt_turn(turn: dict[str, Any], field: str) -> Message:
         return {"role": role, "content": text}
     try:
         calls = json.loads(text)
-    except json.JSONDecodeError as problem:
-        raise BadRow(f"{field}.value", f"must be the JSON of a function call ({problem.msg}), got {shown(text)}",
+    except (json.JSONDecodeError, RecursionError) as problem:
+        raise BadRow(f"{field}.value", f"must be the JSON of a function call ({_why(problem)}), got {shown(text)}",
                      'write {"name": ..., "arguments": {...}}') from None  # fmt: skip
     calls = _tool_calls(calls if isinstance(calls, list) else [calls], field, False)
     return {"role": role, "content": "", "tool_calls": calls}
+
+
+def _why(problem: Exception) -> str:
+    return problem.msg if isinstance(problem, json.JSONDecodeError) else "nested too deeply"
 
 
 def check_tools(value: object, *, from_arrow: bool = False) -> list[dict[str, Any]]:
@@ -123,8 +127,8 @@ def check_tools(value: object, *, from_arrow: bool = False) -> list[dict[str, An
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as problem:
-            raise BadRow("tools", f"must be a list or the JSON of one ({problem.msg}), got {shown(value)}",
+        except (json.JSONDecodeError, RecursionError) as problem:
+            raise BadRow("tools", f"must be a list or the JSON of one ({_why(problem)}), got {shown(value)}",
                          "write a list of function descriptions") from None  # fmt: skip
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise BadRow("tools", f"must be a list of objects, got {shown(value)}", "write a list of function descriptions")

@@ -184,7 +184,7 @@ def _check_names(state: Path) -> None:
     """A saved data set names its files; none of them may lie elsewhere."""
     try:
         names = [str(entry["filename"]) for entry in json.loads(state.read_bytes())["_data_files"]]
-    except (ValueError, LookupError, TypeError) as problem:
+    except (ValueError, LookupError, TypeError, RecursionError) as problem:
         raise ValueError(f"{state} is damaged ({problem}); save the data set again with save_to_disk") from None
     for name in names:
         if Path(name).name != name:

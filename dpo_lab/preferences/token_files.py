@@ -144,7 +144,7 @@ def _read(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
         if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict):
             return manifest
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     raise ValueError(f"{path} is damaged: it is no manifest of token data; tokenise again")
 

@@ -87,7 +87,7 @@ class Run:
             raise ValueError(f"{folder} holds no run: {CONFIG} is missing; give the folder that was given as --run")
         try:
             config = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({error}); restore it, or train again into another folder") from None
         except OSError as error:
             raise OSError(f"{path} cannot be read ({error.strerror}); give yourself permission to read it") from error

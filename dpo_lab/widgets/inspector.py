@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from typing import Any
 
 import ipywidgets
@@ -99,7 +100,7 @@ def token_table(answer: Any, side: str) -> str:
         rest = [float(np.sum(column[_MOST:])) for column in (answer.logps, answer.reference_logps, answer.rewards)]
         rows.append((f"… {more} more, together", f"{rest[0]:.4f}", f"{rest[1]:.4f}", f"{rest[2]:+.4f}"))
     table = html_table(f"{side}, token by token", ("token", "log π", "log π_ref", "reward"), rows)
-    return f"<details><summary>numbers of the {side} answer</summary>{table}</details>"
+    return f"<details><summary>numbers of the {escape(side)} answer</summary>{table}</details>"
 
 
 class Inspector(ipywidgets.VBox):

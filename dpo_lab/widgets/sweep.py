@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -281,4 +282,4 @@ def _fields(settings: SweepSettings) -> dict[str, Any]:
 
 
 def _titled(title: str, command: str) -> str:
-    return f'<p style="margin: 0.3em 0">{title}</p>{code(command, title)}'
+    return f'<p style="margin: 0.3em 0">{escape(title)}</p>{code(command, title)}'

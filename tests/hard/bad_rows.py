@@ -72,7 +72,7 @@ def _sharegpt(row: Row, random: Random) -> None:
     row.clear()
     row.update(chosen="a", rejected="b", conversations=random.choice((
         [{"from": "boss", "value": "x"}], [{"from": 3, "value": "x"}], [{"from": "human"}], "x", [], [{}],
-        {"from": "human"}, [{"from": "function_call", "value": "{"}], [{"from": ["human"], "value": "x"}],
+        {"from": "human"}, [{"from": "function_call", "value": random.choice(("{", "[" * 5000))}], [{"from": ["human"], "value": "x"}],
         [{"from": "human", "value": {"a": 1}}])))  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def _weight(row: Row, random: Random) -> None:
 
 
 def _tools(row: Row, random: Random) -> None:
-    row["tools"] = random.choice(("{", "7", 7, [1], ["x"], {"name": "f"}, '"x"', "[1]", True, [[]]))
+    row["tools"] = random.choice(("{", "7", 7, [1], ["x"], {"name": "f"}, '"x"', "[1]", True, [[]], "[" * 5000))
 
 
 def _system(row: Row, random: Random) -> None:
