@@ -72,7 +72,8 @@ def _sharegpt(row: Row, random: Random) -> None:
     row.clear()
     row.update(chosen="a", rejected="b", conversations=random.choice((
         [{"from": "boss", "value": "x"}], [{"from": 3, "value": "x"}], [{"from": "human"}], "x", [], [{}],
-        {"from": "human"}, [{"from": "function_call", "value": random.choice(("{", "[" * 5000))}], [{"from": ["human"], "value": "x"}],
+        {"from": "human"}, [{"from": "function_call", "value": random.choice(("{", "[" * 5000))}],
+        [{"from": ["human"], "value": "x"}],
         [{"from": "human", "value": {"a": 1}}])))  # fmt: skip
 
 
