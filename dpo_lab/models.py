@@ -7,6 +7,7 @@ when `trust_remote_code` is set.
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import logging
 import os
@@ -182,6 +183,9 @@ def _check_source(name: str) -> None:
             pickled = [entry.name for entry in (*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth"))]
             what = f"only pickled weights ({', '.join(pickled)}), which can run code" if pickled else "no weights"
             raise ValueError(f"{name} holds {what}; convert them to safetensors with save_pretrained")
+        for file in (path / "config.json", *weights):
+            if not os.access(file, os.R_OK):  # safetensors says of such a file that it isn't there
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
         for index in path.glob("*.safetensors.index.json"):
             _check_shards(index)
         return

@@ -86,15 +86,15 @@ class Workplace:
         """What is tried, each on files of its own under `disk`; begun again, each goes on."""
         inputs = ("--model", self.model, "--pairs", self.pairs)
         run, study, book = self.disk / f"{name}-run", self.disk / f"{name}-study", self.disk / f"{name}-book.jsonl"
-        own = ("--cache", self.disk / f"{name}.sqlite")
+        own = lambda kind: ("--cache", self.disk / f"{name}-{kind}.sqlite")
 
         def train() -> int:
             is_begun = (run / "config.json").exists()
-            return command("train", *own, "--run", run, *(("--resume",) if is_begun else (*inputs, *QUICK)))
+            return command("train", *own("train"), "--run", run, *(("--resume",) if is_begun else (*inputs, *QUICK)))
 
         def sweep() -> int:
             is_begun = (study / "sweep.json").exists()
-            return command("sweep", *own, "--study", study, *(() if is_begun else (*inputs, *SWEEP)))
+            return command("sweep", *own("sweep"), "--study", study, *(() if is_begun else (*inputs, *SWEEP)))
 
         def label() -> int:
             try:
@@ -106,7 +106,7 @@ class Workplace:
                 return 2
             return 0
 
-        return {"train": train, "cache": lambda: command("cache", *inputs, *own, "--device", "cpu",
+        return {"train": train, "cache": lambda: command("cache", *inputs, *own("cache"), "--device", "cpu",
                                                          "--tokens-per-pass", "250"),
                 "sweep": sweep, "label": label}  # fmt: skip
 
@@ -115,7 +115,7 @@ class Workplace:
         if kind == "train":
             assert_same_run(Run.load(self.disk / f"{name}-run"), Run.load(self.disk / f"{other}-run"))
         elif kind == "cache":
-            one, two = (stored(self.disk / f"{which}.sqlite") for which in (name, other))
+            one, two = (stored(self.disk / f"{which}-cache.sqlite") for which in (name, other))
             assert one == two
             assert one
         elif kind == "sweep":
@@ -189,7 +189,13 @@ def close_folders() -> None:
         folder = Path(temporary)
         folder.chmod(0o777)
         work = Workplace(folder)
-        work.disk.chmod(0o777)
+        for path in (
+            work.disk,
+            work.pairs,
+            work.model,
+            *work.model.iterdir(),
+        ):  # weights are saved for their owner alone
+            path.chmod(0o777)
 
         def as_nobody(words: tuple[object, ...]) -> Ended:
             def run() -> int:
