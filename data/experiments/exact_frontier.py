@@ -5,6 +5,7 @@ not estimates, and the best reward for each KL is known (`worlds.tabular.frontie
 reference and share its sampled comparisons (Bradley–Terry, temperature 1, so learnt and true reward have one scale and
 one β means one optimum):
 
+    base           the reference, where every curve begins
     frontier       π*, exact, without a seed; best-of-n by the true reward is exact too
     dpo            on the comparisons, trained until it stands still
     sft            cross-entropy on the winners, a run per number of epochs
@@ -61,7 +62,11 @@ SETTINGS: dict[str, tuple[float, ...]] = {
     "unlikelihood": (0.1, 0.3, 0.5),
 }
 """The settings of each method's knob: β, the epochs of SFT, α of unlikelihood."""
-EXACT = {"frontier": (0.15, 0.2, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0), "best-of-n": (1, 2, 4, 8, 16, 32)}
+EXACT = {
+    "base": (0.0,),
+    "frontier": (0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0),
+    "best-of-n": (1, 2, 4, 8, 16, 32),
+}
 SAMPLING = {"beta": 0.5, "max_new_tokens": 3, "max_length": 16, "sampling_batch_size": 1024, "epochs": 10_000,
             "device": "cpu", "learning_rate": 3e-3, "schedule": "cosine", "log_every": 100}  # fmt: skip
 PAIRS = {"batch_size": 64, "learning_rate": 3e-3, "schedule": "cosine", "device": "cpu", "log_every": 100}
@@ -99,8 +104,10 @@ class Lab:
         torch.set_num_threads(1)  # small tables gain nothing from threads
         self.arguments, self.world = arguments, enumerable_world(letters=LETTERS)
         self.tokenizer, self.prompts = letter_tokenizer(LETTERS), prompt_tokens(self.world)
-        curve = frontier(self.world.table, np.geomspace(0.02, 50, 400).tolist())
-        self.frontier = curve.kl.numpy(), curve.rewards.numpy()
+        table = self.world.table
+        curve = frontier(table, np.geomspace(0.02, 50, 400).tolist())
+        start = float(expected_reward(table, table.reference_logps))
+        self.frontier = np.append(curve.kl.numpy(), 0.0), np.append(curve.rewards.numpy(), start)
         self.comparisons, self.reward_model = cache(self.comparisons), cache(self.reward_model)
 
     def comparisons(self, seed: int) -> Comparisons:
@@ -117,6 +124,8 @@ class Lab:
     def run(self, cell: Cell) -> Row:
         """Train where there is something to train, and judge exactly."""
         method, knob, seed, table = cell["method"], cell["knob"], cell["seed"], self.world.table
+        if method == "base":
+            return self.judged(table.reference_logps)
         if method == "frontier":
             return self.judged(optimal_logps(table, knob))
         if method == "best-of-n":

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Rows = Sequence[Mapping[str, Any]]
+from dpo_lab.evaluation.blocks import student_quantile
 
-# The quantile of Student's t with which a two-sided interval covers 95 %, by degrees of freedom.
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+Rows = Sequence[Mapping[str, Any]]
 
 
 class SeedInterval(NamedTuple):
@@ -85,11 +84,13 @@ def rewards_at_kl(rows: Rows, method: str, at: float, **options: Any) -> dict[in
 def seed_interval(values: Iterable[float]) -> SeedInterval:
     """Mean ± t·s/√n over n seeds, t of n − 1 degrees of freedom: wide where seeds are few, as it should be."""
     values = np.array(list(values), np.float64)
-    if not len(values) or len(values) > 10:
-        raise ValueError(f"an interval needs between 1 and 10 seeds, got {len(values)}")
+    num, half = len(values), np.nan
+    if not num:
+        raise ValueError("an interval needs at least one seed, got none; run one")
+    if num > 1:
+        half = student_quantile(0.975, num - 1) * values.std(ddof=1) / np.sqrt(num)
     mean = float(values.mean())
-    half = _T[len(values) - 1] * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return SeedInterval(mean, float(mean - half), float(mean + half), len(values))
+    return SeedInterval(mean, float(mean - half), float(mean + half), num)
 
 
 def reach(rows: Rows, method: str) -> float:
