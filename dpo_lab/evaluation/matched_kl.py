@@ -37,12 +37,12 @@ class SeedInterval(NamedTuple):
 
 
 def reward_at_kl(kl: Any, rewards: Any, at: Any) -> np.ndarray:
-    """The reward at KL κ on the curve through the points (kl_i, r_i), straight in √κ between neighbours. As `at`.
+    """The reward at KL k on the curve through the points (kl_i, r_i), straight in √k between neighbours. As `at`.
 
-    With d = √κ between d_i and d_{i+1}: r_i + (r_{i+1} − r_i)·(d − d_i)/(d_{i+1} − d_i). √ because the best reward
-    leaves the reference like √(2·Var(r)·κ), and Gao et al. 2022 (arXiv 2210.10760, Section 3.1) find it straight in
-    √KL at first for trained policies too; a chord in κ itself would lie below the curve. Give the reference, at KL 0,
-    as one of the points. nan beyond the furthest point: nothing is extrapolated.
+    With d = √k between d_i and d_{i+1}: r_i + (r_{i+1} − r_i)·(d − d_i)/(d_{i+1} − d_i). √ because the best reward
+    leaves the reference like √(2·Var(r)·k), so a chord in k itself would lie below it; Gao et al. 2022 (arXiv
+    2210.10760) measure trained policies along √KL too. Give the reference, at KL 0, as one of the points. nan beyond
+    the furthest point: nothing is extrapolated.
 
     kl, rewards: (S,), in any order; points at the same KL are averaged, an estimate below 0 counts as 0.
     """
