@@ -50,7 +50,7 @@ from dpo_lab.worlds.enumerable import EnumerableWorld, enumerable_world
 from dpo_lab.worlds.letters import LetterReward, letter_tokenizer, prompt_tokens
 from dpo_lab.worlds.tabular import expected_reward, frontier, kl, objective, optimal_logps, total_variation
 
-LETTERS = "abc"
+LETTERS = "ab"
 BETAS = (0.25, 0.5, 1.0)
 SETTINGS: dict[str, tuple[float, ...]] = {
     "dpo": BETAS,
@@ -67,8 +67,8 @@ EXACT = {
     "frontier": (0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0),
     "best-of-n": (1, 2, 4, 8, 16, 32),
 }
-SAMPLING = {"beta": 0.5, "max_new_tokens": 3, "max_length": 16, "sampling_batch_size": 1024, "epochs": 10_000,
-            "device": "cpu", "learning_rate": 3e-3, "schedule": "cosine", "log_every": 100}  # fmt: skip
+SAMPLING = {"batch_size": 32, "num_samples": 4, "max_new_tokens": 3, "max_length": 16, "epochs": 10_000,
+            "device": "cpu", "learning_rate": 5e-3, "schedule": "cosine", "log_every": 40}  # fmt: skip
 PAIRS = {"batch_size": 64, "learning_rate": 3e-3, "schedule": "cosine", "device": "cpu", "log_every": 100}
 COLUMNS = ("reward", "kl", "shortfall", "objective", "total_variation", "from_sample", "cell_seconds")
 
@@ -171,10 +171,11 @@ class Lab:
         )
         settings = SAMPLING | {"beta": knob, "seed": seed}
         if algorithm == "rloo":
-            config = RLOOConfig(batch_size=96, num_samples=4, max_steps=self.arguments.rollouts, **settings)
+            config = RLOOConfig(max_steps=self.arguments.rollouts, **settings)
             return train_rloo(policy, self.tokenizer, self.prompts, reward, config)
-        config = PPOConfig(batch_size=384, max_steps=4 * self.arguments.rollouts, gae_lambda=1.0,
-                           normalise_advantages=False, **settings)  # fmt: skip
+        config = PPOConfig(
+            max_steps=4 * self.arguments.rollouts, gae_lambda=1.0, normalise_advantages=False, **settings
+        )
         return train_ppo(policy, self.tokenizer, self.prompts, reward, config)
 
 
@@ -191,9 +192,9 @@ def far(logps: torch.Tensor, other: torch.Tensor) -> float:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--comparisons", type=int, default=8192)
-    options.add_argument("--epochs", type=float, default=20.0, help="of DPO and the reward model")
-    options.add_argument("--rollouts", type=int, default=300, help="of 384 answers")
+    options.add_argument("--comparisons", type=int, default=4096)
+    options.add_argument("--epochs", type=float, default=8.0, help="of DPO and the reward model")
+    options.add_argument("--rollouts", type=int, default=100, help="of 128 answers")
     arguments = options.parse_args()
     about = Experiment(
         "exact_frontier", "Reward against KL in the enumerable world", "Exact values; what each method is: "

@@ -88,7 +88,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "best-of-n": (*REWARD_MODEL, "n"),
     "rloo-learnt": (*REWARD_MODEL, "beta", "learning_rate", "max_steps", "num_samples", "max_new_tokens"),
     "ppo-learnt": (*REWARD_MODEL, "beta", "learning_rate", "max_steps", "max_new_tokens", "passes", "minibatches",
-                   "clip", "gae_lambda", "value_weight", "normalise_advantages"),
+                   "clip", "gae_lambda", "value_weight", "normalise_advantages", "num_samples"),
 }  # fmt: skip
 """What has to be chosen beyond what every training has (batch, optimiser, schedule); the number of knobs."""
 COLUMNS = ("reward", "kl", "kl_bound", "learnt_reward", "success", "well_formed", "words", "learning_rate", "accuracy",
@@ -238,24 +238,24 @@ class Lab:
 
     def trained_by_rloo(self, reward: Any, beta: float, *, seed: int, learning_rate: float) -> tuple[Any, Row]:
         model = self.policy()
-        config = RLOOConfig(beta=beta, batch_size=32, num_samples=4, learning_rate=learning_rate, schedule="linear",
-                            warmup=0.1, **self.sampling(seed, steps_per_rollout=1))  # fmt: skip
+        config = RLOOConfig(beta=beta, learning_rate=learning_rate, **self.sampling(seed, steps_per_rollout=1))
         start = lambda: train_rloo(model, self.tokenizer, self.pairs, reward, config, reference=self.reference)
         return model, spent(start)
 
     def trained_by_ppo(self, reward: Any, beta: float, *, seed: int, learning_rate: float) -> tuple[Any, Row]:
         model, critic = self.policy(), copy.deepcopy(self.learnt(seed).model).requires_grad_(True)
-        config = PPOConfig(beta=beta, batch_size=128, learning_rate=learning_rate, schedule="linear", warmup=0.1,
-                           **self.sampling(seed, steps_per_rollout=4))  # fmt: skip
+        config = PPOConfig(beta=beta, learning_rate=learning_rate, **self.sampling(seed, steps_per_rollout=4))
         start = lambda: train_ppo(
             model, self.tokenizer, self.pairs, reward, config, reference=self.reference, critic=critic
         )
         return model, spent(start)
 
     def sampling(self, seed: int, *, steps_per_rollout: int) -> Row:
-        """128 answers a rollout, as many rollouts for both."""
-        steps = steps_per_rollout * self.arguments.rollouts
-        return self.settings(seed) | {"max_steps": steps, "epochs": 1_000, "max_new_tokens": MAX_NEW_TOKENS}
+        """Four answers to each of 32 prompts a rollout, and as many rollouts, for both."""
+        return self.settings(seed) | {
+            "batch_size": 32, "num_samples": 4, "max_steps": steps_per_rollout * self.arguments.rollouts,
+            "epochs": 1_000, "max_new_tokens": MAX_NEW_TOKENS, "schedule": "linear", "warmup": 0.1,
+        }  # fmt: skip
 
     def best_of_n(self, knob: float, seed: int) -> list[Row]:
         return self.picked(self.learnt(seed), "best-of-n", seed)
