@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -157,7 +157,7 @@ def over_seeds(shares: Sequence[Share]) -> Share:
     return wilson(mean * n, n)
 
 
-def difference(after: Sequence, before: Sequence, *, resamples: int = 2000, seed: int = 0) -> Interval:
+def difference(after: Any, before: Any, *, resamples: int = 2000, seed: int = 0) -> Interval:
     """Mean success after − before on the same prompts, with a 95 % percentile bootstrap interval over prompts.
 
     after, before: (P,) or (seeds, P), 0 or 1 for each prompt; each prompt's seeds stay together when it is drawn, and

@@ -34,7 +34,7 @@ def plot_shares(
         raise ValueError("there are no shares to draw; give at least one policy with one share")
     names = list(dict.fromkeys(name for own in shares.values() for name in own))
     apart = 0.8 / len(shares)
-    ax = new_figure(6.6, 1.2 + len(names) * (0.2 + 0.17 * len(shares))).subplots() if ax is None else ax
+    ax = new_figure(6.6, 1.2 + len(names) * (0.16 + 0.145 * len(shares))).subplots() if ax is None else ax
     for i, (policy, own) in enumerate(shares.items()):
         color, marker = _COLORS[i % len(_COLORS)], MARKERS[i % len(MARKERS)]
         ax.plot([], [], marker, color=color, markersize=6, label=plain(policy))
@@ -84,7 +84,7 @@ def plot_transfer(
     """Rows: the job that was trained on; columns: the job that was judged; a cell: the change of success in points.
 
     changes: (rows, columns, 3), value, low and high, in shares; before: (columns,) the success without training. A cell
-    is coloured by its value (blue up, orange down) and pale where its interval holds 0: nothing to be told there.
+    is coloured by its value (purple up, orange down) and pale where its interval holds 0: nothing to be told there.
     """
     changes = np.asarray(changes, np.float64)
     if changes.shape != (len(trained), len(judged), 3) or len(before) != len(judged):
