@@ -19,6 +19,7 @@ import torch
 
 from dpo_lab.checkpoints import latest_checkpoint, list_checkpoints
 from dpo_lab.cli import main
+from dpo_lab.models import pick_device
 from dpo_lab.processes import ALONE, Processes, ProcessLost, join, make_accelerator
 from dpo_lab.runs import Run
 from tests.command_line import QUICK, chat_model, some_rows, without_seconds, write_rows
@@ -105,6 +106,20 @@ def test_the_first_fsdp_is_refused_with_what_to_do(monkeypatch):
 def test_a_launcher_s_accumulation_does_not_scale_the_gradient_again(monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     assert make_accelerator(ALONE, scale_loss=False).gradient_accumulation_steps == 1
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: device)  # there is none to try it on
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [str(pick_device(name)) for name in ("auto", "cuda", "cuda:1", "cpu")] == [
+        "cuda:3",
+        "cuda:3",
+        "cuda:1",
+        "cpu",
+    ]
+    monkeypatch.delenv("LOCAL_RANK")
+    assert [str(pick_device(name)) for name in ("auto", "cuda")] == ["cuda", "cuda"]
 
 
 @pytest.mark.parametrize("arguments", [["sweep"], ["sample", "hello"], ["demo"], ["compare", "a"]])
