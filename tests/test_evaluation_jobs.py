@@ -118,6 +118,8 @@ def test_answers_side_by_side_come_with_the_judges_reasons():
     assert (row["before"], row["after"]) == ("In which city?", CALL)
     assert row["judge on before"].startswith("-1.00: it does not call a tool")
     assert row["judge on after"] == "+3.00: all that was asked for"
+    (row,) = side_by_side(*[judged(("rain in Loberg", "It is 12 degrees with rain."))] * 2)
+    assert row["asked"] == 'How is the weather in Loberg? → {"sky": "rain", "degrees": 12} (tools: forecast, timer)'
     told_system = side_by_side(judge_answers([SYSTEM], ["Beep."]), judge_answers([SYSTEM], ["Beep."]))[0]["asked"]
     assert told_system.startswith(f"[{SYSTEM.messages[0]['content']}] ")
 

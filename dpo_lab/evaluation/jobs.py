@@ -178,11 +178,13 @@ def side_by_side(before: Sequence[Judged], after: Sequence[Judged]) -> list[dict
     rows = []
     for old, new in zip(before, after, strict=True):
         offered = ", ".join(tool["function"]["name"] for tool in old.conversation.tools or ())
-        system = old.conversation.messages[0]["content"] if old.conversation.job == "system" else ""
-        asked = [f"[{system}]" if system else "", old.conversation.messages[-1]["content"]]
+        turns = old.conversation.messages
+        spoken = [turn["content"] for turn in turns if turn["role"] == "user"][-1:]
+        asked = [f"[{turns[0]['content']}]"] * (old.conversation.job == "system") + spoken
+        asked += [f"→ {turns[-1]['content']}"] * (turns[-1]["role"] == "tool")
         verdict = lambda one: f"{one.verdict.reward:+.2f}: {one.verdict.reason}"
         rows.append({
-            "asked": " ".join(filter(None, [*asked, f"(tools: {offered})" if offered else ""])),
+            "asked": " ".join([*asked, *[f"(tools: {offered})"] * bool(offered)]),
             "before": old.answer, "judge on before": verdict(old), "after": new.answer, "judge on after": verdict(new),
         })  # fmt: skip
     return rows
