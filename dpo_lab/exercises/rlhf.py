@@ -163,7 +163,7 @@ def check_reward_at_kl(answer: Callable[..., Any]) -> None:
     nan where `at` lies outside of what was run.
     """
     cases = [
-        (np.array([4.0, 0.0, 1.0]), np.array([3.0, 1.0, 2.5]), 2.25),
+        (np.array([4.0, 1.0, 0.0]), np.array([3.0, 2.5, 1.0]), 2.25),
         (np.array([0.0, 0.25, 9.0, 1.0]), np.array([0.0, 1.0, 1.5, 2.0]), 0.64),
     ]
     for kl, rewards, at in cases:
