@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("what", choices=["sweep", "seeds"])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 1.5e-4, 2e-4, 3e-4])
     parser.add_argument("--betas", type=float, nargs="+", default=[0.1, 0.3, 0.5])
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32])
     parser.add_argument("--epochs", type=float, nargs="+", default=[1.0])
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()

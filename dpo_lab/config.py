@@ -34,13 +34,13 @@ class TrainingConfig:
     """Passes over the training data; fractions are allowed."""
     max_steps: int | None = None
     """Stop after this many optimiser steps, whatever `epochs` says."""
-    batch_size: int = 16
+    batch_size: int = 32
     """Pairs (SFT: examples) per optimiser step, over all processes."""
     micro_batch_size: int | None = None
     """Pairs that one process puts through the model at a time; None lets `tokens_per_pass` decide."""
     tokens_per_pass: int = 16384
     """Most tokens that go through the model at a time; a larger batch is split and its gradients accumulated."""
-    learning_rate: float = 1.5e-4
+    learning_rate: float = 2e-4
     """Peak learning rate; large pretrained models want 5e-7 to 5e-6."""
     schedule: ScheduleName = "linear"
     """How the learning rate falls after the warm-up: to zero, or not at all."""

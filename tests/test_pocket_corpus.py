@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from dpo_lab.worlds import corpus
-from dpo_lab.worlds.pocket import Conversation, judge
+from dpo_lab.worlds.pocket import Conversation, judge, write_answer
 from dpo_lab.worlds.pocket.tools import definition
 
 FIRST_ROWS = "c42f9426c9097ead0a1a16f390b60caa0f82b1d2e962841f558a04e8131b3ba8"
@@ -90,6 +90,17 @@ def test_pairs_keep_true_rewards_and_the_judges_task():
         for side in ("chosen", "rejected"):
             assert judge(conversation, row[side][0]["content"]).reward == row[f"reward_{side}"]
         assert row["reward_chosen"] != row["reward_rejected"]
+
+
+def test_the_best_answer_meets_each_of_the_others():
+    conversation = corpus.prompts(1, split="train", seed=3)[0]
+    answers = [write_answer(conversation, Random(n)) for n in range(12)] + ["", " ", "Grass is green."]
+    worth = {text: judge(conversation, text).reward for text in answers if text.strip()}
+    best = max(worth.values())
+    rows, without = corpus.pair_answers([conversation] * 300, [answers] * 300, temperature=0.0, seed=0)
+    assert without == 0
+    assert {row["reward_chosen"] for row in rows} == {best}
+    assert {row["rejected"][0]["content"] for row in rows} == {text for text in worth if worth[text] < best}
 
 
 def test_relabelling_turns_noise_off_and_on():

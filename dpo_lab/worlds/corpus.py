@@ -113,18 +113,21 @@ def pair_answers(
 ) -> tuple[list[dict[str, Any]], int]:
     """One pair from each conversation's answers, labelled by `prefers`; also how many conversations gave none.
 
-    Two answers are drawn at random among those whose true rewards differ; a conversation whose answers are all worth
-    the same states no preference. Rows keep both true rewards, the job, the split and what the judge needs.
+    The best answer is compared with one drawn at random among those that are worth less, as preference sets made from
+    several answers usually are (UltraFeedback as Zephyr uses it, arXiv 2310.16944, section 3): two bad answers say
+    little about a good one. A conversation whose answers are all worth the same states no preference. Rows keep both
+    true rewards, the job, the split and what the judge needs.
     """
     rng = Random(seed)
     rows, without = [], 0
     for conversation, texts in zip(conversations, answers, strict=True):
-        worth = {text: judge(conversation, text).reward for text in dict.fromkeys(texts)}
-        choices = [(a, b) for a in worth for b in worth if a < b and worth[a] != worth[b] and a.strip() and b.strip()]
-        if not choices:
+        worth = {text: judge(conversation, text).reward for text in dict.fromkeys(texts) if text.strip()}
+        best = max(worth.values(), default=0.0)
+        others = [text for text in worth if worth[text] < best]
+        if not others:
             without += 1
             continue
-        first, second = rng.choice(choices)
+        first, second = rng.choice([text for text in worth if worth[text] == best]), rng.choice(others)
         if not prefers(worth[first], worth[second], temperature, rng):
             first, second = second, first
         row = conversation.row() | {
