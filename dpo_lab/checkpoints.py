@@ -157,7 +157,7 @@ def frozen_hash(model: nn.Module) -> str | None:
     digest = hashlib.sha256()
     for name, parameter in frozen:
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest() if frozen else None
 
 

@@ -280,7 +280,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode())
     for name, tensor in sorted((base_weights(model) if is_base else model.state_dict()).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

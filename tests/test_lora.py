@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_an_adapter_on_the_output_layer_is_scored_and_trained():
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_recomputing_activations_gives_the_adapter_the_same_gradient(checkpointing):
     model = add_lora(tiny_llama(), rank=4)
-    events = learnt(model, config=DPOConfig(**vars(CONFIG) | {"gradient_checkpointing": checkpointing}))
+    events = learnt(model, config=replace(CONFIG, gradient_checkpointing=checkpointing))
     plain = add_lora(tiny_llama(), rank=4)
     assert losses(events) == pytest.approx(losses(learnt(plain)), abs=1e-6)
 
@@ -164,7 +165,7 @@ def test_dropout_is_off_for_the_reference_even_where_training_keeps_it():
     base = score(tiny_llama(), data)
     with as_reference(model):
         assert (score(model, data) == base).all()
-    noisy = DPOConfig(**vars(CONFIG) | {"dropout": True})
+    noisy = replace(CONFIG, dropout=True)
     kept = losses(learnt(model, data, noisy))
     assert kept[0] == pytest.approx(0.693147, abs=1e-6)  # B is zero, whatever is dropped before it
     without = losses(learnt(add_lora(tiny_llama(), rank=4, dropout=0.5), data))

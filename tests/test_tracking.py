@@ -97,10 +97,11 @@ class Recorder:
 
     requires_logging_directory = False
     fails_at = math.inf
+    last: Recorder
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self.told: list[Any] = [(arguments, named)]
-        type(self).last = self
+        Recorder.last = self
 
     def start(self) -> None:
         self.told.append("start")
