@@ -89,7 +89,7 @@ def train(
 ) -> Work:
     """A worker that trains a tiny model on `num` pairs and writes what it saw to `path-INDEX.json`.
 
-    seeds: of the data of process 0 and 1. stop, watch: given the process's index; the latter sees every event.
+    seeds: of the data of process 0 and 1. spoil: process 1 breaks its own weights after step 2. stop, watch: given the process's index; the latter sees every event.
     """
 
     def work(index: int) -> None:
@@ -103,8 +103,6 @@ def train(
         policy, data, held = tiny_llama(**model or {}), random_pairs(num, seed=seeds[index]), random_pairs(7, seed=9)
         options: dict[str, Any] = {"stop": stop and stop(index), **(stream or {})}
         wrote: list[str] = []
-        if spoil:
-            policy.lm_head.weight.data[:] *= 1e38
         told: dict[str, Any] = {"events": [], "wrote": wrote}
         began = time.monotonic()
         try:
@@ -119,6 +117,8 @@ def train(
                     told["events"].append({"kind": type(event).__name__} | vars(event) | {"seconds": 0})
                     if watch is not None:
                         watch(index, event)
+                    if spoil and index == 1 and getattr(event, "step", 0) == 2:
+                        policy.lm_head.weight.data.fill_(float("inf"))
         except Exception as error:
             told["error"] = [type(error).__name__, str(error)]
         told |= {"weights": fingerprint(policy), "seconds": time.monotonic() - began}
@@ -171,8 +171,7 @@ def agreement(folder: Path) -> None:
     assert run(folder, "stopped", 2, stop=stop, epochs=9, stream={"checkpoints": folder / "stopped"}) == [0, 0]
     (folder / "taken").write_text("a file where the folder of checkpoints should be")
     assert run(folder, "unwritable", 2, max_steps=2, stream={"checkpoints": folder / "taken"}) == [0, 0]
-    assert run(folder, "diverged", 2, kind="sft", learning_rate=1e30, optimizer="sgd", max_grad_norm=None, epochs=9,
-               log_every=2) == [0, 0]  # fmt: skip
+    assert run(folder, "diverged", 2, spoil=True, log_every=2) == [0, 0]
 
 
 def iter_says(after: int) -> Callable[[], bool]:

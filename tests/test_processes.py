@@ -148,7 +148,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     assert_same_curves(told, "dpo", "ddp", 12)
     one, two = (metrics_of(told[name])[2] for name in ("dpo-one-0", "dpo-ddp-1"))
     assert one["epoch"] == 1.0
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
 @slow
@@ -171,7 +171,7 @@ def agreed(tmp_path_factory):
 def test_the_cache_is_filled_by_both_and_no_pair_is_scored_twice(agreed):
     _, told = agreed
     shares = [told[f"fill-{index}"]["wrote"] for index in range(2)]
-    assert sorted(map(len, shares)) == [14, 14]  # 21 pairs to train on and 7 held out
+    assert [*map(len, shares)] == [11 + 4, 10 + 3]  # 21 pairs to train on and 7 held out
     assert len(set(shares[0]) | set(shares[1])) == 28
     assert [told[f"found-{index}"]["wrote"] for index in range(2)] == [[], []]
     more = [told[f"more-{index}"]["wrote"] for index in range(2)]
@@ -205,12 +205,13 @@ def test_a_checkpoint_that_cannot_be_written_ends_all(agreed):
     assert text == other_text
 
 
-def test_divergence_is_noticed_by_all_at_the_same_step(agreed):
+def test_divergence_of_one_is_noticed_by_all_at_the_same_step(agreed):
+    """Process 1 breaks its weights after step 2, and steps are looked at in twos."""
     _, told = agreed
     errors = [told[f"diverged-{index}"]["error"] for index in range(2)]
     assert errors[0] == errors[1]
     assert errors[0][0] == "TrainingDiverged"
-    assert re.match(r"step \d+: the loss is \w+ and the gradient norm", errors[0][1])
+    assert re.match(r"step 3: the loss is nan and the gradient norm nan", errors[0][1])
 
 
 # ── killed, hanging, resumed ─────────────────────────────────────────────────────────────────────────────────────────
