@@ -89,7 +89,8 @@ def train(
 ) -> Work:
     """A worker that trains a tiny model on `num` pairs and writes what it saw to `path-INDEX.json`.
 
-    seeds: of the data of process 0 and 1. spoil: process 1 breaks its own weights after step 2. stop, watch: given the process's index; the latter sees every event.
+    seeds: of the data of process 0 and 1. spoil: process 1 breaks its own weights after step 2.
+    stop, watch: given the process's index; the latter sees every event.
     """
 
     def work(index: int) -> None:
