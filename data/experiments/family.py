@@ -16,11 +16,13 @@ test prompts and draws of its own, the same for all losses; nothing of the test 
 On noisy labels two members more, `cdpo, told` and `robust, told`, whose ε is the true share of flips; the others keep
 the table's. Their effort is the same.
 
-The runs are short, so that there can be many: PAIRS pairs once, in batches of BATCH. Cells, seconds on one thread of a
-two-core machine that did other work, and the whole:
+The runs are short, so that there can be many: 640 pairs once, in batches of 16. The cells, with seconds on one free
+thread that are worked out from the rows of data/hyperparameter_map.py (18 to 21 s with twice the pairs), not timed:
 
-    trials   (18 · 3 + 2) · 4 = 224 cells of about SECONDS_TRIAL s
-    seeds    (18 · 3 + 2) · 3 + 3 (base) = 171 cells of about SECONDS_SEED s
+    trials   (18 · 3 + 2) · 4 = 224 cells of about 9 s
+    seeds    (18 · 3 + 2) · 3 + 3 (base) = 171 cells of about 11 s
+
+So 65 minutes on one core and about 33 on two; every row says how long its own cell took.
 
 Measured per run: true reward, success, well-formed share and words of the answers to the test prompts, KL from the
 base model, accuracy on test pairs (how often the policy's log-ratio ranks the truly better answer higher, the same
