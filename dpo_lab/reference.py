@@ -315,8 +315,8 @@ def row_keys(model_fingerprint: str, data: TokenData, conditions: str, rows: sli
     relative = np.ascontiguousarray(bounds - bounds[:, :1], "<i8")
     for (start, *_, end), own in zip(bounds.tolist(), relative, strict=True):
         digest = prefix.copy()
-        digest.update(own)
-        digest.update(np.ascontiguousarray(ids[start:end], "<i4"))
+        digest.update(own.tobytes())
+        digest.update(np.ascontiguousarray(ids[start:end], "<i4").tobytes())
         keys.append(digest.digest())
     release(data.ids)
     release(data.bounds)

@@ -259,7 +259,7 @@ def content_hash(data: TokenData) -> str:
     digest = hashlib.sha256()
     for array, kind in ((data.ids, "<i4"), (data.bounds, "<i8"), (data.weights, "<f4")):
         for part in parts(array):
-            digest.update(np.ascontiguousarray(part, kind).reshape(-1))
+            digest.update(np.ascontiguousarray(part, kind).tobytes())
     return digest.hexdigest()
 
 

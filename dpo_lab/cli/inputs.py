@@ -74,7 +74,8 @@ def stream_tokens(
         say(read)
         return report
 
-    report = join(pick_device(options.device)).from_main(written)
+    device: str = vars(options)["device"]  # of the training's or the scorer's part of the options
+    report = join(pick_device(device)).from_main(written)
     return TokenData.load(folder, verify=False), report
 
 

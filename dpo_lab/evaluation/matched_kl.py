@@ -78,7 +78,8 @@ def curves_of(rows: Rows, method: str, *, base: str = "base", reward: str = "rew
 
 def rewards_at_kl(rows: Rows, method: str, at: float, **options: Any) -> dict[int, float]:
     """`reward_at_kl` of a method for each seed; nan for a seed whose runs don't go that far. Options: `curves_of`."""
-    return {seed: float(reward_at_kl(*curve, at)) for seed, curve in curves_of(rows, method, **options).items()}
+    curves = curves_of(rows, method, **options)
+    return {seed: float(reward_at_kl(kl, rewards, at)) for seed, (kl, rewards) in curves.items()}
 
 
 def seed_interval(values: Iterable[float]) -> SeedInterval:

@@ -39,7 +39,7 @@ def pulls(loss: Loss, scores: PairScores) -> tuple[Tensor, Tensor]:
     Positive: upwards. A loss that ignores one of the two pulls it with 0.
     """
     moved = [logps.detach().clone().requires_grad_() for logps in scores[:2]]
-    values = loss(PairScores(*moved, *scores[2:]))
+    values = loss(scores._replace(policy_chosen=moved[0], policy_rejected=moved[1]))
     found = torch.autograd.grad(values.sum(), moved, allow_unused=True, materialize_grads=True)
     return -found[0], -found[1]
 

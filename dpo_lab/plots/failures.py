@@ -203,7 +203,7 @@ def runs_grid(runs: Mapping[str, Mapping[str, Any]]) -> Picture:
     return figure
 
 
-def _deviation(values: Sequence[float]) -> float:
+def _deviation(values: Sequence[float] | np.ndarray) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 

@@ -226,7 +226,7 @@ def _panels(curves: Mapping[str, Any]) -> tuple[Picture, Sequence[Axes]]:
     for ax in panels[len(curves) :]:
         ax.set_axis_off()
     figure.supxlabel("log-ratio gap h (nats)", **_TEXT)
-    return figure, panels[: len(curves)]
+    return figure, panels[: len(curves)].tolist()
 
 
 def _dress_panel(ax: Axes, name: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def tokenize_pairs(
     folder: the ids are written there as they come, and mapped from there: with rows that are streamed
         (`stream_preferences`) the memory does not grow with their number. `TokenData.load(folder)` opens them again.
     """
-    return _tokenize(rows, ("chosen", "rejected"), tokenizer, max_length, on_bad_row, folder)
+    return _tokenize(cast("Iterable[Row]", rows), ("chosen", "rejected"), tokenizer, max_length, on_bad_row, folder)
 
 
 def tokenize_examples(
@@ -73,7 +73,7 @@ def tokenize_examples(
 
     Preference rows (no completion, but chosen) are taken by their chosen answer.
     """
-    stream = iter(rows)
+    stream = iter(cast("Iterable[Row]", rows))
     first = list(islice(stream, 1))
     columns = first[0] if first else {}
     answer = "chosen" if "chosen" in columns and "completion" not in columns else "completion"
