@@ -79,6 +79,7 @@ results: $(VENV)/.with-course
 	$(BIN)/python data/measure.py seeds
 	$(BIN)/python data/implicit_rewards.py
 	$(BIN)/python data/hyperparameter_map.py
+	$(BIN)/python data/lora_memory.py
 	$(EXPERIMENT)/exact_frontier.py $(WORKERS)
 	$(EXPERIMENT)/frontier.py $(WORKERS)
 	$(EXPERIMENT)/failures.py $(WORKERS)

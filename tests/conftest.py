@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -35,6 +36,15 @@ def real() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder of real inputs (../shared/real) is absent")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """What a command sets for its own process does not outlast the test."""
+    logger = logging.getLogger("dpo_lab")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -146,7 +146,7 @@ def test_a_run_is_told_and_kept(small, tmp_path):
 
     run = Run.load(tmp_path / "run")
     assert run.summary()["is_complete"]
-    assert run.config["settings"] == small.settings
+    assert run.config["settings"] == json.loads(json.dumps(small.settings))
     assert (tmp_path / "run" / "report.html").is_file()
     assert (tmp_path / "run" / "curves.png").is_file()
     load_policy(run.model_folder, device="cpu")
