@@ -149,7 +149,7 @@ class Lab:
         table = self.world.table
         reward, drift = float(expected_reward(table, logps)), float(table.mean(kl(logps, table.reference_logps)))
         furthest = self.frontier[0].max()  # all but the best answers gone: beyond it the frontier is flat
-        best = float(reward_at_kl(*self.frontier, min(drift, furthest)))
+        best = float(reward_at_kl(*self.frontier, min(max(drift, 0.0), furthest)))
         return {"reward": reward, "kl": drift, "shortfall": best - reward}
 
     def events(self, policy: Any, method: str, knob: float, seed: int) -> Iterable[Event]:
