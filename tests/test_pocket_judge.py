@@ -88,6 +88,17 @@ def test_gaming_never_succeeds():
     assert doubled < 12
 
 
+@pytest.mark.parametrize("depth", [101, 980, 20_000])
+@pytest.mark.parametrize("text", ["{}", 'Here: {"a": {}}', '<tool_call>{"name": "a", "arguments": {}}</tool_call>'])
+def test_brackets_nested_too_deeply_are_ill_formed_and_do_not_stop_the_judge(text, depth):
+    """Python's parser of JSON raises RecursionError at about a thousand, sooner where it is called from deep down."""
+    nested = ["[" * depth + "]" * depth, '{"a": ' * depth + "1" + "}" * depth]
+    for conversation in {conversation.job: conversation for _, conversation, _ in GROUPS}.values():
+        for inside in nested:
+            verdict = judge(conversation, text.replace("{}", inside))
+            assert (verdict.reward, verdict.well_formed) == (ILL_FORMED, False)
+
+
 def test_ten_thousand_answers_are_judged_in_seconds():
     rng = Random(6)
     pairs = [

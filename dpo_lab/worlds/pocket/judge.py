@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import accumulate
 
 from dpo_lab.worlds.pocket import formatting, prose, safety, system_prompts, tools
 from dpo_lab.worlds.pocket.schema import Conversation, Job, JobSpec, Part, Verdict
@@ -25,6 +26,7 @@ SPECS: dict[Job, JobSpec] = {
 }
 ILL_FORMED, START, EARNED, WHOLE = -2.0, -1.0, 3.0, 1.0
 WORD_PRICE, MOST_FOR_WORDS = 0.03, 0.6
+DEEPEST = 100  # brackets within brackets: the world's formats have two, and Python's parser gives up at a thousand
 
 
 def judge(conversation: Conversation, response: str) -> Verdict:
@@ -62,6 +64,8 @@ def ill_formed(conversation: Conversation, response: str) -> str | None:
         return f"{strange[0]} is no word"
     if "<|im_" in text:
         return "a turn's mark inside the answer"
+    if max(accumulate((letter in "[{") - (letter in "]}") for letter in text)) > DEEPEST:
+        return "brackets that are nested too deeply to parse"
     if "tool_call" in text:
         calls, around = tools.parse_calls(text)
         if not calls or "tool_call" in around:
