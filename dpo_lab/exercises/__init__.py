@@ -34,6 +34,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "rlhf": ("check_kl_estimate", "check_rloo_advantages", "check_best_of_n", "check_reward_at_kl"),
     "applications": ("check_json_checker", "check_refusal_rates", "check_same_call", "check_attack_cost"),
     "labels": ("check_standing_choices", "check_kappa", "check_sides", "check_comparisons_to_tell"),
+    "scaling": ("check_global_mean", "check_adapter_margins", "check_passes", "check_device_bytes"),
     "checking": ("NotYet",),
 }
 

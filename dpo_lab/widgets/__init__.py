@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dpo_lab.widgets.live_figure import LiveFigure, choice, log_slider, slider
     from dpo_lab.widgets.loss import loss_widget
     from dpo_lab.widgets.preferences import bradley_terry_widget
+    from dpo_lab.widgets.scaling import scaling_widget
     from dpo_lab.widgets.sweep import SweepPanel
 
 _HOME = {
@@ -34,6 +35,7 @@ _HOME = {
     "loss_widget": "loss",
     "optimum_widget": "finite_world",
     "bradley_terry_widget": "preferences",
+    "scaling_widget": "scaling",
     "SweepPanel": "sweep",
 }
 
@@ -50,6 +52,7 @@ __all__ = [
     "log_slider",
     "loss_widget",
     "optimum_widget",
+    "scaling_widget",
     "slider",
 ]
 
