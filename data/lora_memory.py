@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dpo_lab.config import DPOConfig
 from dpo_lab.lora import add_lora
 from dpo_lab.preferences import TokenData
+from dpo_lab.speed.process import peak_memory
 from dpo_lab.training import train_dpo
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -71,12 +72,6 @@ def measure(shape: str, way: str) -> dict[str, Any]:
         "counted_mib": 4 * (weights + 3 * trained) / MIB, "peak_mib": peak_memory() / MIB,
         "checkpoint_mib": checkpoint / MIB,
     }  # fmt: skip
-
-
-def peak_memory() -> int:
-    """The most memory that this process held, in bytes, as Linux tells it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
 def table(rows: list[dict[str, Any]], made: dict[str, Any]) -> str:

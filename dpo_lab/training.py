@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpo_lab.batching import Layout, epoch_batches, make_batch, row_lengths, split_passes
+from dpo_lab.batching import Batch, Layout, epoch_batches, make_batch, row_lengths, split_passes
 from dpo_lab.config import DPOConfig, SFTConfig, TrainingConfig
 from dpo_lab.evaluation import evaluate_scores, pair_metrics, pair_scores_of, reward_beta, scored_lengths
 from dpo_lab.logprobs import autocast, score, sum_per_sequence, usable_layout
@@ -226,13 +226,17 @@ class PreferenceWork(ExampleWork):
         batch = make_batch(self.data, indices, self.layout).to(device)
         with autocast(device, self.config.precision):
             token_logps = scorer(batch)
-        policy = sum_per_sequence(token_logps, batch)  # (B, 2), float32: bf16 sums drift on long replies
-        reference = torch.from_numpy(self.reference[indices]).to(device)
-        lengths = batch.lengths.float()
-        scores = PairScores(*policy.unbind(1), *reference.unbind(1), *lengths.unbind(1))
-        losses = self.pair_loss(scores)  # (B,)
+        losses, scores = self.pair_losses(token_logps, batch, indices)
         metrics = pair_metrics(scores, losses, self.beta)
         return (losses * batch.weights).sum(), {name: value.sum() for name, value in metrics.items()}
+
+    def pair_losses(self, token_logps: Tensor, batch: Batch, indices: np.ndarray) -> tuple[Tensor, PairScores]:
+        """The loss of each pair of a run, (B,), and what it was computed from."""
+        policy = sum_per_sequence(token_logps, batch)  # (B, 2), float32: bf16 sums drift on long replies
+        reference = torch.from_numpy(self.reference[indices]).to(policy.device)
+        lengths = batch.lengths.float()
+        scores = PairScores(*policy.unbind(1), *reference.unbind(1), *lengths.unbind(1))
+        return self.pair_loss(scores), scores
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], tuple[float, ...]]:
         if self.held is None or self.held_reference is None:

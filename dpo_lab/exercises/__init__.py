@@ -21,6 +21,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "log_probabilities": ("check_token_logps", "check_mask_repair", "check_border", "check_shared_row"),
     "reference_cache": ("check_cache_key", "check_looks_stale", "check_rows_to_compute", "check_reference_bytes"),
     "training_loop": ("check_training_step", "check_accumulation", "check_warmup_share", "check_repaired_loop"),
+    "gpu": ("check_useful_share", "check_clock", "check_bfloat16_logp", "check_peak_bytes"),
     "implicit_rewards": ("check_heaviest_token", "check_calibration_error", "check_best_answers", "check_mean_rewards"),
     "hyperparameters": ("check_honest_choice", "check_log_uniform", "check_seeds_needed"),
     "failures": (

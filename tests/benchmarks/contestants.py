@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dpo_lab.speed.process import peak_memory
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -100,22 +102,6 @@ CONTESTANTS: dict[str, Callable[..., dict[str, float]]] = {
 def warm_up(work: Callable[[], Any]) -> None:
     """Two steps that do not count: lazy imports and the memory's first touch."""
     work()
-
-
-def peak_memory() -> int:
-    """The most memory that this process held, in bytes.
-
-    Linux tells it per program (VmHWM); `ru_maxrss` would also count the process that started this one.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
-    except (OSError, StopIteration):
-        import resource
-        import sys
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def main() -> None:

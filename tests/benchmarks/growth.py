@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from dpo_lab.plots.style import BLUE, ORANGE, Picture, add_title, dress, new_figure, to_png
-from tests.benchmarks.contestants import peak_memory
+from dpo_lab.speed.process import peak_memory
 from tests.benchmarks.machine import ROOT, heading, machine
 
 RESULTS = ROOT / "data" / "results"

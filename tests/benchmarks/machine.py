@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,20 +43,16 @@ def heading(command: str, found: dict[str, Any] | None = None) -> str:
     )
 
 
-def matrix_rate(threads: int, *, size: int = 2048, seconds: float = 3.0) -> float:
-    """Floating-point operations per second of a float32 matrix product, the median of `seconds` of trying."""
+def matrix_rate(threads: int) -> float:
+    """Floating-point operations per second of a float32 matrix product on a CPU with that many threads."""
     import torch
+
+    from dpo_lab.speed.rates import matrix_rate as rate
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        left, right = torch.randn(size, size), torch.randn(size, size)
-        rates, end = [], time.perf_counter() + seconds
-        while time.perf_counter() < end or len(rates) < 5:
-            began = time.perf_counter()
-            left @ right
-            rates.append(2 * size**3 / (time.perf_counter() - began))
-        return sorted(rates)[len(rates) // 2]
+        return rate(2048, seconds=3.0)
     finally:
         torch.set_num_threads(before)
 

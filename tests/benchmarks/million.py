@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.contestants import peak_memory
+from dpo_lab.speed.process import peak_memory
 from tests.benchmarks.machine import ROOT, heading, machine
 
 RESULTS = ROOT / "data" / "results"

@@ -78,8 +78,9 @@ def measure(repetitions: int, *, pairs: int, trl_pairs: int, threads: int) -> di
 def _work(pairs: int) -> dict[str, Any]:
     """What one epoch needs, counted in a process of its own: this one does not load torch."""
     code = (
-        "import json; from tests.benchmarks.workload import *; data = load_pairs(prepare(), "
-        f"{pairs}); model = make_model(); f = forward_flops(model.config, data); print(json.dumps(dict("
+        "import json; from dpo_lab.speed.flops import forward_flops; from tests.benchmarks.workload import *; "
+        f"data = load_pairs(prepare(), {pairs}); model = make_model(); "
+        "f = forward_flops(model.config, data); print(json.dumps(dict("
         "parameters=sum(p.numel() for p in model.parameters()), pairs=len(data), data=source().name, "
         "tokens=int(data.prompt_lengths.sum() + data.completion_lengths.sum()), "
         "prompt_tokens=int(data.prompt_lengths.sum()), forward_flops=float(f.sum()))))"

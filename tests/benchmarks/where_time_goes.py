@@ -21,9 +21,10 @@ from dpo_lab.batching import epoch_batches, row_lengths
 from dpo_lab.config import DPOConfig
 from dpo_lab.logprobs import Scorer, score
 from dpo_lab.loop import make_optimizer
+from dpo_lab.speed.flops import forward_flops
 from dpo_lab.training import PreferenceWork, loss_of
 from tests.benchmarks.machine import ROOT, heading, matrix_rate
-from tests.benchmarks.workload import forward_flops, load_pairs, make_model, prepare
+from tests.benchmarks.workload import load_pairs, make_model, prepare
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What is trained on in the benchmarks: a Llama of 8.9 M parameters, real preference pairs, and the floor of the work.
+"""What is trained on in the benchmarks: a Llama of 8.9 M parameters and real preference pairs.
 
 The pairs are the first of HH harmless-base where it lies beside the checkout, else the embedded ones, else made up. A
 tokenizer of 8,192 tokens is trained on their texts. Everything made is kept under build/benchmarks/. The texts are
@@ -94,25 +94,3 @@ def _train_tokenizer(texts: list[str]):
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", model_max_length=2048
     )
-
-
-def forward_flops(config: Any, data: TokenData) -> np.ndarray:
-    """Floating-point operations of one forward pass, per pair, (N,): what cannot be left out.
-
-    Each prompt once and each completion once through the layers; attention only between a token and those that it
-    sees; the output layer only where a completion token is predicted. A product of (m, k) and (k, n) counts 2·m·k·n;
-    norms, activations, rotations and softmax are not counted. Backward costs twice as much again.
-    """
-    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
-    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
-    per_token = 2 * (2 * width * queries + 2 * width * keys + 3 * width * inner)
-    prompt, completions = data.prompt_lengths, data.completion_lengths
-    tokens = prompt + completions.sum(1)
-    seen = _triangle(prompt) + (_triangle(completions) + prompt[:, None] * completions).sum(1)
-    scored = completions.sum(1) - data.num_completions * (prompt == 0)
-    return layers * (per_token * tokens + 4 * queries * seen) + 2 * width * config.vocab_size * scored
-
-
-def _triangle(num: np.ndarray) -> np.ndarray:
-    return num * (num + 1) // 2
