@@ -12,6 +12,7 @@ policy is scored as it stands before the first step, adapter included, or the ad
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +60,7 @@ def add_lora(
         target_modules=list(targets) or inside, task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in model.modules()),
     )  # fmt: skip
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _old_names():
         torch.manual_seed(seed)
         return peft.get_peft_model(model, settings).eval()  # pyright: ignore[reportArgumentType]
 
@@ -243,7 +244,8 @@ def merge_adapter(base: nn.Module, folder: str | Path) -> Any:
         )
     try:
         settings = peft.PeftConfig.from_pretrained(str(folder))
-        model = peft.get_peft_model(base, settings)  # pyright: ignore[reportArgumentType]
+        with _old_names():
+            model = peft.get_peft_model(base, settings)  # pyright: ignore[reportArgumentType]
         if not hasattr(model, "merge_and_unload"):
             raise ValueError(f"{settings.peft_type} cannot be merged into weights; use an adapter such as LoRA")
         weights = load_file(folder / ADAPTER_WEIGHTS)
@@ -259,6 +261,14 @@ def merge_adapter(base: nn.Module, folder: str | Path) -> Any:
             "it was trained on"
         ) from error
     return model.merge_and_unload().eval()
+
+
+@contextmanager
+def _old_names() -> Iterator[None]:
+    """peft asks a model of transformers for a property by its old name, which is no concern of whoever trains."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
 
 
 def _peft() -> Any:

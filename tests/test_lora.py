@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -221,6 +222,14 @@ def test_an_adapter_merged_from_its_folder_is_the_policy(tmp_path):
     assert abs(score(merged, data) - score(model, data)).max() < 1e-4
     whole, _ = load_policy(save_policy(model, tiny_tokenizer(), tmp_path / "model"), device="cpu")
     assert fingerprint(merged) == fingerprint(whole)
+
+
+def test_an_adapter_comes_and_goes_without_a_warning(tmp_path):
+    """A notebook shows every warning to its reader, and nothing can be done about one between two libraries."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        merge_adapter(tiny_llama(), save_adapter(add_lora(tiny_llama(), rank=4), tmp_path))
+    assert [str(warning.message) for warning in told] == []
 
 
 def test_a_merged_adapter_is_a_reference_like_any_other(tmp_path):
