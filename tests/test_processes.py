@@ -316,10 +316,11 @@ def test_a_worker_killed_under_the_command_ends_it_and_one_process_finishes_it(c
 
 ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--main_process_port",
               "0", "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
+# torchrun has options that begin with --run; on Python 3.11 it takes ours for a short form of them, but for the --.
 LAUNCHERS = {
-    "accelerate": [*ACCELERATE, "--multi_gpu"],
-    "fsdp": [*ACCELERATE, "--use_fsdp", "--fsdp_version", "2", "--fsdp_reshard_after_forward", "true"],
-    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "accelerate": [*ACCELERATE, "--multi_gpu", "-m"],
+    "fsdp": [*ACCELERATE, "--use_fsdp", "--fsdp_version", "2", "--fsdp_reshard_after_forward", "true", "-m"],
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"],
 }
 
 
@@ -332,7 +333,7 @@ def sources(tmp_path):
 def started(launcher: str, *arguments: str, output: Path) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE", "FSDP"))}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "ignore", *LAUNCHERS[launcher], "-m", "dpo_lab", "train", *arguments]
+    command = [sys.executable, "-W", "ignore", *LAUNCHERS[launcher], "dpo_lab", "train", *arguments]
     with output.open("wb") as file:
         return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
 
