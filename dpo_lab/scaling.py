@@ -96,6 +96,14 @@ def ways_to_train(shape: Shape, *, num_processes: int, rank: int) -> dict[str, d
     }
 
 
+def live_references(ways: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Bytes of a second model beside each way, held as the first one is, were the reference to run in every step.
+
+    Under an adapter (fewer gradients than weights) there would be none: its base is at hand.
+    """
+    return {way: parts["weights"] if parts["gradients"] == parts["weights"] else 0.0 for way, parts in ways.items()}
+
+
 def cut_batch(batch_size: int, num_processes: int, pairs_per_pass: int) -> list[list[int]]:
     """Pairs in each pass of each process: a list of equally many passes for each.
 

@@ -23,6 +23,7 @@ from dpo_lab.scaling import (
     Shape,
     cut_batch,
     device_memory,
+    live_references,
     num_adapter_weights,
     num_weights,
     ways_to_train,
@@ -99,6 +100,12 @@ def test_the_four_ways_stand_in_order_of_what_they_hold():
     assert totals["LoRA 16, FSDP"] < totals["all weights, FSDP"] < totals["LoRA 16, DDP"] < totals["all weights, DDP"]
 
 
+def test_a_live_reference_is_held_as_the_policy_is_and_an_adapter_needs_none():
+    ways = ways_to_train(SHAPES["Llama-2-7B"], num_processes=8, rank=16)
+    whole = 4 * 6_738_415_616
+    assert list(live_references(ways).values()) == [whole, whole / 8, 0.0, 0.0]
+
+
 @pytest.mark.parametrize(("batch", "num", "most"), [(64, 4, 8), (17, 2, 3), (9, 2, 2), (3, 8, 4), (1, 1, 1)])
 def test_a_batch_is_cut_as_the_processes_cut_it(batch, num, most):
     runs = lambda share: [share[i : i + most] for i in range(0, len(share), most)]
@@ -129,9 +136,9 @@ def texts(ax) -> list[str]:
 
 def test_each_bar_tells_its_total():
     ways = ways_to_train(SHAPES["Qwen2.5-0.5B"], num_processes=4, rank=16)
-    ax = plot_device_memory(ways, live_reference=4 * 494_032_768, device=8e9)
-    assert texts(ax) == [amount(sum(parts.values())) for parts in ways.values()]
-    assert texts(ax)[0] == "7.9 GB"
+    ax = plot_device_memory(ways, live_references=live_references(ways), device=8e9)
+    assert [text.split(" + ")[0] for text in texts(ax)] == [amount(sum(parts.values())) for parts in ways.values()]
+    assert texts(ax)[:2] == ["7.9 GB + 1.98 GB", "1.98 GB + 494 MB"]
     assert [line.get_xdata()[0] for line in ax.get_lines()] == [8.0]
     legend = ax.get_legend()
     assert legend is not None

@@ -38,28 +38,35 @@ MOST_CELLS = 16
 
 
 def plot_device_memory(
-    ways: Mapping[str, Mapping[str, float]], *, live_reference: float = 0.0, device: float = 0.0, ax: Axes | None = None
+    ways: Mapping[str, Mapping[str, float]],
+    *,
+    live_references: Mapping[str, float] | None = None,
+    device: float = 0.0,
+    ax: Axes | None = None,
 ) -> Axes:
     """A stacked bar per way of training: bytes on each device for weights, gradients and Adam's moments.
 
-    live_reference: bytes of a second model, drawn as an outline behind each bar: what stored log-probs spare.
+    live_references: bytes of a second model for each way, drawn as an outline behind its bar and not counted: what
+        stored log-probs spare.
     device: bytes of a device, drawn as a line; 0 draws none.
     """
     ax = new_figure(6.4, 3.4).subplots() if ax is None else ax
-    totals = [sum(parts.values()) for parts in ways.values()]
-    longest = max(*totals, 1.0) + live_reference
+    spared = {way: (live_references or {}).get(way, 0.0) for way in ways}
+    longest = max(sum(parts.values()) + spared[way] for way, parts in ways.items())
     unit, name = (1e9, "GB") if longest >= 1e9 else (1e6, "MB")
-    for i, parts in enumerate(ways.values()):
+    is_named = False
+    for i, (way, parts) in enumerate(ways.items()):
         left = 0.0
         for (part, size), hatch in zip(parts.items(), HATCHES, strict=True):
             ax.barh(i, size / unit, left=left / unit, height=0.6, color=PARTS[part], hatch=hatch, edgecolor="white",
                     linewidth=0.4, label=part if i == 0 else None)  # fmt: skip
             left += size
-        if live_reference:
-            ax.barh(i, live_reference / unit, left=left / unit, height=0.6, facecolor="none", edgecolor=GREY,
-                    linestyle=":", linewidth=1.1, label="a live reference, spared" if i == 0 else None)  # fmt: skip
-        ax.text((left + live_reference) / unit, i, f"  {amount(left)}", va="center", fontsize=8.5, color=INK,
-                fontfamily=FONT)  # fmt: skip
+        told = f"  {amount(left)}"
+        if spared[way]:
+            ax.barh(i, spared[way] / unit, left=left / unit, height=0.6, facecolor="none", edgecolor=GREY,
+                    linestyle=":", linewidth=1.1, label=None if is_named else "a live reference, spared")  # fmt: skip
+            told, is_named = f"{told} + {amount(spared[way])}", True
+        ax.text((left + spared[way]) / unit, i, told, va="center", fontsize=8.5, color=INK, fontfamily=FONT)
     if 0 < device <= 1.25 * longest:
         ax.axvline(
             device / unit, color=VERMILLION, linewidth=1.4, linestyle="--", label=f"a device of {amount(device)}"
@@ -67,7 +74,7 @@ def plot_device_memory(
     dress(ax, "Each device holds (activations come on top)", name, "")
     ax.set_yticks(range(len(ways)), [plain(way) for way in ways])
     ax.invert_yaxis()
-    ax.set_xlim(0, 1.28 * longest / unit)
+    ax.set_xlim(0, 1.4 * longest / unit)
     ax.set_ylim(len(ways) - 0.5, -0.5 - 0.42 * len(ways))  # room for the legend above the bars
     ax.grid(visible=False, axis="y")
     add_legend(ax, loc="upper right", ncols=2)
@@ -87,7 +94,7 @@ def plot_batch_cut(cut: Sequence[Sequence[int]], *, ax: Axes | None = None) -> A
                 color=INK if pairs == 0 or pairs < 0.3 * table.max() else "white", fontfamily=FONT)  # fmt: skip
     num_processes, num_passes = table.shape
     hidden = f"; the first {shown.shape[0]} × {shown.shape[1]} shown" if shown.shape != table.shape else ""
-    dress(ax, f"A step of {table.sum()} pairs: {_counted(num_processes, 'process', 'processes')}, "
+    dress(ax, f"{table.sum()} pairs: {_counted(num_processes, 'process', 'processes')}, "
           f"{_counted(num_passes, 'pass', 'passes')} each", f"pass{hidden}", "process")  # fmt: skip
     ax.set_xlim(-0.6, shown.shape[1] - 0.4)
     ax.set_ylim(shown.shape[0] - 0.4, -0.6)
@@ -101,14 +108,14 @@ def scaling_figure(
     ways: Mapping[str, Mapping[str, float]],
     cut: Sequence[Sequence[int]],
     *,
-    live_reference: float = 0.0,
+    live_references: Mapping[str, float] | None = None,
     device: float = 0.0,
     title: str = "",
 ) -> Picture:
     """Both panels beside each other: what each device holds, and how a step's pairs are cut."""
     figure = new_figure(10.2, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
-    plot_device_memory(ways, live_reference=live_reference, device=device, ax=left)
+    plot_device_memory(ways, live_references=live_references, device=device, ax=left)
     plot_batch_cut(cut, ax=right)
     if title:
         left.set_title(f"{plain(title)}: each device holds (activations on top)", loc="left", fontsize=10.5,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dpo_lab.plots import Picture
 from dpo_lab.plots.scaling import describe_scaling, scaling_figure
-from dpo_lab.scaling import FLOAT32, SHAPES, cut_batch, num_weights, ways_to_train
+from dpo_lab.scaling import SHAPES, cut_batch, live_references, num_weights, ways_to_train
 from dpo_lab.widgets.live_figure import LiveFigure, choice
 
 PROCESSES, BATCHES, PASSES, RANKS = (1, 2, 3, 4, 8, 16), (8, 16, 32, 64, 128), (1, 2, 4, 8, 16, 32), (8, 16, 32, 64)
@@ -24,11 +24,11 @@ def draw_scaling(
     device: float = DEVICE,
 ) -> Picture:
     """Memory of the four ways to train `model` (a name of `SHAPES`), and the cut of a step over the processes."""
-    shape = SHAPES[_known(model)]
+    ways = ways_to_train(SHAPES[_known(model)], num_processes=num_processes, rank=rank)
     return scaling_figure(
-        ways_to_train(shape, num_processes=num_processes, rank=rank),
+        ways,
         cut_batch(batch_size, num_processes, pairs_per_pass),
-        live_reference=FLOAT32 * num_weights(shape),
+        live_references=live_references(ways),
         device=device,
         title=model,
     )
