@@ -17,7 +17,7 @@ from dpo_lab.loop import Step
 from dpo_lab.preferences import TokenData
 from dpo_lab.speed.compiling import compile_blocks
 from dpo_lab.speed.flops import forward_flops
-from dpo_lab.speed.from_scratch import SHAPES, Shape, judged, new_llama, own_pairs, sft_tokens
+from dpo_lab.speed.from_scratch import SIZES, judged, new_llama, own_pairs, sft_tokens
 from dpo_lab.speed.kept_gpu import best_rate, read_gpu, rows_of_models
 from dpo_lab.speed.memory import MemoryBook, device_memory, peak_device_memory
 from dpo_lab.speed.phases import PHASES, summary, timed_steps
@@ -243,15 +243,17 @@ def test_a_cpu_has_no_meter_of_its_own():
 def test_sizes_are_what_their_names_say():
     from dpo_lab import load_policy
     from dpo_lab.models import num_parameters
+    from dpo_lab.scaling import num_weights
 
     _, tokenizer = load_policy("embedded", device="cpu")
     with torch.device("meta"):
         for name, millions in (("30m", 29), ("135m", 136)):
-            assert round(num_parameters(new_llama(name, tokenizer)) / 1e6) == millions
-    one, other = new_llama("tiny", tokenizer, seed=3), new_llama(SHAPES["tiny"], tokenizer, seed=3)
+            found = num_parameters(new_llama(name, tokenizer))
+            assert found == num_weights(SIZES[name])
+            assert round(found / 1e6) == millions
+    one, other = new_llama("tiny", tokenizer, seed=3), new_llama(SIZES["tiny"], tokenizer, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    assert new_llama(Shape(32, 1, 2), tokenizer).config.intermediate_size == 80
-    with pytest.raises(ValueError, match="shape '7b' is not known; choose one of tiny, 30m, 135m"):
+    with pytest.raises(ValueError, match="size '7b' is not known; choose one of tiny, 30m, 135m"):
         new_llama("7b", tokenizer)
 
 

@@ -65,7 +65,7 @@ def plot_phases(ways: Mapping[str, Mapping[str, float]], *, title: str = "Where 
     """A bar per way, its length the seconds of a step, cut into phases: name → phase → seconds."""
     if not ways:
         raise ValueError("there is no way to draw; give at least one name with its phases")
-    ax = new_figure(7.2, 1.3 + 0.5 * len(ways)).subplots() if ax is None else ax
+    ax = new_figure(7.2, 1.5 + 0.4 * len(ways)).subplots() if ax is None else ax
     longest = max(sum(phases.values()) for phases in ways.values())
     scale, unit = (1e3, "milliseconds") if longest < 1 else (1.0, "seconds")
     for y, phases in enumerate(ways.values()):
@@ -81,9 +81,9 @@ def plot_phases(ways: Mapping[str, Mapping[str, float]], *, title: str = "Where 
     ax.invert_yaxis()
     ax.set_xlim(0, 1.15 * scale * max(longest, 1e-9))
     ax.grid(visible=False, axis="y")
-    ax.legend(
-        handles=keys, ncols=len(keys), loc="upper center", bbox_to_anchor=(0.45, -0.32), fontsize=8, frameon=False
-    )
+    figure = ax.get_figure(root=True)
+    assert figure is not None, "axes stand in a figure"
+    figure.legend(handles=keys, ncols=len(keys), loc="outside lower center", fontsize=8, frameon=False)
     return ax
 
 
@@ -153,29 +153,28 @@ def plot_memory(curve: Mapping[str, Any], *, title: str = "What a step holds", t
     for phase, event in borders:
         ax.axvline(event, color=GREY, linewidth=0.8, linestyle=":")
         if len(borders) <= 8:
-            ax.text(event, 1.27 * highest / unit, f" {phase}", va="top", **_TEXT | {"fontsize": 7})
+            side = "right" if phase == "step" else "left"  # the next forward pass begins right after it
+            ax.text(event, 1.27 * highest / unit, f" {phase} ", va="top", ha=side, **{**_TEXT, "fontsize": 7})
     dress(ax, title, "event: something is kept, or let go", f"{name} held")
     ax.set_xlim(0, max(len(events) - 1, 1))
     ax.set_ylim(0, 1.3 * highest / unit)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=8, frameon=False)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=5, fontsize=8, frameon=False)
     return ax
 
 
-def plot_errors(lengths: Any, errors: Mapping[str, Any], *, title: str = "What the precision costs",
-                ax: Axes | None = None) -> Axes:  # fmt: skip
-    """|error| of log π(y|x) against the answer's length, logarithmic; name → (N,) nats. Exact ones are left out."""
-    ax = new_figure(6.2, 3.8).subplots() if ax is None else ax
-    lengths = np.asarray(lengths)
-    for i, (name, values) in enumerate(errors.items()):
-        found = np.abs(np.asarray(values, np.float64))
-        shown = found > 0
-        label = plain(f"{name}: median {np.median(found):.1g} nats")
-        ax.scatter(lengths[shown], found[shown], s=16, color=PALETTE[(3, 1, 0, 2)[i % 4]], alpha=0.65, linewidths=0,
-                   marker=MARKERS[i % len(MARKERS)], label=label)  # fmt: skip
-    ax.set_yscale("log")
-    dress(ax, title, "tokens of the answer", r"|error| of $\log\pi(y|x)$ (nats)")
-    ax.set_ylim(top=30 * ax.get_ylim()[1])  # room for the legend
-    add_legend(ax, loc="upper right")
+def plot_running_sums(sums: Mapping[str, Any], *, title: str = "A sum over tokens, as it grows",
+                      ax: Axes | None = None) -> Axes:  # fmt: skip
+    """The sum of the first 1, 2, … tokens' log-probs, one line per way of adding: name → (T,) nats."""
+    if not sums:
+        raise ValueError("there is no sum to draw; give at least one name with its values")
+    ax = new_figure(6.2, 3.6).subplots() if ax is None else ax
+    for i, (name, values) in enumerate(sums.items()):
+        values = np.asarray(values, np.float64)
+        ax.plot(np.arange(1, len(values) + 1), values, LINES[i % len(LINES)], color=(BLUE, VERMILLION, ORANGE)[i % 3],
+                linewidth=1.8, label=plain(f"{name}: {values[-1]:.0f} nats"))  # fmt: skip
+    dress(ax, title, "tokens added", "running sum (nats)")
+    ax.set_xlim(left=0)
+    add_legend(ax)
     return ax
 
 
@@ -203,7 +202,7 @@ def plot_ways(ways: Sequence[Mapping[str, Any]], *, title: str = "DPO steps, in 
     places = np.arange(len(ways))
     for ax, values, texts, color, name, unit in (
         (speed, [way["pairs_per_second"] for way in ways],
-         [f"{way['pairs_per_second']:,.3g} ({way['share']:.1%})" for way in ways], BLUE, title,
+         [f"{way['pairs_per_second']:,.0f} ({way['share']:.1%})" for way in ways], BLUE, title,
          "pairs per second (share of the matrix rate)"),
         (memory, [way["peak_bytes"] / 2**30 for way in ways], [f"{way['peak_bytes'] / 2**30:.2f}" for way in ways],
          ORANGE, "Peak memory", "GiB"),

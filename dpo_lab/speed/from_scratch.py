@@ -11,13 +11,14 @@ The texts, prompts and labels are made as `data/build.py` makes the embedded one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from dpo_lab.preferences import TokenData, render_prompt, tokenize_examples
 from dpo_lab.sampling import generate
+from dpo_lab.scaling import Shape
 from dpo_lab.worlds import corpus
 from dpo_lab.worlds.pocket import Conversation
 from dpo_lab.worlds.pocket.quality import quality
@@ -25,31 +26,28 @@ from dpo_lab.worlds.pocket.quality import quality
 MAX_NEW_TOKENS = 80
 
 
-class Shape(NamedTuple):
-    """What decides the size of a Llama; the feed-forward part is 8/3 as wide, rounded down to a multiple of 16."""
-
-    width: int
-    layers: int
-    heads: int
-
-
-SHAPES = {"tiny": Shape(64, 2, 2), "30m": Shape(512, 9, 8), "135m": Shape(768, 19, 12)}
+SIZES = {
+    "tiny": Shape(corpus.VOCABULARY, 64, 160, 2, 2, 2),
+    "30m": Shape(corpus.VOCABULARY, 512, 1360, 9, 8, 8),
+    "135m": Shape(corpus.VOCABULARY, 768, 2048, 19, 12, 12),
+}
+"""Llamas for the pocket world's vocabulary; the names say about how many weights they have."""
 
 
-def new_llama(shape: str | Shape, tokenizer: Any, *, seed: int = 0) -> Any:
+def new_llama(size: str | Shape, tokenizer: Any, *, seed: int = 0) -> Any:
     """A Llama with the tokenizer's vocabulary and random weights, float32, on the CPU; the same for the same seed."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    if isinstance(shape, str):
-        if shape not in SHAPES:
-            raise ValueError(f"shape {shape!r} is not known; choose one of {', '.join(SHAPES)}, or give a Shape")
-        shape = SHAPES[shape]
+    if isinstance(size, str):
+        if size not in SIZES:
+            raise ValueError(f"size {size!r} is not known; choose one of {', '.join(SIZES)}, or give a Shape")
+        size = SIZES[size]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=shape.width, intermediate_size=shape.width * 8 // 3 // 16 * 16,
-            num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
-            max_position_embeddings=corpus.CONTEXT, tie_word_embeddings=True, bos_token_id=None,
+            vocab_size=len(tokenizer), hidden_size=size.width, intermediate_size=size.inner,
+            num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
+            max_position_embeddings=corpus.CONTEXT, tie_word_embeddings=size.is_tied, bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         ))  # fmt: skip
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -143,5 +144,5 @@ def _storage(tensor: Tensor) -> tuple[int, int]:
     return storage.data_ptr(), storage.nbytes()
 
 
-def _sum_of_storages(tensors: list[Tensor]) -> int:
+def _sum_of_storages(tensors: Sequence[Tensor]) -> int:
     return sum(dict(map(_storage, tensors)).values())
