@@ -145,7 +145,9 @@ def test_each_bar_tells_its_total():
     assert {text.get_text() for text in legend.get_texts()} == {
         "a device of 8 GB", "weights", "gradients", "Adam's moments", "a live reference, spared",
     }  # fmt: skip
-    assert to_png(ax.get_figure(root=True))
+    picture = ax.get_figure(root=True)
+    assert picture is not None
+    assert to_png(picture)
 
 
 def test_a_cut_has_a_cell_for_each_pass_and_tells_what_it_hides():
@@ -176,9 +178,9 @@ def test_bytes_are_told_with_their_unit(size, said):
 def test_curves_that_are_one_and_what_grows_are_drawn():
     steps = [1, 2, 3]
     ax = plot_same_curves({"one": (steps, [3.0, 2.0, 1.0]), "two": (steps, [3.0, 2.0, 1.0])})
-    assert [line.get_ydata().tolist() for line in ax.get_lines()] == [[3.0, 2.0, 1.0]] * 2
+    assert [np.asarray(line.get_ydata()).tolist() for line in ax.get_lines()] == [[3.0, 2.0, 1.0]] * 2
     grown = plot_growth({"log-probs": 40.0}, [1e3, 1e6])
-    assert grown.get_lines()[0].get_ydata().tolist() == [4e4, 4e7]
+    assert np.asarray(grown.get_lines()[0].get_ydata()).tolist() == [4e4, 4e7]
 
 
 def test_the_widget_draws_what_its_plain_function_draws():
