@@ -139,7 +139,7 @@ def test_each_bar_tells_its_total():
     ax = plot_device_memory(ways, live_references=live_references(ways), device=8e9)
     assert [text.split(" + ")[0] for text in texts(ax)] == [amount(sum(parts.values())) for parts in ways.values()]
     assert texts(ax)[:2] == ["7.9 GB + 1.98 GB", "1.98 GB + 494 MB"]
-    assert [line.get_xdata()[0] for line in ax.get_lines()] == [8.0]
+    assert [np.asarray(line.get_xdata())[0] for line in ax.get_lines()] == [8.0]
     legend = ax.get_legend()
     assert legend is not None
     assert {text.get_text() for text in legend.get_texts()} == {
