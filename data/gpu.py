@@ -1,6 +1,6 @@
 """Small models trained on a GPU from random weights, and where the time and the memory go: `python data/gpu.py`.
 
-    python data/gpu.py                         # on a GPU: both sizes, about ten minutes on an H100
+    python data/gpu.py                         # on a GPU: both sizes; planned for some minutes each
     python data/gpu.py --only 30m              # one of them; a second start goes on with the other
     python data/gpu.py --tiny --device cpu --out trial.json     # tries every line, anywhere, in minutes
 

@@ -58,7 +58,11 @@ def trained(events: Any) -> tuple[float, Event]:
 
 def made_with(command: str) -> dict[str, Any]:
     """What a result must carry to be read later: commit, machine, versions, command."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    try:
+        told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        commit = told.stdout.strip() or "unknown"
+    except OSError:  # a machine without git still measures
+        commit = "unknown"
     return {
         "commit": commit,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",

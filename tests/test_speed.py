@@ -270,6 +270,24 @@ def test_the_stages_from_random_weights():
     assert {"reward", "success", "well_formed"} <= set(found)
 
 
+def test_layers_and_lengths_share_one_compilation():
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    model, data = tiny_llama(num_hidden_layers=5), random_pairs(8)
+    plain = [sequence_logps(model, make_batch(data, part)).detach() for part in ([0, 1], [2, 3, 4], [5, 6, 7])]
+    assert compile_blocks(model, backend=backend) == 5 + 2 * 5 + 1
+    first = sequence_logps(model, make_batch(data, [0, 1]))
+    assert len(compiled) == 2  # a norm and a feed-forward part, for all layers
+    torch.testing.assert_close(first.detach(), plain[0])
+    for part, expected in (([2, 3, 4], plain[1]), ([5, 6, 7], plain[2])):
+        torch.testing.assert_close(sequence_logps(model, make_batch(data, part)).detach(), expected)
+    assert len(compiled) == 2
+
+
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same_values():
     model, data = tiny_llama(), random_pairs(4)
