@@ -28,6 +28,11 @@ from tests.conftest import ROOT, random_pairs, tiny_llama
 CONFIG = {"batch_size": 4, "learning_rate": 1e-3, "device": "cpu", "max_length": 64}
 
 
+def takes_minutes(request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("--run-slow"):
+        pytest.skip("minutes; --run-slow runs it")
+
+
 # ── operations ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -270,6 +275,12 @@ def test_the_stages_from_random_weights():
     assert {"reward", "success", "well_formed"} <= set(found)
 
 
+# The tracer looks at `.grad` of what lies inside the graph, and torch warns itself of that.
+asks_for_grad = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
+@pytest.mark.slow
+@asks_for_grad
 def test_layers_and_lengths_share_one_compilation():
     compiled = []
 
@@ -289,7 +300,9 @@ def test_layers_and_lengths_share_one_compilation():
 
 
 @pytest.mark.slow
-def test_compiled_blocks_give_the_same_values():
+@asks_for_grad
+def test_compiled_blocks_give_the_same_values(request):
+    takes_minutes(request)
     model, data = tiny_llama(), random_pairs(4)
     batch = make_batch(data, range(4))
     plain = sequence_logps(model, batch).detach()
@@ -336,8 +349,9 @@ def test_kept_results_are_read_back(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_measuring_script_runs_to_its_end(tmp_path):
+def test_the_measuring_script_runs_to_its_end(tmp_path, request):
     """Every line of data/gpu.py at a tiny size, without `datasets`, as on a machine that lacks it."""
+    takes_minutes(request)
     import subprocess
     import sys
 
