@@ -117,7 +117,7 @@ class Lab:
 
     def reward_model(self, seed: int) -> RewardModel:
         model = RewardModel.on(self.world.reference, seed=seed)
-        config = RewardConfig(seed=seed, epochs=self.arguments.epochs, **PAIRS)
+        config = RewardConfig(seed=seed, epochs=self.arguments.reward_epochs, **PAIRS)
         drain(train_reward_model(model, None, token_pairs(self.world, self.comparisons(seed)), config))
         return model
 
@@ -193,13 +193,14 @@ def far(logps: torch.Tensor, other: torch.Tensor) -> float:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--comparisons", type=int, default=4096)
-    options.add_argument("--epochs", type=float, default=8.0, help="of DPO and the reward model")
+    options.add_argument("--epochs", type=float, default=8.0, help="of DPO")
+    options.add_argument("--reward-epochs", type=float, default=24.0, help="of the reward model, which learns slower")
     options.add_argument("--rollouts", type=int, default=100, help="of 128 answers")
     arguments = options.parse_args()
     about = Experiment(
         "exact_frontier", "Reward against KL in the enumerable world", "Exact values; what each method is: "
         "data/experiments/exact_frontier.py. Shortfall: what the reward lacks of the best one at the same KL.", COLUMNS,
-        {name: getattr(arguments, name) for name in ("comparisons", "epochs", "rollouts")},
+        {name: getattr(arguments, name) for name in ("comparisons", "epochs", "reward_epochs", "rollouts")},
     )  # fmt: skip
     carry_out(about, cells(arguments.seeds), Lab, arguments)
 

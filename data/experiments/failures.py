@@ -6,8 +6,9 @@ disturbance, the order and the answers.
 
     sound          dpo on the pairs as they are: what the others are compared with
     displacement   dpo, rpo, dpop: where the chosen answers' probability goes, on the training prompts themselves
-    length         labels drawn anew from true reward + level per word; dpo, sigmoid_norm, LD-DPO (ld), R-DPO (r);
-                   level 0 is the control, labels drawn anew without a bonus
+    length         labels drawn anew from true reward + level per word; dpo, sigmoid_norm, LD-DPO (ld), R-DPO (r,
+                   with the true price of a word, and with a quarter of it), and dpo on as many pairs whose answers
+                   are of nearly equal length (near); level 0 is the control, labels drawn anew without a bonus
     noise          each label turned round with chance level; dpo, cdpo and robust with ε = level
     turn           few pairs many times over, judged on the way: dpo at two β, and the same number of steps on fresh
                    pairs
@@ -60,7 +61,7 @@ PROMPT_SEED, SOURCE_SEED = 66_000, 67_000
 MAX_NEW_TOKENS = 80
 BETA, RATE, BATCH = 0.5, 4e-4, 16  # of notebook 09's short runs
 BONUS = 0.6
-NOISE = (0.1, 0.2, 0.3, 0.4)
+NOISE = (0.2, 0.4)
 DROPOUT = 0.1
 
 
@@ -69,7 +70,7 @@ def cells(seeds: int) -> list[dict[str, Any]]:
     wanted: list[tuple[str, str, float]] = [("sound", "dpo", 0.0)]
     wanted += [("displacement", method, 0.0) for method in ("dpo", "rpo", "dpop")]
     wanted += [("length", method, 0.0) for method in ("dpo", "sigmoid_norm", "ld")]
-    wanted += [("length", method, BONUS) for method in ("dpo", "sigmoid_norm", "ld", "r")]
+    wanted += [("length", method, BONUS) for method in ("dpo", "sigmoid_norm", "ld", "r", "r, α/4", "near")]
     wanted += [("noise", method, level) for level in NOISE for method in ("dpo", "cdpo", "robust")]
     wanted += [("turn", method, 0.0) for method in ("few, β 0.1", "few, β 1", "fresh, β 0.1")]
     wanted += [("reference", method, 0.0) for method in ("right", "stale", "other", "dropout")]
@@ -111,20 +112,24 @@ class Lab:
         return self.judged(policy, told, seed) | self.mass(policy, rows[: self.arguments.prompts], seed)
 
     def length(self, method: str, level: float, seed: int) -> dict[str, Any]:
-        rows = length_biased(self.pairs(seed), level, seed)
+        rows = length_biased(self.pairs(seed, 3 * self.arguments.pairs if method == "near" else None), level, seed)
+        if method == "near":
+            near = lambda row: abs(words(row, "chosen") - words(row, "rejected")) <= 1
+            rows = [row for row in rows if near(row)][: self.arguments.pairs]
         per_token = level / LABEL_TEMPERATURE * words_per_token(rows, self.tokenizer)
         match method:
             case "ld":
                 policy, told = self.tail_discounted(rows, seed)
-            case "r":
-                policy, told = self.trained(rows, seed, cache=shifted_by_length(per_token, BETA))
+            case "r" | "r, α/4":
+                alpha = per_token if method == "r" else per_token / 4
+                policy, told = self.trained(rows, seed, cache=shifted_by_length(alpha, BETA))
             case "sigmoid_norm":
                 policy, told = self.trained(rows, seed, loss=method, beta=None)
             case _:
-                policy, told = self.trained(rows, seed, loss=method)
+                policy, told = self.trained(rows, seed, loss="dpo" if method == "near" else method)
         longer = mean(words(row, "chosen") > words(row, "rejected") for row in rows
                       if words(row, "chosen") != words(row, "rejected"))  # fmt: skip
-        return self.judged(policy, told, seed) | {"longer_chosen": longer}
+        return self.judged(policy, told, seed) | {"longer_chosen": longer, "pairs": len(rows)}
 
     def noise(self, method: str, level: float, seed: int) -> dict[str, Any]:
         smoothing = {} if method == "dpo" else {"label_smoothing": level}
@@ -264,8 +269,8 @@ def told_by(events: Iterable[Any]) -> dict[str, float]:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--pairs", type=int, default=2400, help="training pairs of a run (default: %(default)s)")
-    options.add_argument("--prompts", type=int, default=200, help="prompts to judge by (default: %(default)s)")
+    options.add_argument("--pairs", type=int, default=640, help="training pairs of a run (default: %(default)s)")
+    options.add_argument("--prompts", type=int, default=160, help="prompts to judge by (default: %(default)s)")
     options.add_argument("--max-steps", type=int, default=None, help="fewer steps, to try the script out")
     arguments = options.parse_args()
     settings = {name: getattr(arguments, name) for name in ("pairs", "prompts", "max_steps")} | {

@@ -16,13 +16,12 @@ test prompts and draws of its own, the same for all losses; nothing of the test 
 On noisy labels two members more, `cdpo, told` and `robust, told`, whose ε is the true share of flips; the others keep
 the table's. Their effort is the same.
 
-The runs are short, so that there can be many: 640 pairs once, in batches of 16. The cells, with seconds on one free
-thread that are worked out from the rows of data/hyperparameter_map.py (18 to 21 s with twice the pairs), not timed:
+The runs are short, so that there can be many: 320 pairs once, in batches of 16.
 
-    trials   (18 · 3 + 2) · 4 = 224 cells of about 9 s
-    seeds    (18 · 3 + 2) · 3 + 3 (base) = 171 cells of about 11 s
+    trials   (18 · 3 + 2) · 4 = 224 cells
+    seeds    (18 · 3 + 2) · 3 + 3 (base) = 171 cells
 
-So 65 minutes on one core and about 33 on two; every row says how long its own cell took.
+Every row says how long its own cell took.
 
 Measured per run: true reward, success, well-formed share and words of the answers to the test prompts, KL from the
 base model, accuracy on test pairs (how often the policy's log-ratio ranks the truly better answer higher, the same
@@ -193,8 +192,8 @@ class Lab:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--pairs", type=int, default=640, help="pairs of a run (default: %(default)s)")
-    options.add_argument("--prompts", type=int, default=128, help="prompts that are answered (default: %(default)s)")
+    options.add_argument("--pairs", type=int, default=320, help="pairs of a run (default: %(default)s)")
+    options.add_argument("--prompts", type=int, default=64, help="prompts that are answered (default: %(default)s)")
     options.add_argument("--test-pairs", type=int, default=200, help="test pairs for accuracy (default: %(default)s)")
     arguments = options.parse_args()
     experiment = Experiment(

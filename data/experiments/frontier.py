@@ -305,9 +305,9 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--prompts", type=int, default=400, help="prompts to judge by, of each split")
+    options.add_argument("--prompts", type=int, default=256, help="prompts to judge by, of each split")
     options.add_argument("--pairs", type=int, default=None, help="training pairs; all by default")
-    options.add_argument("--rollouts", type=int, default=60, help="rollouts of 128 answers for RLOO and PPO")
+    options.add_argument("--rollouts", type=int, default=24, help="rollouts of 128 answers for RLOO and PPO")
     options.add_argument("--max-steps", type=int, default=None, help="fewer steps for what learns from pairs")
     arguments = options.parse_args()
     about = Experiment(

@@ -88,7 +88,7 @@ def carry_out(experiment: Experiment, cells: Sequence[Cell], lab: Callable[[argp
     wanted = [cell for cell in cells if not arguments.only or set(arguments.only) & {str(v) for v in cell.values()}]
     missing = [cell for cell in wanted if identity(cell) not in done]
     place = {identity(cell): number for number, cell in enumerate(cells)}
-    made = made_with(shlex.join(["python", "data/experiments/" + Path(sys.argv[0]).name, *sys.argv[1:]]))
+    made = made_with(shlex.join(["python", "data/experiments/" + Path(sys.argv[0]).name, *told(sys.argv[1:])]))
     print(f"{experiment.name}: {len(missing)} of {len(wanted)} cells to run", flush=True)
     for number, (cell, found, seconds) in enumerate(ran(missing, lab, arguments), start=1):
         rows += [{"cell": cell, **cell, **row, "cell_seconds": round(seconds, 1)} for row in found]
@@ -116,6 +116,13 @@ def ran(cells: Sequence[Cell], lab: Callable[[argparse.Namespace], Any],
                 yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def told(arguments: Sequence[str]) -> list[str]:
+    """The command line without `--work`: a folder of one machine says nothing to another."""
+    is_work = [argument == "--work" for argument in arguments]
+    return [argument for argument, own, before in zip(arguments, is_work, [False, *is_work], strict=False)
+            if not (own or before or argument.startswith("--work="))]  # fmt: skip
 
 
 LAB: Any = None

@@ -195,8 +195,8 @@ def with_intervals(rows: Sequence[Row]) -> str:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--prompts", type=int, default=800, help="test prompts to judge by, the jobs in turn")
-    options.add_argument("--attacks", type=int, default=150, help="system prompts, each judged without and with attack")
+    options.add_argument("--prompts", type=int, default=400, help="test prompts to judge by, the jobs in turn")
+    options.add_argument("--attacks", type=int, default=100, help="system prompts, each judged without and with attack")
     options.add_argument("--pairs", type=int, default=None, help="training pairs; all by default")
     options.add_argument("--max-steps", type=int, default=None, help="fewer steps, to try the script out")
     arguments = options.parse_args()

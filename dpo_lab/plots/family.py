@@ -159,7 +159,7 @@ def paths_figure(
 
     `paths` maps kind → name → (KLs, rewards), each (steps,); `frontier` is (KLs, rewards).
     """
-    figure = new_figure(3.5 * len(paths), 3.7)
+    figure = new_figure(3.5 * len(paths) + 1.2, 3.7)
     panels = figure.subplots(1, len(paths), squeeze=False, sharey=True).ravel()
     drift, worth = (np.asarray(part, float) for part in frontier)
     furthest = max(float(np.max(kl)) for members in paths.values() for kl, _ in members.values())
@@ -171,7 +171,8 @@ def paths_figure(
             ax.plot(kl[-1:], rewards[-1:], MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)], markersize=6)
         ax.set_xlim(0, 1.04 * furthest)
         dress(ax, plain(kind), "KL from the reference (nats)", ylabel if ax is panels[0] else "")
-    add_legend(panels[-1], loc="lower right")
+    legend = panels[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
+    legend.set_in_layout(True)
     return figure
 
 

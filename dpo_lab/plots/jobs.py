@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.ticker import PercentFormatter
 
-from dpo_lab.plots.style import FONT, GREY, INK, MARKERS, PALETTE, TRAINING, add_legend, dress, new_figure, plain
+from dpo_lab.plots.style import FONT, GREY, INK, MARKERS, PALETTE, TRAINING, dress, new_figure, plain
 
 Shares = Mapping[str, Mapping[str, Sequence[float]]]
 _COLORS = (GREY, *PALETTE)  # grey is for what is not trained, which comes first
@@ -161,7 +161,8 @@ def plot_refusals(rates: Mapping[str, Any], *, title: str = "Two numbers, not on
     ax.set_ylim(max(bottom, -0.05), 1.02)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    add_legend(ax, loc="center right")
+    legend = ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
+    legend.set_in_layout(True)
     return ax
 
 
