@@ -72,6 +72,13 @@ def test_a_failure_keeps_what_was_done_and_a_second_start_runs_the_rest(harness,
     assert [cell["knob"] for cell in ran] == [2.0, 2.0]
 
 
+def test_a_result_names_the_commit_of_every_start_that_gave_rows(harness, tmp_path, monkeypatch):
+    for commit in ("aaaaaaa", "bbbbbbb", "bbbbbbb"):
+        monkeypatch.setattr(harness, "made_with", lambda command, commit=commit: {"commit": commit})
+        carry_out(harness, tmp_path, "--workers", "1", *(("--only", "1.0") if commit == "aaaaaaa" else ()))
+    assert json.loads((tmp_path / "it.json").read_text())["made"]["commit"] == "aaaaaaa, bbbbbbb"
+
+
 def test_only_the_cells_that_are_named(harness, tmp_path):
     assert [row["knob"] for row in carry_out(harness, tmp_path, "--workers", "1", "--only", "2.0")] == [2, 2]
 

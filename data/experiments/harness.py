@@ -83,12 +83,13 @@ def carry_out(experiment: Experiment, cells: Sequence[Cell], lab: Callable[[argp
     """
     path = arguments.out or RESULTS / f"{experiment.name}.json"
     settings = json.loads(json.dumps(experiment.settings | {"model": fingerprint(load_policy("embedded")[0])[:16]}))
-    rows = kept_rows(path, settings)
+    rows, commits = kept_rows(path, settings)
     done = {identity(row["cell"]) for row in rows}
     wanted = [cell for cell in cells if not arguments.only or set(arguments.only) & {str(v) for v in cell.values()}]
     missing = [cell for cell in wanted if identity(cell) not in done]
     place = {identity(cell): number for number, cell in enumerate(cells)}
     made = made_with(shlex.join(["python", "data/experiments/" + Path(sys.argv[0]).name, *told(sys.argv[1:])]))
+    made["commit"] = ", ".join(dict.fromkeys([*commits, made["commit"]]))  # of every start that gave rows
     print(f"{experiment.name}: {len(missing)} of {len(wanted)} cells to run", flush=True)
     for number, (cell, found, seconds) in enumerate(ran(missing, lab, arguments), start=1):
         rows += [{"cell": cell, **cell, **row, "cell_seconds": round(seconds, 1)} for row in found]
@@ -149,17 +150,17 @@ def identity(cell: Cell) -> str:
 # ── what is kept ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def kept_rows(path: Path, settings: dict[str, Any]) -> list[Row]:
-    """The rows of an earlier start with the same settings."""
+def kept_rows(path: Path, settings: dict[str, Any]) -> tuple[list[Row], list[str]]:
+    """The rows of earlier starts with the same settings, and the commits that these were made at."""
     if not path.is_file():
-        return []
+        return [], []
     kept = json.loads(path.read_text())
     if kept["settings"] != settings:
         different = {name: (kept["settings"].get(name), settings.get(name)) for name in kept["settings"] | settings
                      if kept["settings"].get(name) != settings.get(name)}  # fmt: skip
         raise SystemExit(f"{path} was made with other settings (kept, asked for): {different}. Remove it to measure "
                          "anew, or name another --out.")  # fmt: skip
-    return kept["rows"]
+    return kept["rows"], kept["made"]["commit"].split(", ")
 
 
 def write(path: Path, experiment: Experiment, made: dict, settings: dict, rows: list[Row]) -> None:
