@@ -72,6 +72,16 @@ def test_a_failure_keeps_what_was_done_and_a_second_start_runs_the_rest(harness,
     assert [cell["knob"] for cell in ran] == [2.0, 2.0]
 
 
+def test_anew_runs_every_cell_again(harness, tmp_path):
+    carry_out(harness, tmp_path, "--workers", "1", scale=1)
+    with pytest.raises(SystemExit, match=r"made with other settings .* Measure all of it anew with --anew"):
+        carry_out(harness, tmp_path, "--workers", "1", scale=2)
+    assert len(carry_out(harness, tmp_path, "--workers", "1", "--anew", scale=2)) == 4
+    kept = json.loads((tmp_path / "it.json").read_text())
+    assert kept["settings"]["scale"] == 2
+    assert len(kept["rows"]) == 4
+
+
 def test_a_result_names_the_commit_of_every_start_that_gave_rows(harness, tmp_path, monkeypatch):
     for commit in ("aaaaaaa", "bbbbbbb", "bbbbbbb"):
         monkeypatch.setattr(harness, "made_with", lambda command, commit=commit: {"commit": commit})

@@ -12,6 +12,7 @@ import torch
 
 from dpo_lab.checkpoints import WEIGHTS
 from dpo_lab.config import DPOConfig, LoRAConfig, SFTConfig
+from dpo_lab.evaluation import kl_from_reference
 from dpo_lab.logprobs import score
 from dpo_lab.loop import Event, Step
 from dpo_lab.lora import adapter_off, add_lora, adds_nothing, as_reference, merge_adapter, save_adapter
@@ -367,3 +368,15 @@ def test_a_recipe_with_an_adapter_gives_the_same_run_in_all_three_ways(tmp_path,
     assert len(found) == 1
     for run in runs:
         assert (run.adapter_folder / "adapter_model.safetensors").is_file()
+
+
+def test_the_kl_from_the_base_needs_no_second_copy_of_it():
+    model, tokenizer = add_lora(tiny_llama(), rank=4), tiny_tokenizer()
+    learnt(model)
+    prompts = [[1, 7, 9], [1, 8, 10], [1, 11, 12]]
+    how = {"max_new_tokens": 8, "seed": 3}
+    assert kl_from_reference(model, None, tokenizer, prompts, **how) == (
+        kl_from_reference(model, tiny_llama(), tokenizer, prompts, **how)
+    )
+    with pytest.raises(ValueError, match="no adapter to switch off; give the reference that it started from"):
+        kl_from_reference(tiny_llama(), None, tokenizer, prompts, **how)

@@ -70,6 +70,9 @@ def parser(description: str | None, *, seeds: int = 3) -> argparse.ArgumentParse
     made.add_argument("--device", default="cpu")
     made.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dpo-lab-experiments",
                       help="where models that several cells share are kept")  # fmt: skip
+    made.add_argument(
+        "--anew", action="store_true", help="measure every cell again; without it, those that are missing"
+    )
     made.add_argument("--out", type=Path, default=None, help="another file than data/results/NAME.json")
     return made
 
@@ -83,7 +86,7 @@ def carry_out(experiment: Experiment, cells: Sequence[Cell], lab: Callable[[argp
     """
     path = arguments.out or RESULTS / f"{experiment.name}.json"
     settings = json.loads(json.dumps(experiment.settings | {"model": fingerprint(load_policy("embedded")[0])[:16]}))
-    rows, commits = kept_rows(path, settings)
+    rows, commits = ([], []) if arguments.anew else kept_rows(path, settings)
     done = {identity(row["cell"]) for row in rows}
     wanted = [cell for cell in cells if not arguments.only or set(arguments.only) & {str(v) for v in cell.values()}]
     missing = [cell for cell in wanted if identity(cell) not in done]
@@ -158,8 +161,8 @@ def kept_rows(path: Path, settings: dict[str, Any]) -> tuple[list[Row], list[str
     if kept["settings"] != settings:
         different = {name: (kept["settings"].get(name), settings.get(name)) for name in kept["settings"] | settings
                      if kept["settings"].get(name) != settings.get(name)}  # fmt: skip
-        raise SystemExit(f"{path} was made with other settings (kept, asked for): {different}. Remove it to measure "
-                         "anew, or name another --out.")  # fmt: skip
+        raise SystemExit(f"{path} was made with other settings (kept, asked for): {different}. Measure all of it "
+                         "anew with --anew, or name another --out.")  # fmt: skip
     return kept["rows"], kept["made"]["commit"].split(", ")
 
 

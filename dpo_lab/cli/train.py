@@ -268,8 +268,10 @@ def sample_row(row: Row, before: str, after: str) -> Row:
 
 
 def measure_kl(options: TrainOptions, model: Any, tokenizer: Any, held: list[Row]) -> Estimate:
-    """KL of the trained model from the one it started as, which is loaded again for this."""
-    reference, _ = load_policy(options.model, device=options.device, trust_remote_code=options.trust_remote_code)
+    """KL of the trained model from the one it started as: the base behind its adapter, or loaded again for this."""
+    reference = None
+    if not has_adapter(model):
+        reference, _ = load_policy(options.model, device=options.device, trust_remote_code=options.trust_remote_code)
     return kl_from_reference(
         model, reference, tokenizer, held[: options.kl_prompts], seed=options.seed,
         max_new_tokens=options.max_new_tokens,
