@@ -294,6 +294,27 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_can_go_on(inputs, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "step-00000003").is_dir()
 
 
+def test_two_runs_of_one_seed_keep_the_same_checkpoint_whatever_the_process(inputs, tmp_path):
+    for name in ("first", "second"):  # in processes of their own: torch begins each with a state by chance
+        told = dpo_lab_process("train", *inputs, *QUICK, "--max-steps", 2, "--run", tmp_path / name)
+        assert told.status == 0, told.err
+    [one, other] = [next((tmp_path / name / "checkpoints").glob("step-*")) for name in ("first", "second")]
+    for name in ("weights.safetensors", "state.pt"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_a_model_that_a_resumed_run_cannot_find_is_told_with_the_file_that_names_it(tell, inputs, tmp_path):
+    tell("train", *inputs, *QUICK, "--max-steps", 2, "--run", tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    config["settings"]["model"] = str(tmp_path / "gone")
+    path.write_text(json.dumps(config))
+    told = tell("train", "--run", tmp_path / "run", "--resume")
+    assert told.status == 2
+    assert f"no model folder at '{tmp_path / 'gone'}'" in told.err
+    assert f"(as the run was begun, says {path})" in told.err
+
+
 def test_resuming_a_finished_run_changes_nothing(tell, inputs, tmp_path):
     tell("train", *inputs, *QUICK, "--max-steps", 3, "--run", "run")
     run = Run.load(tmp_path / "run")

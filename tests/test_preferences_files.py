@@ -111,6 +111,7 @@ BROKEN_FILES = {
     "utf16.csv": (as_csv().decode().encode("utf-16"), r"utf16.csv, line 1: begins with a UTF-16 byte order mark"),
     "plain.jsonl.gz": (as_lines(), r"plain.jsonl.gz is not a sound gzip file .* take .gz off the name"),
     "not.parquet": (as_lines(), r"not.parquet is not a sound parquet file .* copy or download it again"),
+    "name.parquet": (as_parquet().replace(b"prompt", b"\xfarompt"), r"name.parquet is not a sound parquet file"),
     "twice.csv": (b"prompt,prompt\na,b\n", r"twice.csv needs a header of distinct column names in line 1"),
     "quote.csv": (b'prompt,chosen,rejected\na,"b,c\n', r"quote.csv, line 2: is not CSV: unexpected end of data"),
     "rows.txt": (as_lines(), r"rows.txt has a file kind that is not read; use one of .jsonl, .json"),

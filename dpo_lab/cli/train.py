@@ -10,6 +10,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from dpo_lab.checkpoints import latest_checkpoint, read_manifest
 from dpo_lab.cli.inputs import Row, dated_folder, load_model, longest_prompt, read_training_rows, settings_of, tokenized
 from dpo_lab.cli.interruption import Interruption
@@ -52,9 +54,10 @@ def train(options: TrainOptions) -> int:
     spec, _, _ = loss_of(config)  # a wrong knob is told before anything is loaded
     processes = meet(config)
     with run_folder("train", options, processes) as run:
-        model, tokenizer = load_model(options, config.device)
+        with recorded_inputs(options):
+            model, tokenizer = load_model(options, config.device)
+            rows, held = read_training_rows(options, config.seed, read_preferences)
         model = adapted(model, options, config.seed)
-        rows, held = read_training_rows(options, config.seed, read_preferences)
         tokens, held_tokens = tokenized(
             options, rows, held, tokenizer, config.max_length, stream_preferences, tokenize_pairs
         )
@@ -86,9 +89,10 @@ def sft(options: SFTOptions) -> int:
     config = SFTConfig(**settings_of(options, SFTConfig))
     processes = meet(config)
     with run_folder("sft", options, processes) as run:
-        model, tokenizer = load_model(options, config.device)
+        with recorded_inputs(options):
+            model, tokenizer = load_model(options, config.device)
+            rows, held = read_training_rows(options, config.seed, read_examples)
         model = adapted(model, options, config.seed)
-        rows, held = read_training_rows(options, config.seed, read_examples)
         tokens, held_tokens = tokenized(
             options, rows, held, tokenizer, config.max_length, stream_examples, tokenize_examples
         )
@@ -103,6 +107,7 @@ def sft(options: SFTOptions) -> int:
 
 def meet(config: TrainingConfig) -> Processes:
     """Join the processes that were launched together; all but the main one keep quiet."""
+    torch.manual_seed(config.seed)  # a process starts with a state by chance, which checkpoints would keep
     processes = join(pick_device(config.device))
     console.quiet = not processes.is_main
     if processes.count > 1:
@@ -142,6 +147,18 @@ def as_begun(options: Options) -> Options:
             )
         taken[entry.name] = recorded
     return replace(options, **taken)
+
+
+@contextmanager
+def recorded_inputs(options: RunOptions) -> Iterator[None]:
+    """On --resume, an error about the model or the data also says which file asks for them."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if not options.resume or options.run is None:
+            raise
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{error} (as the run was begun, says {options.run / CONFIG})") from error
 
 
 @contextmanager

@@ -205,7 +205,7 @@ def _parquet(path: Path) -> Iterator[RawRow]:
 
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as problem:
+    except (pa.ArrowException, OSError, ValueError) as problem:
         raise _unsound_parquet(path, problem, 0) from None
     return _parquet_rows(path, file)
 
@@ -213,11 +213,12 @@ def _parquet(path: Path) -> Iterator[RawRow]:
 def _parquet_rows(path: Path, file: Any) -> Iterator[RawRow]:
     import pyarrow as pa
 
-    # `datasets` writes mixed structures as arrow's JSON type, which pyarrow hands back as text.
-    encoded = [column.name for column in file.schema_arrow if "json" in str(getattr(column.type, "extension_name", ""))]
     index = 0
     with file:
         try:
+            # `datasets` writes mixed structures as arrow's JSON type, which pyarrow hands back as text.
+            is_encoded = lambda kind: "json" in str(getattr(kind, "extension_name", ""))
+            encoded = [column.name for column in file.schema_arrow if is_encoded(column.type)]
             for batch in file.iter_batches(batch_size=1000):
                 for row in batch.to_pylist():
                     for name in encoded:
