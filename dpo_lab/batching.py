@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dpo_lab.preferences import TokenData
+from dpo_lab.preferences.token_files import AT_ONCE, parts
 
 Layout = Literal["shared", "separate"]
 
@@ -150,9 +151,12 @@ def separate_rows(
 
 def row_lengths(data: TokenData, layout: Layout = "shared") -> np.ndarray:
     """Tokens that each prompt brings to a batch, shape (N,) int32; padding not counted."""
-    lengths = data.lengths()
-    prompts, completions = lengths[:, 0], lengths[:, 1:].sum(1, dtype=np.int32)
-    return (prompts if layout == "shared" else prompts * data.num_completions) + completions
+    times = 1 if layout == "shared" else data.num_completions
+    every = np.empty(len(data), np.int32)
+    for index, bounds in enumerate(parts(data.bounds)):  # of a million pairs no more is held than the answer
+        prompts, completions = bounds[:, 1] - bounds[:, 0], bounds[:, -1] - bounds[:, 1]
+        every[index * AT_ONCE : index * AT_ONCE + len(bounds)] = times * prompts + completions
+    return every
 
 
 class Batches(Sequence[np.ndarray]):

@@ -24,7 +24,7 @@ from dpo_lab.lora import as_reference
 from dpo_lab.losses import LOSSES, LossSpec, PairScores
 from dpo_lab.models import check_length, disable_dropout, pick_device
 from dpo_lab.preferences import TokenData, tokenize_examples, tokenize_pairs
-from dpo_lab.preferences.token_files import parts
+from dpo_lab.preferences.token_files import parts, release
 from dpo_lab.processes import ALONE, Processes, join
 from dpo_lab.reference import ReferenceCache, fingerprint
 
@@ -152,7 +152,6 @@ class ExampleWork:
         self.layout: Layout = layout
         self.order_lengths = row_lengths(data, "shared")  # the order of the data does not depend on the layout
         self.lengths = self.order_lengths if layout == "shared" else row_lengths(data, layout)
-        self.scored = scored_lengths(data)
 
     def epoch(self, epoch: int) -> Sequence[np.ndarray]:
         config = self.config
@@ -167,10 +166,17 @@ class ExampleWork:
         )
 
     def size(self, indices: np.ndarray) -> float:
-        return float(self.scored[indices].sum())
+        return float(scored_lengths(self.data.select(indices)).sum())
+
+    def batch(self, indices: np.ndarray, device: torch.device) -> Batch:
+        """A run as tensors. The pages of mapped data that it was read from need not stay in memory."""
+        batch = make_batch(self.data, indices, self.layout).to(device)
+        release(self.data.ids)
+        release(self.data.bounds)
+        return batch
 
     def loss(self, scorer: nn.Module, indices: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = make_batch(self.data, indices, self.layout).to(device)
+        batch = self.batch(indices, device)
         with autocast(device, self.config.precision):
             token_logps = scorer(batch)
         per_example = -sum_per_sequence(token_logps, batch)[:, 0] * batch.weights  # (B,)
@@ -223,7 +229,7 @@ class PreferenceWork(ExampleWork):
         return float(len(indices))
 
     def loss(self, scorer: nn.Module, indices: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = make_batch(self.data, indices, self.layout).to(device)
+        batch = self.batch(indices, device)
         with autocast(device, self.config.precision):
             token_logps = scorer(batch)
         losses, scores = self.pair_losses(token_logps, batch, indices)

@@ -113,8 +113,11 @@ class TokenData:
 
     def longest(self) -> int:
         """Tokens of the longest prompt with one of its completions; 0 without rows."""
-        lengths = self.lengths()
-        return int((lengths[:, 0] + lengths[:, 1:].max(1)).max()) if len(lengths) else 0
+        longest = 0
+        for bounds in parts(self.bounds):
+            lengths = np.diff(bounds, axis=1)
+            longest = max(longest, int((lengths[:, 0] + lengths[:, 1:].max(1)).max()))
+        return longest
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Four .npy files and a manifest with their SHA-256, which is written last: half a save does not load."""
