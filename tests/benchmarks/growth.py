@@ -228,7 +228,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def figure(found: dict[str, Any]) -> Picture:
-    """Pairs per second (blue) and peak memory (orange) over each quantity."""
+    """Pairs per second above and peak memory below, over each quantity."""
     picture = new_figure(9.6, 4.8)
     axes = picture.subplots(2, 4)
     for column, name in enumerate(SERIES):
@@ -243,7 +243,9 @@ def figure(found: dict[str, Any]) -> Picture:
         for ax in (speed, memory):
             if name != "prompt_share":
                 ax.set_xscale("log")
-            ax.set_ylim(bottom=0)
+                ax.set_xticks(x, [f"{value // 1000}k" if value % 1000 == 0 else f"{value}" for value in x])
+                ax.minorticks_off()
+            ax.set_ylim(0, 1.08 * ax.get_ylim()[1])
         dress(
             speed,
             NAMES[name].capitalize() if len(NAMES[name]) < 20 else name.replace("_", " ").capitalize(),
