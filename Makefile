@@ -4,7 +4,7 @@
 #   make test    run every test          make check   format, lint and types
 #   make audit   known holes in the pinned versions
 #   make bench   against TRL             make browser the panels in a real browser (needs Chromium)
-#   make results the kept measurements (4 hours; ANEW=--anew for the experiments from scratch)
+#   make results the kept measurements (experiments: 130 minutes; ANEW=--anew from scratch)
 #   make data    rebuild the embedded data and model (80 minutes)
 PYTHON ?= python3
 VENV ?= .venv

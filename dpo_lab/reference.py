@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 CACHE_VARIABLE = "DPO_LAB_CACHE"
 BLOCK = 2**14
-"""Pairs that are looked for, and then scored, together: some ten megabytes of keys."""
+"""Pairs that are looked for, and then scored, together: their keys are in memory meanwhile."""
 # Settings that say where a model came from or how it is stored: they change with saving and loading, its values do not.
 _UNHASHED_SETTINGS = {"_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "torch_dtype"}
 _COLUMNS = [b"key", b"value", b"checksum"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -346,3 +347,19 @@ def test_finished_repeats_the_last_numbers():
     assert isinstance(events[-1], Finished)
     assert events[-1].metrics["loss"] == losses_of(events)[-1]
     assert LOSSES
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="what stays in memory is read from /proc")
+def test_the_pages_of_mapped_tokens_do_not_pile_up(tmp_path):
+    random_pairs(4000, seed=0, longest=60).save(tmp_path)
+    data = TokenData.load(tmp_path)
+    steps = list(train_dpo(tiny_llama(), None, data, DPOConfig(batch_size=8, max_steps=40, device="cpu")))
+    assert isinstance(steps[-1], Finished)
+    held = dict.fromkeys(("ids.npy", "bounds.npy"), 0)
+    mapping = ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            mapping = Path(line.split()[-1]).name if str(tmp_path) in line else ""
+        elif mapping in held and line.startswith("Rss:"):
+            held[mapping] += int(line.split()[1])
+    assert held == {"ids.npy": 0, "bounds.npy": 0}

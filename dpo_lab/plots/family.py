@@ -26,6 +26,7 @@ from dpo_lab.plots.style import (
     REJECTED,
     Picture,
     add_legend,
+    add_legend_beside,
     dress,
     new_figure,
     plain,
@@ -171,8 +172,7 @@ def paths_figure(
             ax.plot(kl[-1:], rewards[-1:], MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)], markersize=6)
         ax.set_xlim(0, 1.04 * furthest)
         dress(ax, plain(kind), "KL from the reference (nats)", ylabel if ax is panels[0] else "")
-    legend = panels[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
-    legend.set_in_layout(True)
+    add_legend_beside(panels[-1])
     return figure
 
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.ticker import PercentFormatter
 
-from dpo_lab.plots.style import FONT, GREY, INK, MARKERS, PALETTE, TRAINING, dress, new_figure, plain
+from dpo_lab.plots.style import FONT, GREY, INK, MARKERS, PALETTE, TRAINING, add_legend_beside, dress, new_figure, plain
 
 Shares = Mapping[str, Mapping[str, Sequence[float]]]
 _COLORS = (GREY, *PALETTE)  # grey is for what is not trained, which comes first
@@ -59,8 +59,7 @@ def plot_shares(
     figure = ax.get_figure(root=True)
     assert figure is not None
     if len(shares) > 1:  # beside the axes: inside it would cover some interval
-        legend = ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
-        legend.set_in_layout(True)
+        add_legend_beside(ax)
     return ax
 
 
@@ -161,8 +160,7 @@ def plot_refusals(rates: Mapping[str, Any], *, title: str = "Two numbers, not on
     ax.set_ylim(max(bottom, -0.05), 1.02)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    legend = ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
-    legend.set_in_layout(True)
+    add_legend_beside(ax)
     return ax
 
 

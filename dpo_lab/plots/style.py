@@ -121,3 +121,9 @@ def add_legend(ax: Axes, *, skip: tuple[str, ...] = (), ncols: int = 1, loc: Any
         handles, labels = map(list, zip(*kept, strict=True))
         legend = ax.legend(handles=handles, labels=labels, loc=loc, ncols=ncols, fontsize=8, framealpha=0.9)
         legend.get_frame().set_linewidth(0)
+
+
+def add_legend_beside(ax: Axes) -> None:
+    """A small legend to the right of the panel, where no curve is."""
+    legend = ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
+    legend.set_in_layout(True)
