@@ -65,11 +65,9 @@ class ReferenceCache:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self.path = Path(path).expanduser() if path is not None else default_cache_path()
+        self.path = cache_path(path)
         self._lock = threading.RLock()
         try:
-            if self.path.is_dir():
-                self.path = self.path / "reference.sqlite"
             if self.path.exists() and not self.path.is_file():  # a folder or a device is no damaged file to set aside
                 raise OSError("it is no regular file")
             if not _may_be_store(self.path):  # someone's own file is no damaged store either
@@ -265,6 +263,19 @@ def default_cache_path() -> Path:
     """`reference.sqlite` in the folder that DPO_LAB_CACHE names, or in ~/.cache/dpo-lab."""
     folder = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "dpo-lab"
     return Path(folder).expanduser() / "reference.sqlite"
+
+
+def cache_path(path: str | os.PathLike[str] | None = None) -> Path:
+    """The store's file, where the file, its folder or nothing is named."""
+    file = Path(path).expanduser() if path is not None else default_cache_path()
+    with suppress(OSError):
+        return file / "reference.sqlite" if file.is_dir() else file
+    return file
+
+
+def kept_tokens(path: str | os.PathLike[str] | None = None) -> Path:
+    """The folder beside a store where the token ids of data sets are kept (`preferences.prepare`)."""
+    return cache_path(path).parent / "tokens"
 
 
 def fingerprint(model: nn.Module) -> str:

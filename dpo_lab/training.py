@@ -20,7 +20,7 @@ from dpo_lab.config import DPOConfig, SFTConfig, TrainingConfig
 from dpo_lab.evaluation import evaluate_scores, pair_metrics, pair_scores_of, reward_beta, scored_lengths
 from dpo_lab.logprobs import autocast, score, sum_per_sequence, usable_layout
 from dpo_lab.loop import Event, optimise
-from dpo_lab.lora import as_reference
+from dpo_lab.lora import as_reference, has_adapter
 from dpo_lab.losses import LOSSES, LossSpec, PairScores
 from dpo_lab.models import check_length, disable_dropout, pick_device
 from dpo_lab.preferences import TokenData, tokenize_examples, tokenize_pairs
@@ -94,6 +94,7 @@ def train_dpo(
     work = PreferenceWork(
         data, held, loss, beta, reference_logps[id(data)],
         None if held is None else reference_logps[id(held)], config, layout, reference_name, processes,
+        begins_at_reference=spec.needs_reference and reference is None and resume is None and not has_adapter(model),
     )  # fmt: skip
     return optimise(model, work, config, checkpoints=_path(checkpoints), resume=_path(resume), stop=stop)
 
@@ -185,16 +186,17 @@ class ExampleWork:
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], tuple[float, ...]]:
         if self.held is None:
             return {}, ()
-        logps = score(
-            model,
-            self.held,
-            layout=self.layout,
-            tokens_per_pass=self.config.tokens_per_pass,
-            precision=self.config.precision,
-            processes=self.processes,
-        )
+        logps = self.score_held(model, self.held)
         loss = -float(logps.astype(np.float64).sum()) / float(scored_lengths(self.held).sum())
         return {"loss": loss, "perplexity": float(np.exp(min(loss, 700.0)))}, ()
+
+    def score_held(self, model: nn.Module, held: TokenData) -> np.ndarray:
+        """Log-probs of the held-out completions, (N, K), under the model as it is now."""
+        config = self.config
+        return score(
+            model, held, layout=self.layout, tokens_per_pass=config.tokens_per_pass, precision=config.precision,
+            processes=self.processes,
+        )  # fmt: skip
 
     def describe(self, indices: np.ndarray) -> str:
         rows = self.data.source_rows[indices]
@@ -220,10 +222,13 @@ class PreferenceWork(ExampleWork):
         layout: Layout,
         reference_name: str,
         processes: Processes = ALONE,
+        *,
+        begins_at_reference: bool = False,
     ) -> None:
         super().__init__(data, held, config, layout, processes)
         self.pair_loss, self.beta = loss, beta
         self.reference, self.held_reference, self.reference_name = reference, held_reference, reference_name
+        self.is_at_reference = begins_at_reference  # until the first evaluation, which comes before the first step
 
     def size(self, indices: np.ndarray) -> float:
         return float(len(indices))
@@ -247,14 +252,8 @@ class PreferenceWork(ExampleWork):
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], tuple[float, ...]]:
         if self.held is None or self.held_reference is None:
             return {}, ()
-        logps = score(
-            model,
-            self.held,
-            layout=self.layout,
-            tokens_per_pass=self.config.tokens_per_pass,
-            precision=self.config.precision,
-            processes=self.processes,
-        )
+        logps = self.held_reference if self.is_at_reference else self.score_held(model, self.held)
+        self.is_at_reference = False
         result = evaluate_scores(
             pair_scores_of(logps, self.held_reference, self.held), self.pair_loss, self.beta, self.held
         )

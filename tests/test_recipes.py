@@ -21,7 +21,6 @@ from dpo_lab.recipes import (
     Answers,
     Prepared,
     Recipe,
-    Shelf,
     carry_out,
     command_line,
     next_folder,
@@ -174,24 +173,13 @@ def test_the_command_and_the_python_code_give_the_same_numbers_and_answers(small
 
 
 def test_a_second_run_at_another_beta_makes_no_reference_pass(small, tmp_path):
-    shelf = Shelf()
-    list(carry_out(small, tmp_path / "one", shelf=shelf))
+    list(carry_out(small, tmp_path / "one"))
     told = []
     other = replace(small, config=replace(small.config, beta=1.0, max_steps=1))
-    events = carry_out(other, tmp_path / "two", tell=lambda *now: told.append(now), shelf=shelf)
+    events = carry_out(other, tmp_path / "two", tell=lambda *now: told.append(now))
     assert next(events).num_scored == 0
     assert not [what for what, _, total in told if "scoring" in what]
     assert isinstance(list(events)[-1], Finished)
-
-
-def test_rows_stay_on_the_shelf_until_the_file_changes(small, tmp_path):
-    path = write_rows(tmp_path / "pairs.jsonl", some_rows(20))
-    recipe, shelf = replace(small, pairs=str(path)), Shelf()
-    first = shelf.read(recipe)
-    assert shelf.read(recipe) is first
-    assert shelf.read(replace(recipe, limit=10)) is not first
-    write_rows(path, some_rows(21))
-    assert len(shelf.read(recipe)[0]) + len(shelf.read(recipe)[1]) == 21
 
 
 def test_the_true_reward_is_measured_where_a_judge_knows(small, tmp_path):
@@ -278,7 +266,7 @@ def test_a_long_evaluation_is_broken_off_and_the_weights_are_those_of_the_last_s
 
     def slow(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 2:  # the evaluation after step 3
+        if len(calls) == 1:  # the evaluation after step 3; before the first step none is needed
             stop.set()
         return own(*args, **kwargs)
 

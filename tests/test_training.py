@@ -363,3 +363,27 @@ def test_the_pages_of_mapped_tokens_do_not_pile_up(tmp_path):
         elif mapping in held and line.startswith("Rss:"):
             held[mapping] += int(line.split()[1])
     assert held == {"ids.npy": 0, "bounds.npy": 0}
+
+
+# ── the evaluation before the first step ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_before_the_first_step_the_policy_is_its_own_reference_and_is_not_scored_again(monkeypatch):
+    scored = []
+    monkeypatch.setattr("dpo_lab.training.score", lambda *a, **k: scored.append(len(a[1])) or score(*a, **k))
+    data, held = random_pairs(20), random_pairs(7, seed=9)
+    _, events = run(data=data, held_out=held)
+    first = events[0]
+    assert scored == [20, 7, 7]  # the reference on both, and the policy at the end
+    assert first.margins == (0.0,) * 7
+    assert first.metrics["eval_loss"] == pytest.approx(math.log(2))
+    assert first.metrics["eval_logps/chosen"] == pytest.approx(float(score(tiny_llama(), held)[:, 0].mean()), rel=1e-6)
+
+
+def test_a_policy_that_is_not_its_reference_is_scored_before_the_first_step(tmp_path):
+    held = random_pairs(7, seed=9)
+    _, events = run(held_out=held, reference=tiny_llama(seed=3))
+    expected = score(tiny_llama(), held) - score(tiny_llama(seed=3), held)
+    np.testing.assert_allclose(events[0].margins, 0.5 * (expected[:, 0] - expected[:, 1]), atol=1e-5)
+    _, events = run(DPOConfig(**SETTINGS | {"loss": "simpo"}), held_out=held)
+    assert any(events[0].margins)

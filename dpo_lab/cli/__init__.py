@@ -11,10 +11,12 @@ inputs, progress, interruption   what several of them share
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -40,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if count > 1 and not isinstance(options, TOGETHER):
             raise ValueError(f"dpo-lab {function} is for one process; start it without torchrun or accelerate launch")
-        return getattr(import_module(f"dpo_lab.cli.{module}"), function)(options)
+        with _no_collection():
+            run = getattr(import_module(f"dpo_lab.cli.{module}"), function)
+        return run(options)
     except BrokenPipeError:  # the reader of a pipe has seen enough, as in `dpo-lab sample | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more as it leaves
         return 141
@@ -60,6 +64,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{who}: interrupted", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """While large modules are imported nothing becomes garbage, and looking for it takes a sixth of the time. What they
+    hold is not looked through later either. A process that has them already, such as a notebook's, is left alone."""
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def parse(arguments: Sequence[str] | None = None) -> object:

@@ -11,9 +11,19 @@ from typing import Any
 
 from dpo_lab.cli.options import CacheOptions, InputOptions, RunOptions
 from dpo_lab.cli.progress import console
+from dpo_lab.config import TrainingConfig
 from dpo_lab.models import load_policy, num_parameters, pick_device, position_limit
-from dpo_lab.preferences import TokenData, split_rows
+from dpo_lab.preferences import TokenData
+from dpo_lab.preferences.prepare import (
+    DataSettings,
+    Kind,
+    PreparedData,
+    prepare,
+    read_held_out,
+    tokenize_held_out,
+)
 from dpo_lab.processes import join
+from dpo_lab.reference import kept_tokens
 
 Row = dict[str, Any]
 Read = Callable[..., tuple[Sequence[Row], Any]]
@@ -39,27 +49,23 @@ def read_rows(options: InputOptions, seed: int, read: Read, *, embedded_split: s
     return list(rows)
 
 
-def read_training_rows(options: RunOptions, seed: int, read: Read) -> tuple[list[Row] | None, list[Row]]:
-    """Rows to train on, or None where they are streamed, and rows to evaluate on."""
-    rows = None if options.tokens else read_rows(options, seed, read, embedded_split="train")
-    if options.held_out is not None:
-        split = options.held_out_split or ("test" if options.held_out in ("embedded", options.pairs) else None)
-        held, report = read(options.held_out, split=split, on_bad_row=options.on_bad_row)
-        say(report)
-    elif options.held_out_split is not None:
-        raise ValueError(f"held_out_split is {options.held_out_split!r} without --held-out; name the source as well")
-    elif options.pairs == "embedded" and options.split != "test":
-        held, _ = read("embedded", split="test", on_bad_row=options.on_bad_row)
-    elif options.validation and rows is not None:
-        rows, held = split_rows(rows, options.validation, seed)
+def training_data(options: RunOptions, config: TrainingConfig, tokenizer: Any, kind: Kind) -> PreparedData:
+    """Token ids to train on and to evaluate on, kept for the next run beside the cache of log-probs, or streamed; what
+    was left out or shortened is said."""
+    settings = DataSettings(**settings_of(options, DataSettings))
+    if options.tokens is None:
+        data = prepare(settings, tokenizer, kind, folder=kept_tokens(options.cache), tell=tell)
     else:
-        held = []
-    return rows if rows is None else list(rows), list(held)
+        held = read_held_out(settings, kind, tell) or []
+        tokens, report = stream_tokens(options, tokenizer, config.max_length, kind)
+        say(report)
+        data = PreparedData(tokens, tokenize_held_out(held, tokenizer, config.max_length, kind, tell), held)
+    num_held = 0 if data.held is None else len(data.held)
+    console.print(f"data: {len(data.train):,} rows to train on, {num_held:,} held out")
+    return data
 
 
-def stream_tokens(
-    options: RunOptions | CacheOptions, tokenizer: Any, max_length: int, stream: Any, tokenize: Any
-) -> Any:
+def stream_tokens(options: RunOptions | CacheOptions, tokenizer: Any, max_length: int, kind: Kind) -> Any:
     """(token ids mapped from the folder --tokens, the report on them), of rows that are read one by one.
 
     Of several processes the main one reads and writes; the others map what it wrote.
@@ -69,39 +75,14 @@ def stream_tokens(
     assert folder is not None
 
     def written() -> Any:
-        rows, read = stream(options.pairs, split=split, on_bad_row=options.on_bad_row)
-        _, report = tokenize(rows, tokenizer, max_length=max_length, folder=folder)
+        rows, read = kind.stream(options.pairs, split=split, on_bad_row=options.on_bad_row)
+        _, report = kind.tokenize(rows, tokenizer, max_length=max_length, folder=folder)
         say(read)
         return report
 
     device: str = vars(options)["device"]  # of the training's or the scorer's part of the options
     report = join(pick_device(device)).from_main(written)
     return TokenData.load(folder, verify=False), report
-
-
-def tokenized(
-    options: RunOptions,
-    rows: list[Row] | None,
-    held: list[Row],
-    tokenizer: Any,
-    max_length: int,
-    stream: Callable[..., Any],
-    tokenize: Callable[..., Any],
-) -> Any:
-    """Token ids of both parts; what was shortened is said. Without rows, those to train on are streamed."""
-    if rows is None:
-        tokens, report = stream_tokens(options, tokenizer, max_length, stream, tokenize)
-    else:
-        tokens, report = tokenize(rows, tokenizer, max_length=max_length)
-    say(report)
-    held_tokens = None
-    if held:
-        held_tokens, report = tokenize(held, tokenizer, max_length=max_length)
-        if report.dropped or report.identical:
-            say(report)
-    num_held = 0 if held_tokens is None else len(held_tokens)
-    console.print(f"data: {len(tokens):,} rows to train on, {num_held:,} held out")
-    return tokens, held_tokens
 
 
 def longest_prompt(model: Any, max_length: int, max_new_tokens: int) -> int:
@@ -112,7 +93,12 @@ def longest_prompt(model: Any, max_length: int, max_new_tokens: int) -> int:
 
 def say(report: Any) -> None:
     """Print what a report has to tell."""
-    if text := report.summary():
+    tell(report.summary())
+
+
+def tell(text: str) -> None:
+    """Print something less important."""
+    if text:
         console.print(text, markup=False, style="dim", soft_wrap=True)
 
 

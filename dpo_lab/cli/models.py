@@ -14,7 +14,8 @@ from dpo_lab.evaluation import evaluate as evaluate_pairs
 from dpo_lab.evaluation import kl_from_reference
 from dpo_lab.lora import base_of, merge_adapter
 from dpo_lab.models import check_length, load_policy, pick_device, save_policy
-from dpo_lab.preferences import prompt_text, read_preferences, stream_preferences, tokenize_pairs
+from dpo_lab.preferences import prompt_text, read_preferences, tokenize_pairs
+from dpo_lab.preferences.prepare import PAIRS
 from dpo_lab.processes import join, leave
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.sampling import generate
@@ -26,7 +27,7 @@ def cache(options: CacheOptions) -> int:
     console.quiet = not processes.is_main
     model, tokenizer = load_model(options, options.device)
     if options.tokens is not None:
-        data, report = stream_tokens(options, tokenizer, options.max_length, stream_preferences, tokenize_pairs)
+        data, report = stream_tokens(options, tokenizer, options.max_length, PAIRS)
     else:
         rows = read_rows(options, options.seed, read_preferences, embedded_split="train")
         data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length)

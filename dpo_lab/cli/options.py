@@ -29,7 +29,8 @@ class InputOptions:
     trust_remote_code: bool = False
     """Run Python code that comes with a Hub model. Read it first."""
     cache: Path | None = None
-    """File or folder of the reference's log-probs; None takes ~/.cache/dpo-lab or DPO_LAB_CACHE."""
+    """File or folder of the reference's log-probs, with token ids beside it; None takes ~/.cache/dpo-lab or
+    DPO_LAB_CACHE."""
 
 
 @dataclass(frozen=True, kw_only=True)

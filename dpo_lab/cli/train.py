@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from dpo_lab.checkpoints import latest_checkpoint, read_manifest
-from dpo_lab.cli.inputs import Row, dated_folder, load_model, longest_prompt, read_training_rows, settings_of, tokenized
+from dpo_lab.cli.inputs import Row, dated_folder, load_model, longest_prompt, settings_of, training_data
 from dpo_lab.cli.interruption import Interruption
 from dpo_lab.cli.options import RunOptions, SFTOptions, TrainOptions
 from dpo_lab.cli.progress import Dashboard, console, result_table
@@ -22,17 +22,8 @@ from dpo_lab.evaluation import Estimate, kl_from_reference
 from dpo_lab.loop import Evaluation, Event, Finished
 from dpo_lab.lora import adapted, has_adapter, save_adapter
 from dpo_lab.models import load_policy, pick_device, save_policy
-from dpo_lab.preferences import (
-    completion_text,
-    encode_prompt,
-    prompt_text,
-    read_examples,
-    read_preferences,
-    stream_examples,
-    stream_preferences,
-    tokenize_examples,
-    tokenize_pairs,
-)
+from dpo_lab.preferences import completion_text, encode_prompt, prompt_text
+from dpo_lab.preferences.prepare import EXAMPLES, PAIRS
 from dpo_lab.processes import ALONE, Processes, ProcessLost, join, leave
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.runs import Run, check_push, check_tracker, push_to_hub, tracked
@@ -56,11 +47,8 @@ def train(options: TrainOptions) -> int:
     with run_folder("train", options, processes) as run:
         with recorded_inputs(options):
             model, tokenizer = load_model(options, config.device)
-            rows, held = read_training_rows(options, config.seed, read_preferences)
+            tokens, held_tokens, held = training_data(options, config, tokenizer, PAIRS)
         model = adapted(model, options, config.seed)
-        tokens, held_tokens = tokenized(
-            options, rows, held, tokenizer, config.max_length, stream_preferences, tokenize_pairs
-        )
         dashboard = Dashboard("pairs", config.batch_size)
         with ReferenceCache(options.cache) as cache:
 
@@ -91,11 +79,8 @@ def sft(options: SFTOptions) -> int:
     with run_folder("sft", options, processes) as run:
         with recorded_inputs(options):
             model, tokenizer = load_model(options, config.device)
-            rows, held = read_training_rows(options, config.seed, read_examples)
+            tokens, held_tokens, held = training_data(options, config, tokenizer, EXAMPLES)
         model = adapted(model, options, config.seed)
-        tokens, held_tokens = tokenized(
-            options, rows, held, tokenizer, config.max_length, stream_examples, tokenize_examples
-        )
         dashboard = Dashboard("examples", config.batch_size)
 
         def begin(**stream: Any) -> Iterator[Event]:

@@ -10,6 +10,7 @@
     encoding.py   one tokenizer's start and end tokens
     tokens.py     rows → token ids: border, end token, truncation
     token_data.py the flat arrays that batches are cut from; token_files.py keeps them on a disk
+    prepare.py    all of this in one call, for a run; what it made is mapped by the next run on the same data
     reports.py    what was read, shortened, left out
     labels/       pairs of one's own: a book of choices, export, agreement
 

@@ -120,6 +120,26 @@ class Encoder:
         return self._heads[key]
 
 
+def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+    """All that decides which ids a tokenizer gives; None where code does, as in slow ones."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    kind = type(tokenizer)
+    if backend is None or not kind.__module__.startswith("transformers."):
+        return None
+    started_with = {
+        name: value
+        for name, value in tokenizer.init_kwargs.items()
+        if name != "name_or_path" and not name.endswith(("_file", "_files", "_dir", "_hash"))
+    }
+    return {
+        "class": kind.__qualname__,
+        "backend": backend.to_str(),
+        "special": tokenizer.special_tokens_map,
+        "template": getattr(tokenizer, "chat_template", None),
+        "settings": started_with,
+    }
+
+
 def end_token_id(tokenizer: PreTrainedTokenizerBase, *, is_chat: bool) -> int | None:
     """The token with which completions of plain text, or of conversations, end: where sampling should stop."""
     return Encoder(tokenizer).ending(is_chat=is_chat).token

@@ -58,6 +58,26 @@ def open_source(source: object, split: str | None, prefer: Sequence[str] = ("tra
     return opened if split is None or split == own_split else _one_split(opened, split)
 
 
+def source_files(source: str) -> list[Path] | None:
+    """The files here that a source is read from; None where there are none, as for a data set of the Hub."""
+    path = embedded_path("pairs") if source == "embedded" else Path(source).expanduser()
+    try:
+        return [path] if path.is_file() else _data_files(path, (*DATA_SUFFIXES, ".arrow")) if path.is_dir() else None
+    except OSError:
+        return None
+
+
+def _data_files(folder: Path, suffixes: tuple[str, ...] = DATA_SUFFIXES) -> list[Path]:
+    """All files of a folder that may hold rows; what begins with a dot is left out."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.name.lower().endswith(suffixes)
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
 def _numbered(rows: Iterable[object], name: str) -> Iterator[RawRow]:
     for index, row in enumerate(rows):
         place = Place(name, row=index)
@@ -145,14 +165,7 @@ def _split_name(path: Path) -> str | None:
 def _folder(folder: Path, split: str | None, prefer: Sequence[str], *, name: str) -> Source:
     if any((folder / mark).exists() for mark in ("dataset_dict.json", "state.json")):
         return _saved_by_datasets(folder, split, prefer)
-    files = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and data_suffix(path)
-        and path.name not in _NOT_ROWS
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    files = [path for path in _data_files(folder) if path.name not in _NOT_ROWS]
     if not files:
         found = sorted(path.name for path in folder.iterdir())[:5]
         raise FileNotFoundError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from dpo_lab.config import DPOConfig, LoRAConfig
+from dpo_lab.preferences.prepare import DataSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,12 @@ class Recipe(LoRAConfig):
         own = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "config"}
         adapter = {entry.name: own.pop(entry.name) for entry in fields(LoRAConfig)}
         return own | adapter | dict(vars(self.config))
+
+    @property
+    def data(self) -> DataSettings:
+        """What is trained on, and what is held out."""
+        names = {entry.name for entry in fields(DataSettings)}
+        return DataSettings(**{name: value for name, value in self.settings.items() if name in names})
 
 
 def command_line(recipe: Recipe) -> str:

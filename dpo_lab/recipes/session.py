@@ -20,11 +20,10 @@ import torch
 from dpo_lab.loop import Evaluation, Event, Finished, Step
 from dpo_lab.lora import adapted, has_adapter, save_adapter
 from dpo_lab.models import inner_model, load_policy, save_policy
-from dpo_lab.preferences import tokenize_pairs
+from dpo_lab.preferences.prepare import prepare
 from dpo_lab.recipes.answers import answer_rows, sample_rows, true_reward
-from dpo_lab.recipes.data import Shelf
 from dpo_lab.recipes.recipe import Recipe
-from dpo_lab.reference import ReferenceCache
+from dpo_lab.reference import ReferenceCache, kept_tokens
 from dpo_lab.runs import Run
 from dpo_lab.runs.run import CONFIG, METRICS
 from dpo_lab.training import loss_of, train_dpo
@@ -68,7 +67,6 @@ def carry_out(
     tell: Tell | None = None,
     score: Score | None = true_reward,
     cache: str | Path | None = None,
-    shelf: Shelf | None = None,
 ) -> Iterator[Event | Prepared | Answers]:
     """Train as the recipe says and keep the run in `folder`, new or empty.
 
@@ -81,12 +79,12 @@ def carry_out(
     tell: called with (what is done, how much of it, how much there is) where that takes a while.
     score: the true reward of an answer to a row, or None where it is not known. The mean over the sampled prompts
         stands in the record as eval_true_reward.
-    cache: file or folder of the reference's log-probs; None takes the usual one. Found there, they are not computed.
-    shelf: where the rows that were read are kept for the next run on the same data.
+    cache: file or folder of the reference's log-probs; None takes the usual one. What is found there, or beside it of
+        the data's token ids, is not made again.
     """
     loss_of(recipe.config)  # a knob that the loss lacks is told before anything is made
     run = Run.create(folder, {"command": "train", "settings": recipe.settings})
-    return _Session(recipe, run, stop or Flag(), tell or (lambda *_: None), score, cache, shelf).events()
+    return _Session(recipe, run, stop or Flag(), tell or (lambda *_: None), score, cache).events()
 
 
 class _Session:
@@ -98,9 +96,7 @@ class _Session:
         tell: Tell,
         score: Score | None,
         cache: str | Path | None,
-        shelf: Shelf | None,
     ) -> None:
-        self.shelf = shelf or Shelf()
         self.recipe, self.run, self.stop, self.tell, self.score, self.cache = recipe, run, stop, tell, score, cache
         self.rows: list[dict[str, Any]] = []  # those whose prompts are answered
         self.answers: list[Answers] = []
@@ -133,12 +129,10 @@ class _Session:
         with interruptible(model, self.stop), ReferenceCache(self.cache) as cache:
             self.tell("reading the pairs", 0, 0)
             self.check()
-            rows, held, notes = self.shelf.read(recipe)
-            notes = list(notes)
-            self.check()
-            pairs, report = tokenize_pairs(rows, tokenizer, max_length=config.max_length)
-            notes.append(report.summary())
-            held_pairs = tokenize_pairs(held, tokenizer, max_length=config.max_length)[0] if held else None
+            notes: list[str] = []
+            pairs, held_pairs, held = prepare(
+                recipe.data, tokenizer, folder=kept_tokens(self.cache), tell=notes.append, check=self.check
+            )
             self.rows = held[: recipe.samples]
             self.check()
             self.tell("looking for the reference's log-probs", 0, 0)

@@ -16,7 +16,6 @@ from dpo_lab.recipes import (
     Answers,
     Prepared,
     Recipe,
-    Shelf,
     carry_out,
     command_line,
     next_folder,
@@ -70,7 +69,6 @@ class Cockpit(ipywidgets.VBox):
         )  # fmt: skip
         self.job: Job | None = None
         self._display_error: Exception | None = None
-        self._shelf = Shelf()
         self.throttle = Throttle()
         self._text_throttle = Throttle(least=0.2)
         self.runs, complaints = kept_runs(self.folder)
@@ -102,7 +100,7 @@ class Cockpit(ipywidgets.VBox):
         self.status.value = markup.line(f"{name} begins.")
         self.job = Job(
             lambda stop: carry_out(recipe, self.folder / name, stop=stop, tell=self._tell, score=self.score,
-                                   cache=self.cache, shelf=self._shelf),
+                                   cache=self.cache),
             partial(self._on_event, name), on_end=partial(self._on_end, name), name=name,
         )  # fmt: skip
 

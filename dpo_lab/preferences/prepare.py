@@ -1,0 +1,252 @@
+"""From a source to the token ids of a run in one call; and on disk, so that the next run on the same data maps them.
+
+Rendering and tokenising take longer than everything else before the first step. What a run trains on is therefore kept
+in a folder under a key, the SHA-256 of all that it is made of: the files' bytes, the settings, the tokenizer, the code
+that reads and tokenises. A change of any of them is another key, so nothing stale is ever served. β, the loss and the
+learning rate are not in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dpo_lab.preferences.encoding import tokenizer_settings
+from dpo_lab.preferences.reading import (
+    OnBadRow,
+    read_examples,
+    read_preferences,
+    split_rows,
+    stream_examples,
+    stream_preferences,
+)
+from dpo_lab.preferences.sources import source_files
+from dpo_lab.preferences.token_data import TokenData
+from dpo_lab.preferences.tokens import tokenize_examples, tokenize_pairs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger("dpo_lab")
+
+Row = dict[str, Any]
+
+MOST_KEPT = 8
+"""Data sets that stay on disk; beyond it the one that was not used for longest goes."""
+_BODY = "prepared.json"
+_PACKAGES = ("transformers", "tokenizers", "jinja2")
+
+
+class Kind(NamedTuple):
+    """How rows of a kind are read, read one by one, and tokenised."""
+
+    read: Callable[..., tuple[Sequence[Row], Any]]
+    stream: Callable[..., Any]
+    tokenize: Callable[..., tuple[TokenData, Any]]
+
+
+PAIRS = Kind(read_preferences, stream_preferences, tokenize_pairs)
+EXAMPLES = Kind(read_examples, stream_examples, tokenize_examples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What a run trains on and is evaluated on; the command line's options of these names."""
+
+    pairs: str = "embedded"
+    split: str | None = None
+    limit: int | None = None
+    on_bad_row: OnBadRow = "raise"
+    held_out: str | None = None
+    held_out_split: str | None = None
+    validation: float = 0.1
+    seed: int = 0
+    max_length: int = 1024
+
+    @property
+    def train_split(self) -> str | None:
+        return self.split or ("train" if self.pairs == "embedded" else None)
+
+    @property
+    def held_out_source(self) -> tuple[str, str | None] | None:
+        """Source and split of the held-out rows; None where they are split off, or there are none."""
+        if self.held_out is not None:
+            own = "test" if self.held_out in ("embedded", self.pairs) else None
+            return self.held_out, self.held_out_split or own
+        if self.held_out_split is not None:
+            raise ValueError(f"held_out_split is {self.held_out_split!r} without --held-out; name the source as well")
+        return ("embedded", "test") if self.pairs == "embedded" and self.split != "test" else None
+
+
+class PreparedData(NamedTuple):
+    """Token ids to train on and to evaluate on, and the held-out rows themselves."""
+
+    train: TokenData
+    held: TokenData | None
+    held_rows: list[Row]
+
+
+def prepare(
+    settings: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind = PAIRS,
+    *,
+    folder: Path | None = None,
+    tell: Callable[[str], None] = lambda note: None,
+    check: Callable[[], None] = lambda: None,
+) -> PreparedData:
+    """Read, split and tokenise; or map what an earlier call with the same key has left in `folder`.
+
+    tell: called with what there is to say of the rows, what was left out or shortened; the same words both times.
+    check: called between the stages; what it raises breaks off.
+
+    A source that is not a file or folder here, such as a data set of the Hub, is read anew each time.
+    """
+    key = None if folder is None else _key(settings, tokenizer, kind)
+    if folder is not None and key is not None and (found := _load(folder / key)) is not None:
+        data, notes = found
+        for note in notes:
+            tell(note)
+        return data
+    notes = []
+
+    def say(note: str) -> None:
+        notes.append(note)
+        tell(note)
+
+    rows, report = kind.read(
+        settings.pairs, split=settings.train_split, on_bad_row=settings.on_bad_row, limit=settings.limit,
+        seed=settings.seed,
+    )  # fmt: skip
+    say(report.summary())
+    held = read_held_out(settings, kind, say)
+    if held is None:
+        rows, held = split_rows(list(rows), settings.validation, settings.seed) if settings.validation else (rows, [])
+    check()
+    train, report = kind.tokenize(rows, tokenizer, max_length=settings.max_length)
+    say(report.summary())
+    check()
+    data = PreparedData(train, tokenize_held_out(held, tokenizer, settings.max_length, kind, say), list(held))
+    # A file that changed while it was read is not what the key says.
+    if folder is not None and key is not None and len(train) and key == _key(settings, tokenizer, kind):
+        _keep(folder, key, data, notes)
+    return data
+
+
+def read_held_out(settings: DataSettings, kind: Kind, say: Callable[[str], None]) -> list[Row] | None:
+    """The rows of a source of their own; None where there is none."""
+    source = settings.held_out_source
+    if source is None:
+        return None
+    held, report = kind.read(source[0], split=source[1], on_bad_row=settings.on_bad_row)
+    if settings.held_out is not None:
+        say(report.summary())
+    return list(held)
+
+
+def tokenize_held_out(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, kind: Kind, say: Callable[[str], None]
+) -> TokenData | None:
+    """None without rows; what was left out of them is said."""
+    if not rows:
+        return None
+    tokens, report = kind.tokenize(rows, tokenizer, max_length=max_length)
+    if report.dropped or report.identical:
+        say(report.summary())
+    return tokens
+
+
+def _key(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, kind: Kind) -> str | None:
+    """None where the source or the tokenizer cannot be told from another without using it."""
+    sources = [settings.pairs]
+    if held := settings.held_out_source:
+        sources.append(held[0])
+    about = tokenizer_settings(tokenizer)
+    files = [source_files(source) for source in sources]
+    if about is None or None in files:
+        return None
+    draws = settings.limit is not None or held is None
+    what = {
+        "settings": asdict(replace(settings, seed=settings.seed if draws else 0)),
+        "kind": kind.read.__name__,
+        "tokenizer": about,
+        "packages": [_version(name) for name in _PACKAGES],
+    }
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=repr).encode())
+    own_code = sorted(Path(__file__).parent.glob("*.py"))
+    try:
+        for path in [*own_code, *(path for paths in files for path in paths or ())]:
+            with path.open("rb") as file:
+                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    except OSError:  # reading it will tell
+        return None
+    return digest.hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _keep(folder: Path, key: str, data: PreparedData, notes: list[str]) -> None:
+    """Write everything beside its place, then move it there: others see the whole or nothing."""
+    body = {"notes": notes, "held_rows": data.held_rows, "is_held": data.held is not None}
+    partial = folder / f"{key}.{os.getpid()}.partial"
+    try:
+        text = json.dumps(body)
+        if json.loads(text) != body:
+            return  # rows that JSON cannot give back
+        partial.mkdir(parents=True)
+        data.train.save(partial / "train")
+        if data.held is not None:
+            data.held.save(partial / "held")
+        (partial / _BODY).write_text(f"{_sha256(text)}\n{text}", encoding="utf-8")
+        with suppress(OSError):  # another run has just kept the same
+            partial.rename(folder / key)
+        _trim(folder)
+    except TypeError:  # rows with values that JSON does not know
+        return
+    except OSError as error:
+        logger.warning("the token ids cannot be kept in %s (%s): the next run makes them again", folder, error)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _load(folder: Path) -> tuple[PreparedData, list[str]] | None:
+    if not folder.exists():
+        return None
+    try:
+        digest, _, text = (folder / _BODY).read_text(encoding="utf-8").partition("\n")
+        if digest != _sha256(text):
+            raise ValueError(f"{folder / _BODY} has changed since it was written")
+        body = json.loads(text)
+        train = TokenData.load(folder / "train")
+        held = TokenData.load(folder / "held") if body["is_held"] else None
+        with suppress(OSError):
+            os.utime(folder)  # used just now
+    except (OSError, ValueError) as error:
+        logger.warning("the token ids kept in %s cannot be used (%s): they are made again", folder, error)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    return PreparedData(train, held, body["held_rows"]), body["notes"]
+
+
+def _trim(folder: Path) -> None:
+    kept = [path for path in folder.iterdir() if path.is_dir() and not path.name.endswith(".partial")]
+    for path in sorted(kept, key=lambda path: path.stat().st_mtime)[:-MOST_KEPT]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
