@@ -35,6 +35,10 @@ LOGITS_AT_ONCE = 2**25
 LOGITS_IN_CACHE = 2**21
 """Most logits that a CPU works on at a time: what a chunk's matrix product wrote is read again from its cache."""
 
+ROWS_AT_LEAST = 128
+"""Fewest rows of a chunk: each chunk reads all weights of the output layer and writes all of their gradient, so with a
+large vocabulary, few rows at a time would cost more than the cache saves."""
+
 logger = logging.getLogger("dpo_lab")
 
 
@@ -191,10 +195,10 @@ def _every_logp(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    """Rows of `hidden` whose logits fit: into the cache of a CPU, into memory elsewhere."""
+    """Rows of `hidden` whose logits fit, into the cache of a CPU, into memory elsewhere; never very few."""
     num_rows, num_vocab = len(hidden), len(weight)
     most = min(LOGITS_AT_ONCE, LOGITS_IN_CACHE) if hidden.device.type == "cpu" else LOGITS_AT_ONCE
-    at_once = max(1, most // num_vocab)
+    at_once = max(most // num_vocab, ROWS_AT_LEAST)
     return [slice(start, min(start + at_once, num_rows)) for start in range(0, max(num_rows, 1), at_once)]
 
 

@@ -60,7 +60,8 @@ def test_a_sequence_scores_the_same_alone_batched_padded_and_chunked(model, monk
         shared_rows(data, range(6)),
     ):
         torch.testing.assert_close(sequence_logps(model, batch)[3], expected, atol=1e-5, rtol=1e-5)
-    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 64 * 3)  # three tokens at a time
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 64 * 3)
+    monkeypatch.setattr(logprobs, "ROWS_AT_LEAST", 1)  # three tokens at a time
     torch.testing.assert_close(sequence_logps(model, shared_rows(data, range(6)))[3], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -68,10 +69,19 @@ def test_a_sequence_scores_the_same_alone_batched_padded_and_chunked(model, monk
 def test_chunks_change_no_gradient(settings, monkeypatch):
     model, data = tiny_llama(**settings), random_pairs(6)
     grads = []
-    for at_once in (2**25, 64 * 3):
+    for at_once, at_least in ((2**25, 128), (64 * 3, 1), (1, 5)):  # all, three and five tokens at a time
         monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr(logprobs, "ROWS_AT_LEAST", at_least)
         grads.append(gradient(model, sequence_logps(model, shared_rows(data, range(6))).square().sum()))
-    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5 * float(grads[0].abs().max()))
+    for other in grads[1:]:
+        torch.testing.assert_close(grads[0], other, rtol=1e-4, atol=1e-5 * float(grads[0].abs().max()))
+
+
+@pytest.mark.parametrize(("vocabulary", "rows"), [(8192, 256), (50_000, 128), (150_000, 128)])
+def test_a_chunk_is_never_so_short_that_weights_cost_more_than_logits(vocabulary, rows):
+    hidden, weight = torch.empty(300, 1), torch.empty(vocabulary, 1)
+    lengths = [chunk.stop - chunk.start for chunk in logprobs._chunks(hidden, weight)]
+    assert lengths == [rows] * (300 // rows) + [300 % rows]
 
 
 def test_the_output_layer_gradient_equals_autograd():

@@ -120,7 +120,8 @@ def test_the_seed_plays_no_part_where_nothing_is_drawn(settings, tmp_path):
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
 def test_a_damaged_folder_is_told_and_made_again(settings, tmp_path, caplog, name, harm):
     folder = tmp_path / "kept"
-    first = prepare(settings, bpe(), folder=folder)
+    anew = prepare(settings, bpe())
+    prepare(settings, bpe(), folder=folder)
     path = kept_in(folder)[0] / name
     whole = path.read_bytes()
     if harm == "remove":
@@ -128,8 +129,8 @@ def test_a_damaged_folder_is_told_and_made_again(settings, tmp_path, caplog, nam
     else:
         path.write_bytes(whole[:-1] if harm == "cut" else whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
     with caplog.at_level(logging.WARNING):
-        second = prepare(settings, bpe(), folder=folder)
-    assert_same(first, second)
+        again = prepare(settings, bpe(), folder=folder)
+    assert_same(again, anew)
     assert "cannot be used" in caplog.text
     assert path.read_bytes() == whole
 

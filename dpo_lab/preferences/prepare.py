@@ -113,11 +113,10 @@ def prepare(
     """
     key = None if folder is None else _key(settings, tokenizer, kind)
     if folder is not None and key is not None and (found := _load(folder / key)) is not None:
-        data, notes = found
-        for note in notes:
+        for note in found[1]:
             tell(note)
-        return data
-    notes = []
+        return found[0]
+    notes: list[str] = []
 
     def say(note: str) -> None:
         notes.append(note)
@@ -139,6 +138,8 @@ def prepare(
     # A file that changed while it was read is not what the key says.
     if folder is not None and key is not None and len(train) and key == _key(settings, tokenizer, kind):
         _keep(folder, key, data, notes)
+        kept = _load(folder / key)  # mapped, so that it need not stay in memory while training
+        return data if kept is None else kept[0]
     return data
 
 

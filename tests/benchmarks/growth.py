@@ -58,13 +58,19 @@ def made_up(num: int, tokens: int, prompt_share: float, vocabulary: int):
 
 
 def point(pairs: int, tokens: int, prompt_share: float, vocabulary: int, steps: int, layout: str) -> dict[str, float]:
-    """Train `steps` steps of 8 pairs; how fast, at how much memory, and how long until the first step."""
+    """Train `steps` steps of 8 pairs; how fast, at how much memory, and how long until the first step.
+
+    The token ids are mapped from the disk, as those of a run are.
+    """
     from dpo_lab.config import DPOConfig
     from dpo_lab.loop import Step
+    from dpo_lab.preferences import TokenData
     from dpo_lab.training import train_dpo
     from tests.benchmarks.workload import make_model
 
-    data = made_up(pairs, tokens, prompt_share, vocabulary)
+    with tempfile.TemporaryDirectory() as folder:
+        made_up(pairs, tokens, prompt_share, vocabulary).save(folder)
+        data = TokenData.load(folder, verify=False)
     model = make_model(vocab_size=vocabulary, **SMALL)
     # Without a reference: its pass over all pairs is the cache's business and is measured there.
     config = DPOConfig(loss="simpo", batch_size=8, max_steps=steps + 2, layout=layout, device="cpu", max_length=4096)

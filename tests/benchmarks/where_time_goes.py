@@ -1,14 +1,18 @@
 """A profile of our training steps: which operations take the time, as a table.
 
-    python -m tests.benchmarks.where_time_goes after      writes data/results/profile_after.txt
+    python -m tests.benchmarks.where_time_goes after              writes data/results/profile_after.txt
+    python -m tests.benchmarks.where_time_goes before --plain     the same without any fast path
 
-The steps are those of the speed benchmark: forward, loss, backward, clipping and AdamW on batches of 8 pairs.
+The steps are those of the speed benchmark: forward, loss, backward, clipping and AdamW on batches of 8 pairs. The plain
+way is a padded row for each completion, pairs in a random order, logits at every position, and AdamW parameter by
+parameter: what the kit began with.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from dpo_lab.batching import epoch_batches, row_lengths
 from dpo_lab.config import DPOConfig
-from dpo_lab.logprobs import Scorer, score
+from dpo_lab.logprobs import Scorer, score, scoring_path
 from dpo_lab.loop import make_optimizer
 from dpo_lab.speed.flops import forward_flops
 from dpo_lab.training import PreferenceWork, loss_of
@@ -33,6 +37,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens-per-pass", type=int, default=16384)
+    parser.add_argument("--plain", action="store_true", help="without any fast path")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
@@ -43,9 +48,13 @@ def main() -> None:
     # The model's own log-probs, as at the start of a run: far from them the loss has no gradient left, and products of
     # numbers too small for float32 take many times as long.
     reference = score(model, data)
-    work = PreferenceWork(data, None, loss, beta, reference, None, config, "shared", "none")
+    layout = "separate" if arguments.plain else "shared"
+    work = PreferenceWork(data, None, loss, beta, reference, None, config, layout, "none")
     scorer, optimizer = Scorer(model), make_optimizer(model, config)
-    batches = epoch_batches(row_lengths(data), 8, seed=0)
+    if arguments.plain:
+        scoring_path(model).chunked = False
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, foreach=False, fused=False)
+    batches = epoch_batches(row_lengths(data), 8, seed=0, group_by_length=not arguments.plain)
 
     def step(indices: np.ndarray) -> None:
         for part in work.passes(indices):
@@ -66,7 +75,7 @@ def main() -> None:
     share = 3 * forward_flops(model.config, data).sum() / seconds / rate
     table = found.key_averages().table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=60)
     text = (
-        f"{heading(f'python -m tests.benchmarks.where_time_goes {arguments.name}')}\n\n"
+        f"{heading(' '.join(['python -m tests.benchmarks.where_time_goes', *sys.argv[1:]]))}\n\n"
         f"{len(batches)} steps of 8 pairs: {len(data) / seconds:.2f} pairs/s, {share:.1%} of "
         f"{rate / 1e9:.0f} GFLOP/s in useful operations. Five steps under the profiler:\n\n{table}"
     )
