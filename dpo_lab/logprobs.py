@@ -25,19 +25,11 @@ from dpo_lab.batching import Batch, Layout, make_batch, row_lengths, separate_ro
 from dpo_lab.models import inner_model, output_layer
 from dpo_lab.preferences import TokenData
 from dpo_lab.processes import ALONE, Processes
+from dpo_lab.target_logps import TargetLogps
 
 SCORING_VERSION = 1
-"""Raised whenever a change here, in `batching` or in `attention` changes a value: cached log-probs then miss."""
-
-LOGITS_AT_ONCE = 2**25
-"""Most logits (N·V) that are kept for the backward pass: 128 MiB in float32. Beyond it they are computed again."""
-
-LOGITS_IN_CACHE = 2**21
-"""Most logits that a CPU works on at a time: what a chunk's matrix product wrote is read again from its cache."""
-
-ROWS_AT_LEAST = 128
-"""Fewest rows of a chunk: each chunk reads all weights of the output layer and writes all of their gradient, so with a
-large vocabulary, few rows at a time would cost more than the cache saves."""
+"""Raised whenever a change here, in `batching`, `attention` or `target_logps` changes a value by more than the rounding
+that other batches bring as well: cached log-probs then miss."""
 
 logger = logging.getLogger("dpo_lab")
 
@@ -49,7 +41,7 @@ def token_logps(model: nn.Module, batch: Batch) -> Tensor:
         logits = own_logits(model, batch).flatten(0, 1)[batch.predictors].float()  # (N, V)
         return logits.log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0]
     head = output_layer(model)
-    return _TargetLogps.apply(hidden.flatten(0, 1)[batch.predictors], head.weight, head.bias, batch.targets)
+    return TargetLogps.apply(hidden.flatten(0, 1)[batch.predictors], head.weight, head.bias, batch.targets)
 
 
 def sequence_logps(model: nn.Module, batch: Batch) -> Tensor:
@@ -140,66 +132,6 @@ def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     use_shared_attention(inner_model(model))
     # A four-dimensional mask is passed on as it is, so no T × T mask is built; the attention reads the spans instead.
     return inputs | {"attention_mask": batch.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool), "spans": batch.spans}
-
-
-class _TargetLogps(torch.autograd.Function):
-    """log softmax(h Wᵀ + b)[target] per row of h, without ever holding more log-probs than `LOGITS_AT_ONCE`.
-
-    Backward: ∂ log p_y / ∂ logits = onehot(y) − p. If the log-probs of the whole vocabulary fit they are kept from the
-    forward pass; otherwise each chunk computes its own again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            is_kept = hidden.shape[0] * weight.shape[0] <= LOGITS_AT_ONCE and any(ctx.needs_input_grad)
-            cast = weight.to(hidden.dtype)
-            logps, kept = [], []
-            for rows in _chunks(hidden, weight):
-                every = _every_logp(hidden[rows], cast, bias)
-                logps.append(every.gather(-1, targets[rows, None])[:, 0])
-                kept += [every] if is_kept else []
-        ctx.save_for_backward(hidden, weight, bias, targets, *kept)
-        return torch.cat(logps)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = upstream
-        hidden, weight, bias, targets, *kept = ctx.saved_tensors
-        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
-        grad_bias = torch.zeros_like(bias) if needs_bias else None
-        with torch.autocast(hidden.device.type, enabled=False):
-            cast = weight.to(hidden.dtype)
-            for i, rows in enumerate(_chunks(hidden, weight)):
-                every = kept[i] if kept else _every_logp(hidden[rows], cast, bias)
-                slope = every.exp().mul_(-grad[rows, None])  # −g·p
-                slope.scatter_add_(-1, targets[rows, None], grad[rows, None])  # g·(onehot − p)
-                if grad_bias is not None:
-                    grad_bias += slope.sum(0)
-                slope = slope.to(hidden.dtype)
-                if grad_hidden is not None:
-                    torch.mm(slope, cast, out=grad_hidden[rows])
-                if grad_weight is not None and grad_weight.dtype == slope.dtype:
-                    grad_weight.addmm_(slope.T, hidden[rows])  # adds while it multiplies: no second (V, D) is written
-                elif grad_weight is not None:
-                    grad_weight += slope.T @ hidden[rows]
-        return grad_hidden, grad_weight, grad_bias, None
-
-
-def _every_logp(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """log p of every token of the vocabulary, (rows, V), in float32."""
-    logits = (hidden @ weight.T).float()
-    return (logits if bias is None else logits + bias.float()).log_softmax(-1)
-
-
-def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    """Rows of `hidden` whose logits fit, into the cache of a CPU, into memory elsewhere; never very few."""
-    num_rows, num_vocab = len(hidden), len(weight)
-    most = min(LOGITS_AT_ONCE, LOGITS_IN_CACHE) if hidden.device.type == "cpu" else LOGITS_AT_ONCE
-    at_once = max(most // num_vocab, ROWS_AT_LEAST)
-    return [slice(start, min(start + at_once, num_rows)) for start in range(0, max(num_rows, 1), at_once)]
 
 
 # ── which path a model can take ──────────────────────────────────────────────────────────────────────────────────────
