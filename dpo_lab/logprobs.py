@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,6 +26,7 @@ from dpo_lab.batching import Batch, Layout, make_batch, row_lengths, separate_ro
 from dpo_lab.models import inner_model, output_layer
 from dpo_lab.preferences import TokenData
 from dpo_lab.processes import ALONE, Processes
+from dpo_lab.side_by_side import SideBySide, side_by_side
 from dpo_lab.target_logps import TargetLogps
 
 SCORING_VERSION = 1
@@ -69,22 +71,31 @@ def score(
     """log π(y|x) of a whole data set, shape (N, K), float32, without gradients.
 
     The longest rows come first, so that memory peaks at once. `progress` is called after each pass with the indices
-    scored and their values. Of several `processes` each scores its share, and all get all values.
+    scored and their values. Of several `processes` each scores its share, and all get all values. On a CPU two passes
+    of half the tokens run side by side.
     """
     layout = usable_layout(model, layout, data)
     device = next(model.parameters()).device
     lengths = row_lengths(data, layout)
     order = np.argsort(-lengths, kind="stable")
     values = np.zeros((len(data), data.num_completions), np.float32)
+    workers = side_by_side(model, device, precision=precision) or SideBySide(1)
+
+    @torch.no_grad()  # holds for a thread
+    def values_of(indices: np.ndarray) -> np.ndarray:
+        with autocast(device, precision):
+            return sequence_logps(model, make_batch(data, indices, layout).to(device)).cpu().numpy()
+
     was_training = model.training
     model.eval()
     try:
-        for indices in split_passes(processes.share(order), lengths, tokens_per_pass=tokens_per_pass):
-            with autocast(device, precision):
-                logps = sequence_logps(model, make_batch(data, indices, layout).to(device))
-            values[indices] = logps.cpu().numpy()
-            if progress is not None:
-                progress(indices, values[indices])
+        runs = split_passes(processes.share(order), lengths, tokens_per_pass=max(1, tokens_per_pass // workers.count))
+        for start in range(0, len(runs), workers.count):
+            together = runs[start : start + workers.count]
+            for indices, found in zip(together, workers.map(values_of, together), strict=True):
+                values[indices] = found
+                if progress is not None:
+                    progress(indices, found)
     finally:
         model.train(was_training)
     return processes.sum(values)
@@ -148,16 +159,18 @@ class ScoringPath:
 
 
 _PATHS: WeakKeyDictionary[nn.Module, ScoringPath] = WeakKeyDictionary()
+_TRYING = RLock()  # a second thread waits until it is found out
 _TOLERANCE = 1e-3  # nats per token in float32; a wrong mask or a missing soft-cap is off by far more
 
 
 def scoring_path(model: nn.Module) -> ScoringPath:
     """Find out once per model, on two small made-up pairs, which fast paths equal the plain one."""
-    if model not in _PATHS:
-        _PATHS[model] = path = ScoringPath()
-        with torch.autocast(next(model.parameters()).device.type, enabled=False):
-            _try_paths(model, path)
-    return _PATHS[model]
+    with _TRYING:
+        if model not in _PATHS:
+            _PATHS[model] = path = ScoringPath()
+            with torch.autocast(next(model.parameters()).device.type, enabled=False):
+                _try_paths(model, path)
+        return _PATHS[model]
 
 
 def adopt_paths(module: nn.Module, twin: nn.Module) -> None:

@@ -28,6 +28,7 @@ from dpo_lab.logprobs import Scorer, adopt_paths
 from dpo_lab.lora import adapter_settings
 from dpo_lab.models import disable_dropout, pick_device
 from dpo_lab.processes import Processes, Shards, join, make_accelerator, plain
+from dpo_lab.side_by_side import SideBySide, side_by_side
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,10 @@ class Work(Protocol):
 
     def passes(self, indices: np.ndarray) -> list[np.ndarray]:
         """A batch cut into runs that go through the model one at a time."""
+        ...
+
+    def halves(self, indices: np.ndarray) -> list[np.ndarray]:
+        """A pass in two parts that can be worked on at once, or in one part where that would not pay."""
         ...
 
     def size(self, indices: np.ndarray) -> float:
@@ -162,9 +167,12 @@ def optimise(
         step = load_checkpoint(resume, model, shards or optimizer, identity)
         if shards is not None:
             shards.scatter()
+    # Both halves would draw from one random state, or recompute through hooks that know of one pass only.
+    is_plain = processes.count == 1 and not (config.dropout or config.gradient_checkpointing)
+    workers = side_by_side(model, processes.device, precision=config.precision) if is_plain else None
     loop = _Loop(
-        model, prepared, optimizer, shards, accelerator, processes, work, config, schedule, identity, checkpoints,
-        stop, step,
+        model, prepared, optimizer, shards, accelerator, processes, workers, work, config, schedule, identity,
+        checkpoints, stop, step,
     )  # fmt: skip
     return loop.events()
 
@@ -179,6 +187,7 @@ class _Loop:
     shards: Shards | None  # where weights are split over processes, and `model` waits meanwhile
     accelerator: Accelerator
     processes: Processes
+    workers: SideBySide | None  # on a CPU: two threads for the halves of a pass
     work: Work
     config: TrainingConfig
     schedule: Schedule
@@ -229,9 +238,9 @@ class _Loop:
             # Whole gradients are added up over the processes at the last pass; split ones at each, to stay small.
             joins = self.shards is not None or i == len(passes) - 1
             with nullcontext() if joins else self.accelerator.no_sync(self.scorer):
-                loss, sums = self.work.loss(self.scorer, part, self.processes.device)
-                self.accelerator.backward(loss * (counts * self.processes.count / size))  # they take the mean
-            self.tally.add(sums if counts else {name: 0 * value for name, value in sums.items()})
+                weight = counts * self.processes.count / size  # over processes the mean of gradients is taken
+                for sums in self.learn(part, weight, is_whole_batch=len(passes) == 1):
+                    self.tally.add(sums if counts else {name: 0 * value for name, value in sums.items()})
         norm = self.accelerator.clip_grad_norm_(self.scorer.parameters(), self.config.max_grad_norm or math.inf)
         self.tally.close_step(self.step + 1, indices, size, plain(torch.as_tensor(norm)))
 
@@ -243,6 +252,19 @@ class _Loop:
         self.optimizer.zero_grad()
         self.step += 1
         return metrics
+
+    def learn(self, part: np.ndarray, weight: float, *, is_whole_batch: bool) -> list[dict[str, Tensor]]:
+        """Forward, loss and backward of a pass; one that is a whole batch as two halves side by side, where that pays.
+        The sums of its metrics, once or per half."""
+
+        def forward_and_backward(indices: np.ndarray) -> dict[str, Tensor]:
+            loss, sums = self.work.loss(self.scorer, indices, self.processes.device)
+            self.accelerator.backward(loss * weight)
+            return sums
+
+        if self.workers is None or not is_whole_batch:  # of several passes' gradients the order of adding would matter
+            return [forward_and_backward(part)]
+        return self.workers.map(forward_and_backward, self.work.halves(part))
 
     def is_looked_at(self, step: int) -> bool:
         config = self.config

@@ -274,8 +274,9 @@ def cache_path(path: str | os.PathLike[str] | None = None) -> Path:
 
 
 def kept_tokens(path: str | os.PathLike[str] | None = None) -> Path:
-    """The folder beside a store where the token ids of data sets are kept (`preferences.prepare`)."""
-    return cache_path(path).parent / "tokens"
+    """The folder beside a store, named after it, where the token ids of data sets are kept (`preferences.prepare`)."""
+    file = cache_path(path)
+    return file.with_name(f"{file.name}-tokens")
 
 
 def fingerprint(model: nn.Module) -> str:

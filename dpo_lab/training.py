@@ -27,6 +27,7 @@ from dpo_lab.preferences import TokenData, tokenize_examples, tokenize_pairs
 from dpo_lab.preferences.token_files import parts, release
 from dpo_lab.processes import ALONE, Processes, join
 from dpo_lab.reference import ReferenceCache, fingerprint
+from dpo_lab.side_by_side import halves
 
 Rows = Sequence[dict[str, Any]] | TokenData | Any
 """Rows as `load_preferences` gives them (a `datasets.Dataset` or a list of dicts), or token ids made from them."""
@@ -165,6 +166,9 @@ class ExampleWork:
         return split_passes(
             indices, self.lengths, tokens_per_pass=config.tokens_per_pass, micro_batch_size=config.micro_batch_size
         )
+
+    def halves(self, indices: np.ndarray) -> list[np.ndarray]:
+        return halves(indices, self.lengths)
 
     def size(self, indices: np.ndarray) -> float:
         return float(scored_lengths(self.data.select(indices)).sum())

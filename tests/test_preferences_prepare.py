@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,6 +172,20 @@ def test_only_the_data_sets_used_last_stay(settings, tmp_path):
     assert {path.name for path in kept_in(folder)} == set(keys[2:])
 
 
+def test_what_others_keep_in_the_folder_stays_and_what_a_killed_run_left_goes(settings, tmp_path):
+    folder, key = tmp_path / "kept", "0123456789abcdef" * 4
+    others = [folder / name for name in ("notes", "a.partial", key[:-1], f"{key}.1.partial-of-mine", key.upper())]
+    left, written_now = folder / f"{key}.41.partial", folder / f"{key}.42.partial"
+    for path in (*others, left, written_now):
+        path.mkdir(parents=True)
+    for path in (*others, left):
+        os.utime(path, (1, 1))  # older than anything kept
+    for seed in range(MOST_KEPT + 1):
+        prepare(replace(settings, seed=seed), bpe(), folder=folder)
+    assert len(kept_in(folder)) == len(others) + MOST_KEPT + 1
+    assert all(path.is_dir() for path in (*others, written_now))
+
+
 @pytest.mark.parametrize("command", ["train", "sft"])
 def test_a_second_run_reads_and_tokenises_nothing_and_is_the_same(capsys, tmp_path, monkeypatch, command):
     pairs = write_rows(tmp_path / "pairs.jsonl", some_rows(24))
@@ -195,7 +210,7 @@ def test_the_folder_lies_beside_the_cache(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     for path in (None, tmp_path / "folder", tmp_path / "there" / "file.sqlite"):
         with ReferenceCache(path) as cache:
-            assert kept_tokens(path) == cache.path.parent / "tokens"
+            assert kept_tokens(path) == cache.path.parent / f"{cache.path.name}-tokens"
 
 
 def test_the_settings_are_the_command_lines_options():

@@ -12,7 +12,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -42,7 +44,9 @@ Row = dict[str, Any]
 
 MOST_KEPT = 8
 """Data sets that stay on disk; beyond it the one that was not used for longest goes."""
+A_DAY = 86_400.0  # seconds after which nobody still writes a folder
 _BODY = "prepared.json"
+_OUR_NAME = re.compile(r"[0-9a-f]{64}(\.\d+\.partial)?")  # a key; with a process's number while it is written
 _PACKAGES = ("transformers", "tokenizers", "jinja2")
 
 
@@ -244,9 +248,19 @@ def _load(folder: Path) -> tuple[PreparedData, list[str]] | None:
 
 
 def _trim(folder: Path) -> None:
-    kept = [path for path in folder.iterdir() if path.is_dir() and not path.name.endswith(".partial")]
-    for path in sorted(kept, key=lambda path: path.stat().st_mtime)[:-MOST_KEPT]:
+    """Remove the data sets that were not used for longest, and what a run that was killed left half written. Nothing
+    that does not have our own kind of name is touched: the folder may be anybody's."""
+    ours = [path for path in folder.iterdir() if _OUR_NAME.fullmatch(path.name) and path.is_dir()]
+    kept = sorted((path for path in ours if path.suffix == ""), key=_last_used)
+    abandoned = [path for path in ours if path.suffix and time.time() - _last_used(path) > A_DAY]
+    for path in [*kept[:-MOST_KEPT], *abandoned]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _last_used(path: Path) -> float:
+    with suppress(OSError):  # another run has just removed it
+        return path.stat().st_mtime
+    return 0.0
 
 
 def _sha256(text: str) -> str:

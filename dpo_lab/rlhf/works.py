@@ -36,6 +36,7 @@ from dpo_lab.rlhf.reward_model import RewardModel
 from dpo_lab.rlhf.rewards import Reward, rewards_of
 from dpo_lab.rlhf.rollouts import Rollout, answer_rows, sample_rollout, score_tokens
 from dpo_lab.sampling import Prompt
+from dpo_lab.side_by_side import halves
 
 
 class ActorCritic(nn.Module):
@@ -108,6 +109,10 @@ class RolloutWork:
             tokens_per_pass=config.tokens_per_pass, micro_batch_size=config.micro_batch_size,
         )  # fmt: skip
         return [run + offset for run in runs]
+
+    def halves(self, indices: np.ndarray) -> list[np.ndarray]:
+        offset = self.number * self.config.batch_size
+        return [part + offset for part in halves(indices - offset, row_lengths(self.rollout.data, self.layout))]
 
     @property
     def is_spent(self) -> bool:

@@ -1,0 +1,251 @@
+"""Two halves at once: the numbers of one whole pass, the same each time, and only where that is safe."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dpo_lab import side_by_side as module
+from dpo_lab.config import DPOConfig, SFTConfig
+from dpo_lab.logprobs import Scorer, score
+from dpo_lab.loop import Checkpoint, Step
+from dpo_lab.preferences import TokenData
+from dpo_lab.side_by_side import SideBySide, halves, side_by_side
+from dpo_lab.training import ExampleWork, PreferenceWork, loss_of, train_dpo, train_sft
+from tests.conftest import random_pairs, tiny_llama
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Two threads, and passes of a few tokens that are worth halving."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(module, "FEWEST_TOKENS", 16)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """In which threads losses were computed, and with how many threads of torch."""
+    found: set[tuple[str, int]] = set()
+    for work in (ExampleWork, PreferenceWork):
+        own = work.loss
+
+        def loss(self, *arguments, own=own):
+            found.add((threading.current_thread().name.split("_")[0], torch.get_num_threads()))
+            return own(self, *arguments)
+
+        monkeypatch.setattr(work, "loss", loss)
+    return found
+
+
+BOTH = {("MainThread", 1), ("dpo-lab-second-half", 1)}
+
+
+def curve(model, data, config, *, train=train_dpo, **options) -> list[dict[str, float]]:
+    return [event.metrics for event in train(model, None, data, config, **options) if isinstance(event, Step)]
+
+
+def weights(model: nn.Module) -> list[torch.Tensor]:
+    return [value.clone() for value in model.state_dict().values()]
+
+
+def test_two_calls_run_at_the_same_time_and_come_back_in_order():
+    meeting = threading.Barrier(2, timeout=20)
+    before = torch.get_num_threads()
+
+    def call(item: int) -> tuple[int, int]:
+        meeting.wait()  # breaks unless both are running
+        return item, torch.get_num_threads()
+
+    workers = SideBySide()
+    torch.set_num_threads(4)
+    try:
+        assert workers.map(call, [1, 2]) == [(1, 2), (2, 2)]
+        assert torch.get_num_threads() == 4
+        assert workers.map(lambda item: (item, torch.get_num_threads()), [3]) == [(3, 4)]
+        assert workers.map(call, []) == []
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("failing", ["one", "other"])
+def test_an_error_in_either_half_is_raised_when_both_have_ended(failing, two_threads):
+    ended = []
+
+    def call(item: str) -> None:
+        if item == failing:
+            raise ValueError(f"in {item}")
+        time.sleep(0.2)
+        ended.append(item)
+
+    with pytest.raises(ValueError, match=f"in {failing}"):
+        SideBySide().map(call, ["one", "other"])
+    assert len(ended) == 1
+    assert torch.get_num_threads() == 2
+
+
+def test_halves_hold_every_row_once_in_its_order_and_about_as_many_tokens():
+    generator = np.random.default_rng(0)
+    for num in (2, 3, 8, 33):
+        lengths = generator.integers(600, 2000, 100)
+        indices = generator.permutation(100)[:num]
+        one, other = halves(indices, lengths)
+        assert sorted([*one, *other]) == sorted(indices)
+        for part in (one, other):
+            assert [index for index in indices if index in part] == part.tolist()
+        assert abs(lengths[one].sum() - lengths[other].sum()) <= lengths[indices].max()
+
+
+def test_a_small_pass_stays_whole():
+    lengths = np.array([500, 500, 24, 23, 5000])
+    whole = lambda *rows: len(halves(np.array(rows), lengths)) == 1
+    assert whole(0, 1, 3)  # 1,023 tokens
+    assert not whole(0, 1, 2)
+    assert whole(4)  # a row is not cut
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_without_an_even_number_of_threads_there_are_no_workers(model, threads, two_threads):
+    assert side_by_side(model, CPU) is not None
+    torch.set_num_threads(threads)
+    assert side_by_side(model, CPU) is None
+
+
+def test_only_models_that_a_forward_pass_leaves_as_they_are(model, two_threads):
+    assert side_by_side(nn.Sequential(model), CPU) is not None  # a critic beside a policy, say
+    assert side_by_side(nn.Linear(2, 2), CPU) is None
+    assert side_by_side(model, torch.device("meta")) is None
+    assert side_by_side(model, CPU, precision="bfloat16") is None
+    dynamic = tiny_llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+    assert side_by_side(dynamic, CPU) is None
+
+    class Own(type(model)):
+        pass
+
+    assert side_by_side(Own(model.config), CPU) is None
+    handle = model.model.layers[0].register_forward_hook(lambda *_: None)
+    assert side_by_side(model, CPU) is None
+    handle.remove()
+    assert side_by_side(model, CPU) is not None
+    model.model.norm.compile(backend="eager")
+    assert side_by_side(model, CPU) is None
+
+
+def test_every_rotation_that_a_forward_pass_rewrites_is_left_out():
+    """transformers rewrites frequencies in `dynamic_rope_update`, for these kinds; new kinds must be looked at."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    assert set(ROPE_INIT_FUNCTIONS) - set(module.STEADY_ROTATIONS) <= {"dynamic", "longrope"}
+
+
+def test_the_gradient_is_that_of_the_whole_batch(two_threads):
+    data, config = random_pairs(24, longest=20), DPOConfig(batch_size=24, device="cpu")
+    model = tiny_llama()
+    reference = score(model, data) + 1  # a loss with a slope of its own for each pair
+    _, loss, beta = loss_of(config)
+    work, scorer = PreferenceWork(data, None, loss, beta, reference, None, config, "shared", "none"), Scorer(model)
+    gradients = []
+    for parts in ([np.arange(24)], work.halves(np.arange(24))):
+        model.zero_grad()
+        SideBySide().map(lambda part: work.loss(scorer, part, CPU)[0].backward(), parts)
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert len(work.halves(np.arange(24))) == 2
+    for halved, whole in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(halved, whole, rtol=1e-5, atol=1e-5 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+def test_the_whole_curve_is_that_of_whole_passes(layout, two_threads, seen):
+    data = random_pairs(60, longest=20)
+    config = DPOConfig(batch_size=12, epochs=2, learning_rate=1e-3, layout=layout, device="cpu")
+    found = curve(tiny_llama(), data, config)
+    assert seen == BOTH
+    torch.set_num_threads(1)
+    plain = curve(tiny_llama(), data, config)
+    assert len(found) == len(plain) == 10
+    for mine, theirs in zip(found, plain, strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-4, abs=2e-5)
+
+
+def test_sft_too(two_threads, seen):
+    data = random_pairs(40, longest=20)
+    data = TokenData.from_rows([(data.row(i).prompt, data.row(i).completions[:1]) for i in range(len(data))])
+    config = SFTConfig(batch_size=10, learning_rate=1e-3, device="cpu")
+    found = curve(tiny_llama(), data, config, train=train_sft)
+    assert seen == BOTH
+    torch.set_num_threads(1)
+    plain = curve(tiny_llama(), data, config, train=train_sft)
+    assert [step["loss"] for step in found] == pytest.approx([step["loss"] for step in plain], rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits_resumed_or_not(two_threads, seen, tmp_path):
+    data = random_pairs(48, longest=20)
+    config = DPOConfig(batch_size=8, epochs=2, learning_rate=1e-3, checkpoint_every=5, device="cpu")
+    runs = []
+    for name in ("one", "two"):
+        model = tiny_llama()
+        runs.append((curve(model, data, config, checkpoints=tmp_path / name), weights(model)))
+    assert seen == BOTH
+    model = tiny_llama()
+    halfway = tmp_path / "halfway"
+    events = train_dpo(model, None, data, config, checkpoints=halfway)
+    checkpoint = next(event for event in events if isinstance(event, Checkpoint))
+    model = tiny_llama()
+    rest = curve(model, data, config, checkpoints=halfway, resume=checkpoint.path)
+    assert runs[0][0] == runs[1][0]
+    assert runs[0][0][checkpoint.step :] == rest
+    for other in (runs[1][1], weights(model)):
+        assert all(map(torch.equal, runs[0][1], other))
+
+
+def test_a_batch_of_several_passes_is_not_halved(two_threads, seen):
+    """Three gradients and more have an order in which they are added."""
+    data = random_pairs(16, longest=20)
+    curve(tiny_llama(), data, DPOConfig(batch_size=16, tokens_per_pass=200, device="cpu"))
+    assert seen == {("MainThread", 2)}
+
+
+@pytest.mark.parametrize("setting", [{"dropout": True}, {"gradient_checkpointing": True}])
+def test_what_keeps_state_is_not_halved(setting, two_threads, seen):
+    curve(tiny_llama(), random_pairs(8, longest=20), DPOConfig(batch_size=8, device="cpu", **setting))
+    assert seen == {("MainThread", 2)}
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+def test_scoring_two_passes_at_once_gives_the_values_of_one(two_threads, layout):
+    data, told = random_pairs(50, longest=20), []
+    found = score(tiny_llama(), data, layout=layout, tokens_per_pass=300, progress=lambda *some: told.append(some))
+    torch.set_num_threads(1)
+    plain = score(tiny_llama(), data, layout=layout, tokens_per_pass=300)
+    np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5)
+    assert sorted(np.concatenate([indices for indices, _ in told])) == list(range(50))
+    for indices, values in told:
+        np.testing.assert_array_equal(values, found[indices])
+
+
+def test_what_a_model_can_do_is_found_out_by_one_thread_only(two_threads, monkeypatch):
+    """The other waits: half found out, a fast path that is wrong for this model would be taken."""
+    from dpo_lab import logprobs
+
+    own, calls = logprobs._try_paths, []
+
+    def slowly(model, path):
+        calls.append(threading.current_thread().name)
+        path.chunked = True
+        time.sleep(0.3)
+        own(model, path)
+        path.chunked = False
+
+    monkeypatch.setattr(logprobs, "_try_paths", slowly)
+    model = tiny_llama()
+    assert [path.chunked for path in SideBySide().map(logprobs.scoring_path, [model, model])] == [False, False]
+    assert len(calls) == 1
