@@ -1,4 +1,5 @@
-"""DPO steps with a clock at every border. The steps are those of `train_dpo`: same batches, rates and losses.
+"""DPO steps with a clock at every border. The steps are those of `train_dpo`: same batches, rates and losses; passes
+are whole, where `train_dpo` on a CPU works on two halves at once.
 
 On a GPU a border between phases waits for the device, which costs time of its own; `by_phase=False` waits once per
 step, as a run that logs every step does, and is what speeds are taken from.

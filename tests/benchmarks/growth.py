@@ -120,10 +120,12 @@ def cache_timings() -> dict[str, float]:
 
 
 def start_up() -> dict[str, float]:
-    """Seconds of `import dpo_lab`, of `dpo-lab --help`, and of Python alone; the best of five."""
+    """Seconds of `import dpo_lab`, of `dpo-lab --help`, of Python alone, and of the libraries that a run cannot do
+    without; the best of five."""
     command = Path(sys.executable).with_name("dpo-lab")
     programs = {
         "python": [sys.executable, "-c", "pass"],
+        "libraries": [sys.executable, "-c", "import torch, accelerate; from transformers import LlamaForCausalLM"],
         "import_dpo_lab": [sys.executable, "-c", "import dpo_lab"],
         "help": [str(command), "--help"],
         "train_help": [str(command), "train", "--help"],
@@ -222,6 +224,7 @@ def table(found: dict[str, Any]) -> str:
         "| start-up | seconds |",
         "|---|---|",
         f"| Python alone | {start['python']:.2f} |",
+        f"| torch, accelerate and a Llama of transformers, imported alone | {start['libraries']:.2f} |",
         f"| `import dpo_lab` | {start['import_dpo_lab']:.2f} |",
         f"| `dpo-lab --help` | {start['help']:.2f} |",
         f"| `dpo-lab train --help` | {start['train_help']:.2f} |",
