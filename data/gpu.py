@@ -36,7 +36,6 @@ from dpo_lab.logprobs import score
 from dpo_lab.loop import Step
 from dpo_lab.models import num_parameters, pick_device
 from dpo_lab.preferences import TokenData, read_preferences, tokenize_pairs
-from dpo_lab.speed.compiling import compile_blocks
 from dpo_lab.speed.flops import FORWARD_AND_BACKWARD, forward_flops
 from dpo_lab.speed.from_scratch import judged, new_llama, own_pairs, sft_tokens
 from dpo_lab.speed.memory import KINDS, MemoryBook, peak_device_memory, reset_peak
@@ -49,7 +48,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "bfloat16, separate rows": {"precision": "bfloat16", "layout": "separate"},
     "float32, shared rows": {"precision": "float32", "layout": "shared"},
     "bfloat16, shared rows": {"precision": "bfloat16", "layout": "shared"},
-    "bfloat16, shared rows, compiled": {"precision": "bfloat16", "layout": "shared", "compiled": True},
+    "bfloat16, shared rows, compiled": {"precision": "bfloat16", "layout": "shared", "compile": True},
     "bfloat16, shared rows, recomputed": {
         "precision": "bfloat16", "layout": "shared", "gradient_checkpointing": True},
 }  # fmt: skip
@@ -104,13 +103,9 @@ def way_of(model: Any, pairs: TokenData, way: str, plan: Plan, rate: float) -> d
     and only grows; there it says nothing about one way.
     """
     device = next(model.parameters()).device
-    settings = dict(WAYS[way])
-    is_compiled = settings.pop("compiled", False)
     policy = copy.deepcopy(model)
-    if is_compiled:
-        compile_blocks(policy)
     config = DPOConfig(
-        batch_size=plan.timed_pairs, max_steps=plan.timed_steps, max_length=corpus.CONTEXT, epochs=100, **settings,
+        batch_size=plan.timed_pairs, max_steps=plan.timed_steps, max_length=corpus.CONTEXT, epochs=100, **WAYS[way],
         tokens_per_pass=2**20,  # a step in one pass
     )  # fmt: skip
     reference = score(policy, pairs, layout=config.layout, precision=config.precision)

@@ -1,13 +1,14 @@
 """Attention over shared rows: each completion sees its prompt and its own past, and nothing else is computed.
 
-A row `[prompt | chosen | rejected | next prompt | ...]` is described by spans (`batching.Batch.spans`). Two ways give
+A row `[prompt | chosen | rejected | next prompt | ...]` is described by spans (`batching.Batch.spans`). Its ways give
 the same values. Long rows on a CPU are attended to apart: the causal part `[prompt | chosen]` is one call and each
 further completion another, against the keys of its prompt and its own, so the work is that of the tokens that see each
 other. Many short rows, and rows on a GPU, are attended to together, since calls cost more there than masked-out work:
-one call, each prompt with its completions padded to a row, under a mask.
+one call, each prompt with its completions padded to a row, under a mask. A model may be told to attend in blocks
+instead (`block_attention`), which a GPU does without padding once a kernel is compiled.
 
-Registered with transformers under the name `SHARED_ATTENTION`; calls without spans (generation, separate rows) go to
-transformers' own scaled-dot-product attention.
+Registered with transformers under the names `SHARED_ATTENTION` and `BLOCK_ATTENTION`; calls without spans (generation,
+separate rows) go to transformers' own scaled-dot-product attention.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from dpo_lab.block_attention import Spans, attend_in_blocks, works
+
 SHARED_ATTENTION = "shared_prompts"
+BLOCK_ATTENTION = "shared_prompts_in_blocks"
 TOKENS_TOGETHER = 160
 """On a CPU, rows of up to this many tokens on average are attended to together; longer ones apart."""
-
-Spans = tuple[tuple[int, ...], ...]
 
 
 def shared_attention(
@@ -47,12 +49,37 @@ def shared_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return output, None
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:  # grouped-query attention: each key head serves several query heads
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     is_short = query.shape[2] <= TOKENS_TOGETHER * len(spans)
     attend = _attend_together if is_short or query.device.type != "cpu" else _attend_apart
+    key, value = _one_each(query, key), _one_each(query, value)
     return attend(query, key, value, spans, {"dropout_p": dropout, "scale": scaling}), None
+
+
+def shared_attention_in_blocks(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    spans: Spans | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """As `shared_attention`, in blocks where they work: on a GPU, without dropout."""
+    if spans is None or dropout > 0 or not works(query, key, _padded):
+        return shared_attention(module, query, key, value, attention_mask, dropout, scaling, spans, **kwargs)
+    return attend_in_blocks(query, key, value, spans, {"scale": scaling}), None
+
+
+def _padded(query: Tensor, key: Tensor, value: Tensor, spans: Spans, options: dict[str, Any]) -> Tensor:
+    return _attend_together(query, _one_each(query, key), _one_each(query, value), spans, options)
+
+
+def _one_each(query: Tensor, key: Tensor) -> Tensor:
+    """Keys (or values) for every query head: in grouped-query attention each key head serves several."""
+    groups = query.shape[1] // key.shape[1]
+    return key if groups == 1 else key.repeat_interleave(groups, 1)
 
 
 def _attend_apart(query: Tensor, key: Tensor, value: Tensor, spans: Spans, options: dict[str, Any]) -> Tensor:
@@ -120,9 +147,17 @@ def can_share(model: Any) -> bool:
 
 def use_shared_attention(model: Any) -> None:
     """Make a transformers model take its attention from here. Generation and ordinary masks work as before."""
-    if model.config._attn_implementation != SHARED_ATTENTION:
+    if model.config._attn_implementation not in (SHARED_ATTENTION, BLOCK_ATTENTION):
         model.set_attn_implementation(SHARED_ATTENTION)
 
 
+def use_block_attention(model: Any) -> None:
+    """Make a transformers model attend to shared rows in blocks wherever that works; elsewhere as before."""
+    if model.config._attn_implementation != BLOCK_ATTENTION:
+        model.set_attn_implementation(BLOCK_ATTENTION)
+
+
 AttentionInterface.register(SHARED_ATTENTION, shared_attention)
+AttentionInterface.register(BLOCK_ATTENTION, shared_attention_in_blocks)
 AttentionMaskInterface.register(SHARED_ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(BLOCK_ATTENTION, sdpa_mask)

@@ -68,6 +68,8 @@ class TrainingConfig:
     """Put pairs of similar length into the same batch; the order of the batches stays random."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the model's parts and, on a GPU, attend in blocks: the first steps take long, the others less."""
     dropout: bool = False
     """Keep the model's dropout; off by default, since policy and reference must be scored alike."""
     seed: int = 0

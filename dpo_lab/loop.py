@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dpo_lab.checkpoints import frozen_hash, load_checkpoint, save_checkpoint
+from dpo_lab.compiling import compile_model
 from dpo_lab.config import TrainingConfig
 from dpo_lab.logprobs import Scorer, adopt_paths
 from dpo_lab.lora import adapter_settings
@@ -157,6 +158,8 @@ def optimise(
     shards = Shards(scorer, processes.device) if accelerator.is_fsdp2 else None
     trained = scorer if shards is None else shards.twin
     adopt_paths(scorer, trained)
+    if config.compile:
+        compile_model(trained)
     prepared, optimizer = accelerator.prepare(trained, make_optimizer(trained, config))
     if config.dropout:
         torch.manual_seed(config.seed + processes.index)
@@ -340,8 +343,8 @@ class Schedule:
         return self.config.learning_rate * factor
 
     def settings(self) -> dict[str, Any]:
-        """Every setting that decides the numbers; those that only decide when to look are left out."""
-        watching = {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "device"}
+        """Every setting that decides the numbers; not when to look or how numbers are rounded."""
+        watching = {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "device", "compile"}
         return {name: value for name, value in vars(self.config).items() if name not in watching}
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_lab.batching import Batch, Layout, epoch_batches, make_batch, row_lengths, split_passes
+from dpo_lab.compiling import compile_model
 from dpo_lab.config import DPOConfig, SFTConfig, TrainingConfig
 from dpo_lab.evaluation import evaluate_scores, pair_metrics, pair_scores_of, reward_beta, scored_lengths
 from dpo_lab.logprobs import autocast, score, sum_per_sequence, usable_layout
@@ -83,6 +84,8 @@ def train_dpo(
     reference_logps = {id(part): np.zeros((len(part), 2), np.float32) for part in (data, held) if part is not None}
     if spec.needs_reference:
         frozen = model if reference is None else reference.to(processes.device)
+        if config.compile:  # as the policy will be, so that at the first step they agree
+            compile_model(frozen)
         with as_reference(frozen):
             reference_name = fingerprint(frozen)
             if processes.count > 1:

@@ -12,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpo_lab import DPOConfig, train_dpo
 from dpo_lab.batching import make_batch
+from dpo_lab.compiling import compile_blocks
 from dpo_lab.logprobs import score, sequence_logps, token_logps
 from dpo_lab.loop import Step
 from dpo_lab.preferences import TokenData
-from dpo_lab.speed.compiling import compile_blocks
 from dpo_lab.speed.flops import forward_flops
 from dpo_lab.speed.from_scratch import SIZES, judged, new_llama, own_pairs, sft_tokens
 from dpo_lab.speed.kept_gpu import best_rate, read_gpu, rows_of_models

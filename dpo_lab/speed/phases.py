@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from dpo_lab.batching import make_batch
+from dpo_lab.compiling import compile_model
 from dpo_lab.config import DPOConfig
 from dpo_lab.logprobs import Scorer, autocast, usable_layout
 from dpo_lab.loop import Schedule, make_optimizer
@@ -75,6 +76,8 @@ def _steps(
         disable_dropout(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue]
+    if config.compile:
+        compile_model(model)
     scorer, optimizer = Scorer(model).train(), make_optimizer(model, config)
     clock = _Clock(device, by_phase, None if watch is None else lambda phase: watch(phase, optimizer))
     for step in range(schedule.num_steps):

@@ -43,13 +43,15 @@ NAMES = {
 }
 
 
-def made_up(num: int, tokens: int, prompt_share: float, vocabulary: int):
-    """`num` pairs whose prompt with either completion has about `tokens` tokens (a fifth more or less)."""
+def made_up(num: int, tokens: int, prompt_share: float, vocabulary: int, *, spread: float = 0.2):
+    """`num` pairs whose prompt with either completion has about `tokens` tokens, more or less by `spread`."""
     from dpo_lab.preferences import TokenData
 
     generator = np.random.default_rng(0)
     lengths = (
-        tokens * generator.uniform(0.8, 1.2, (num, 1)) * [prompt_share, 1 - prompt_share, 1 - prompt_share]
+        tokens
+        * generator.uniform(1 - spread, 1 + spread, (num, 1))
+        * [prompt_share, 1 - prompt_share, 1 - prompt_share]
     ).astype(np.int64)
     ends = np.concatenate([np.zeros((num, 1), np.int64), np.maximum(lengths, 1).cumsum(1)], 1)
     starts = np.concatenate([[0], ends[:-1, -1].cumsum()])
@@ -190,6 +192,27 @@ def measure(threads: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def verdicts(found: dict[str, Any]) -> list[str]:
+    """One line per target: its number, and whether it is met."""
+    few, many = (next(r for r in found["series"]["pairs"] if r["pairs"] == num) for num in (1_000, 100_000))
+    speed, memory = (many[what] / few[what] for what in ("pairs_per_second", "peak_memory"))
+    cache, warm = found["cache"], found["start_up"]["train_warm"]
+    told = [
+        (speed >= 0.9, f"pairs/s at 100,000 pairs, against 1,000: {speed:.2f}; target: at least 0.9"),
+        (memory <= 1.15, f"memory at 100,000 pairs, against 1,000: {memory:.2f}; target: at most 1.15"),
+        (warm <= 3, f"first step at another β, cache filled: {warm:.2f} s; target: at most 3 s"),
+        (
+            cache["warm_computed"] == 0,
+            f"log-probs of the reference computed at another β: {cache['warm_computed']}; target: none",
+        ),
+        (
+            cache["tenth_computed"] == 200,
+            f"log-probs of the reference computed for 200 pairs more: {cache['tenth_computed']}; target: 200",
+        ),
+    ]
+    return [f"{'met   ' if is_met else 'missed'}  {line}" for is_met, line in told]
+
+
 def table(found: dict[str, Any]) -> str:
     lines = [
         "# Growth",
@@ -230,6 +253,10 @@ def table(found: dict[str, Any]) -> str:
         f"| `dpo-lab train --help` | {start['train_help']:.2f} |",
         f"| `dpo-lab train` on all embedded pairs, until the first step, empty cache | {start['train_cold']:.2f} |",
         f"| the same at another β, cache filled | {start['train_warm']:.2f} |",
+        "",
+        "```",
+        *verdicts(found),
+        "```",
         "",
         "![Growth of speed and memory](growth.png)",
     ]

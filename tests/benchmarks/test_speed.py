@@ -19,7 +19,7 @@ from tests.benchmarks import speed
 @pytest.mark.slow
 def test_dpo_lab_is_ahead_of_trl(capsys):
     repetitions = int(os.environ.get("DPO_LAB_REPETITIONS", "5"))
-    found = speed.measure(repetitions, pairs=320, trl_pairs=64, threads=2)
+    found = speed.measure(repetitions, pairs=320, trl_pairs=speed.TRL_PAIRS, threads=2)
     speed.write(found)
     with capsys.disabled():
         print("\n" + speed.table(found))

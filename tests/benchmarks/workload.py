@@ -18,7 +18,9 @@ from dpo_lab.preferences import TokenData, load_preferences, tokenize_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "build" / "benchmarks"
-HARMLESS = ROOT.parent / "shared" / "real" / "preferences" / "hh-harmless-base-test.jsonl.gz"
+HARMLESS = [
+    folder / "shared" / "real" / "preferences" / "hh-harmless-base-test.jsonl.gz" for folder in (ROOT.parent, ROOT)
+]
 EMBEDDED = ROOT / "data" / "pairs"
 VOCABULARY, MAX_LENGTH = 8192, 512
 SHAPE = {
@@ -39,8 +41,8 @@ def make_model(seed: int = 0, **changes: Any):
 
 def source() -> Path:
     """The file of preference pairs."""
-    if HARMLESS.is_file():
-        return HARMLESS
+    if found := next((path for path in HARMLESS if path.is_file()), None):
+        return found
     embedded = sorted(path for path in EMBEDDED.rglob("*") if path.name.startswith("train") and path.is_file())
     if not embedded:
         raise SystemExit(

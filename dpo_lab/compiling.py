@@ -1,0 +1,40 @@
+"""A model made faster by `torch.compile`, whatever the lengths of a batch; `compile` in a run's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from dpo_lab.attention import can_share, use_block_attention
+
+
+def compile_model(module: nn.Module) -> None:
+    """`compile_blocks`, and attention over shared rows in blocks where a GPU does it, for every model in `module`.
+
+    The weights, their names and what is saved stay as they are; values change by rounding. A second call changes
+    nothing. ValueError for a model without such blocks.
+    """
+    for model in module.modules():
+        if isinstance(model, PreTrainedModel) and can_share(model):
+            use_block_attention(model)
+    compile_blocks(module)
+
+
+def compile_blocks(model: nn.Module, *, backend: str | Callable[..., Any] = "inductor") -> int:
+    """Compile the norms and the feed-forward part of every layer, in place; returns how many are compiled.
+
+    They treat every token alike, so one compilation serves all lengths (`dynamic=True`). Attention over shared rows
+    depends on where each prompt ends and would be compiled anew for every batch; it is left as it is. All layers
+    share one compilation for each way of calling: with a gradient or without, each precision. The first calls take
+    long; it pays where steps are many and small pieces of work dominate, as on a GPU with a small model.
+    """
+    blocks = [m for m in model.modules() if type(m).__name__.endswith(("MLP", "RMSNorm", "LayerNorm"))]
+    if not blocks:
+        raise ValueError(f"{type(model).__name__} has no part whose name ends in MLP, RMSNorm or LayerNorm to compile")
+    for block in blocks:
+        if block._compiled_call_impl is None:
+            block.compile(dynamic=True, backend=backend)
+    return len(blocks)

@@ -1,0 +1,20 @@
+"""How time and memory grow, as a test: it writes table and figure, and fails where a target is missed by far."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks import growth
+
+
+@pytest.mark.slow
+def test_growth_is_flat_or_linear(capsys):
+    found = growth.measure(threads=2)
+    growth.write(found)
+    with capsys.disabled():
+        print("\n" + growth.table(found))
+    few, _, many = found["series"]["pairs"]
+    assert many["pairs_per_second"] >= 0.8 * few["pairs_per_second"]
+    assert many["peak_memory"] <= 1.25 * few["peak_memory"]
+    assert found["cache"]["warm_computed"] == 0
+    assert found["cache"]["tenth_computed"] == 200

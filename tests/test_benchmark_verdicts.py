@@ -1,0 +1,119 @@
+"""What the benchmarks say of their targets, on made-up numbers; the GPU's comparison run at a tiny size."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import gpu_speed, growth
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def measured(ours: float, compiled: float, theirs: float | None, *, memory: float = 1.0, model: str = "135m") -> dict:
+    made = lambda speed, peak: {"pairs_per_second": speed, "peak_memory": peak * 2**30, "at_a_time": 16}
+    row = {"dpo_lab": made(ours, memory), "dpo_lab_compiled": made(compiled, memory)}
+    if theirs is not None:
+        row["trl_precomputed"] = made(theirs, 4.0)
+    case = {"model": model, "data": "hh", "work": {"flops": 4e12, "tokens": 300.0}, "rows": [row, row, row]}
+    return {
+        "machine": {"processor": "a processor", "cores": 16, "memory_gib": 128, "system": "Linux", "versions": {},
+                    "commit": "abc", "date": "2026-01-01"},
+        "device": {"name": "a device", "rate": 1e14}, "plan": {"device": "cuda", "steps": 18, "long": 2048},
+        "cases": [case],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ((9.0, 12.0, 6.0), ["met", "met", "met"]),  # a share of 0.48, twice as fast, a quarter of the memory
+        ((9.0, 11.9, 6.0), ["met", "missed", "met"]),
+        ((9.9, 8.0, 4.0), ["missed", "met", "met"]),  # a share of 0.396
+        ((12.0, 9.0, None), ["met", "unknown"]),
+    ],
+)
+def test_the_gpu_benchmark_says_where_each_target_stands(numbers, expected):
+    found = measured(*numbers)
+    lines = gpu_speed.verdicts(found)
+    assert [line.split()[0] for line in lines] == expected
+    text = gpu_speed.table(found, "command")
+    assert all(line in text for line in lines)
+    assert "a device" in text
+
+
+def test_memory_that_is_more_than_half_misses():
+    lines = gpu_speed.verdicts(measured(12.0, 12.0, 6.0, memory=2.1))
+    assert [line.split()[0] for line in lines] == ["met", "met", "missed"]
+
+
+def test_the_larger_model_must_reach_more_of_the_rate():
+    lines = gpu_speed.verdicts(measured(12.0, 12.0, 6.0, model="1b"))
+    assert lines[0].startswith("missed  1b, HH lengths, useful operations: 0.48 of the rate; target: at least 0.5")
+
+
+def test_the_gpu_benchmark_draws_its_figure():
+    picture = gpu_speed.figure(measured(9.0, 12.0, 6.0))
+    assert [ax.get_title("left") or ax.get_title() for ax in picture.axes] == ["Training speed", "Peak memory"]
+    assert len(picture.axes[0].patches) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tiny"], "name another folder"),
+        (["--device", "cpu"], "take days"),
+        (["--device", "cpu", "--tiny", "--results", "x", "--without", "dpo_lab", "dpo_lab_compiled"], "leaves nothing"),
+    ],
+)
+def test_what_the_gpu_benchmark_refuses(arguments, said):
+    with pytest.raises(SystemExit, match=said):
+        gpu_speed.main(arguments)
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_to_its_end(tmp_path, request):
+    if not request.config.getoption("--run-slow"):
+        pytest.skip("minutes; --run-slow runs it")
+    command = [sys.executable, "-m", "tests.benchmarks.gpu_speed", "--tiny", "--device", "cpu", "--repetitions", "1"]
+    command += ["--results", str(tmp_path), "--without", "trl_precomputed"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "gpu_speed.json").read_text())
+    assert [case["data"] for case in found["cases"]] == ["hh", "long"]
+    assert all(set(row) == set(gpu_speed.OURS) for case in found["cases"] for row in case["rows"])
+    assert "A trial of the GPU benchmark" in (tmp_path / "gpu_speed.md").read_text()
+
+
+# ── growth ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def grown(speed: float = 1.0, memory: float = 1.0, warm: float = 2.9, computed: int = 0, tenth: int = 200) -> dict:
+    rows = [{"pairs": 1_000, "pairs_per_second": 100.0, "peak_memory": 1e9},
+            {"pairs": 100_000, "pairs_per_second": 100.0 * speed, "peak_memory": 1e9 * memory}]  # fmt: skip
+    cache = {"warm_computed": computed, "tenth_computed": tenth}
+    return {"series": {"pairs": rows}, "cache": cache, "start_up": {"train_warm": warm}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "missed"),
+    [
+        ({}, []),
+        ({"speed": 0.89}, ["pairs/s at 100,000 pairs"]),
+        ({"speed": 1.3}, []),
+        ({"memory": 1.16}, ["memory at 100,000 pairs"]),
+        ({"warm": 3.1}, ["first step at another β"]),
+        ({"computed": 1}, ["log-probs of the reference computed at another β"]),
+        ({"tenth": 2200}, ["log-probs of the reference computed for 200 pairs more"]),
+    ],
+)
+def test_growth_says_where_each_target_stands(changes, missed):
+    lines = growth.verdicts(grown(**changes))
+    assert len(lines) == 5
+    told = [line for line in lines if line.startswith("missed")]
+    assert len(told) == len(missed)
+    assert all(what in line for what, line in zip(missed, told, strict=True))
