@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -15,12 +17,28 @@ def compile_model(module: nn.Module) -> None:
     """`compile_blocks`, and attention over shared rows in blocks where a GPU does it, for every model in `module`.
 
     The weights, their names and what is saved stay as they are; values change by rounding. A second call changes
-    nothing. ValueError for a model without such blocks.
+    nothing. ValueError for a model without such blocks, RuntimeError where nothing can be compiled.
     """
+    device = next(module.parameters()).device
+    if device.type != "meta":
+        _check_compiler(device)
     for model in module.modules():
         if isinstance(model, PreTrainedModel) and can_share(model):
             use_block_attention(model)
     compile_blocks(module)
+
+
+@cache
+def _check_compiler(device: torch.device) -> None:
+    """Before a run begins rather than in its first step."""
+    try:
+        torch.compile(torch.sin)(torch.ones(2, device=device))
+    except Exception as error:  # whatever a compiler that is missing or broken brings
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise RuntimeError(
+            f"compile is True, and nothing can be compiled for {device} here ({type(error).__name__}: {reason}); "
+            "install a C++ compiler (on a GPU, Triton too), or leave compile at False"
+        ) from error
 
 
 def compile_blocks(model: nn.Module, *, backend: str | Callable[..., Any] = "inductor") -> int:

@@ -230,6 +230,7 @@ def test_batches_of_any_length_share_few_compilations(dense, monkeypatch):
 @pytest.mark.parametrize("kind", ["dpo", "sft"])
 def test_a_compiled_run_has_the_curve_of_the_plain_one(kind, dense, monkeypatch):
     own = compiling.compile_blocks
+    monkeypatch.setattr(compiling, "_check_compiler", lambda device: None)
     monkeypatch.setattr(compiling, "compile_blocks", lambda model: own(model, backend="eager"))
     train, config = (train_dpo, DPOConfig) if kind == "dpo" else (train_sft, SFTConfig)
     curves = []
@@ -248,6 +249,19 @@ def test_a_compiled_run_has_the_curve_of_the_plain_one(kind, dense, monkeypatch)
             assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
     if kind == "dpo":
         assert compiled[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)  # the reference was scored in the same way
+
+
+def test_a_machine_that_cannot_compile_is_told_before_the_run(monkeypatch):
+    def no_compiler(*_, **__):
+        raise OSError("g++ is not there\nand more")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    compiling._check_compiler.cache_clear()
+    config = DPOConfig(device="cpu", compile=True)
+    with pytest.raises(
+        RuntimeError, match=r"nothing can be compiled for cpu here \(OSError: g\+\+ is not there\); install"
+    ):
+        train_dpo(tiny_llama(), None, random_pairs(4), config)
 
 
 def test_compiling_twice_changes_nothing():

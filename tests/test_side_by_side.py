@@ -18,6 +18,7 @@ from dpo_lab.preferences import TokenData
 from dpo_lab.side_by_side import SideBySide, halves, side_by_side
 from dpo_lab.training import ExampleWork, PreferenceWork, loss_of, train_dpo, train_sft
 from tests.conftest import random_pairs, tiny_llama
+from tests.tiny import tiny_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -249,3 +250,32 @@ def test_what_a_model_can_do_is_found_out_by_one_thread_only(two_threads, monkey
     model = tiny_llama()
     assert [path.chunked for path in SideBySide().map(logprobs.scoring_path, [model, model])] == [False, False]
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("kind", ["rloo", "ppo"])
+def test_the_steps_of_reinforcement_learning_are_those_of_whole_passes(two_threads, monkeypatch, kind):
+    """Their rollout changes from batch to batch, and PPO puts two models through a pass."""
+    from dpo_lab.rlhf import PPOConfig, RLOOConfig, train_ppo, train_rloo, works
+
+    work = works.RLOOWork if kind == "rloo" else works.PPOWork
+    own, found, threads = work.loss, [], set()
+
+    def loss(self, *arguments):
+        threads.add(threading.current_thread().name.split("_")[0])
+        return own(self, *arguments)
+
+    monkeypatch.setattr(work, "loss", loss)
+    train, config = (train_rloo, RLOOConfig) if kind == "rloo" else (train_ppo, PPOConfig)
+    settings = config(batch_size=4, max_new_tokens=5, max_length=32, max_steps=4, epochs=99, device="cpu", beta=0.3)
+    reward = lambda prompts, answers: [float(np.mean(answer.ids < 20)) for answer in answers]
+    prompts = [[1, 20, 21], [1, 9], [1, 30, 31, 32, 33], [1, 12, 13], [1, 40]]
+    for fewest in (10**9, 16):
+        monkeypatch.setattr(module, "FEWEST_TOKENS", fewest)
+        model = tiny_llama()
+        events = train(model, tiny_tokenizer(), prompts, reward, settings)
+        found.append([event.metrics for event in events if isinstance(event, Step)])
+        assert len(threads) == (1 if fewest > 16 else 2)
+    for whole, halved in zip(*found, strict=True):
+        for name in set(whole) - {"cost/forward_passes"}:  # each half is a call
+            value = whole[name]
+            assert halved[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -31,23 +32,25 @@ class Meter:
         distinct = {id(model): model for model in inner}
         self.models, self.is_paused = len(distinct), False
         self.generated_tokens = self.forward_passes = self.forward_tokens = self.trained_tokens = 0
+        self._counting = Lock()  # the halves of a pass go through a model at once
         self._watched, self._handles = [model.base_model for model in distinct.values()], []
 
     def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self.is_paused:
             return
         tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
-        self.forward_passes += 1
-        if torch.is_grad_enabled():
-            self.trained_tokens += tokens.numel()
-        else:
-            self.forward_tokens += tokens.numel()
+        with self._counting:
+            self.forward_passes += 1
+            if torch.is_grad_enabled():
+                self.trained_tokens += tokens.numel()
+            else:
+                self.forward_tokens += tokens.numel()
 
     def counts(self) -> dict[str, float]:
         """The counts so far, as metrics.
 
         cost/models: models in memory. cost/generated_tokens: tokens of sampled answers. cost/forward_passes: calls of
-        a model, one after the other; sampling takes one per token. cost/forward_tokens: tokens that went through a
+        a model; sampling takes one per token, and a pass in two halves (`side_by_side`) two. cost/forward_tokens: tokens that went through a
         model without a gradient, sampling included. cost/trained_tokens: tokens that went forward and back.
         """
         names = ("models", "generated_tokens", "forward_passes", "forward_tokens", "trained_tokens")
