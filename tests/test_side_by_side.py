@@ -275,7 +275,8 @@ def test_the_steps_of_reinforcement_learning_are_those_of_whole_passes(two_threa
         events = train(model, tiny_tokenizer(), prompts, reward, settings)
         found.append([event.metrics for event in events if isinstance(event, Step)])
         assert len(threads) == (1 if fewest > 16 else 2)
-    for whole, halved in zip(*found, strict=True):
+    for step, (whole, halved) in enumerate(zip(*found, strict=True)):
+        near = 1e-4 if step == 0 else 2e-2  # Adam's first step takes the sign of a gradient: rounding grows from there
         for name in set(whole) - {"cost/forward_passes"}:  # each half is a call
             value = whole[name]
-            assert halved[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+            assert halved[name] == pytest.approx(value, rel=near, abs=near / 10), name

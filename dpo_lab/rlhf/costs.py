@@ -50,8 +50,9 @@ class Meter:
         """The counts so far, as metrics.
 
         cost/models: models in memory. cost/generated_tokens: tokens of sampled answers. cost/forward_passes: calls of
-        a model; sampling takes one per token, and a pass in two halves (`side_by_side`) two. cost/forward_tokens: tokens that went through a
-        model without a gradient, sampling included. cost/trained_tokens: tokens that went forward and back.
+        a model; sampling takes one per token, a pass in two halves (`side_by_side`) two. cost/forward_tokens: tokens
+        that went through a model without a gradient, sampling included. cost/trained_tokens: tokens that went forward
+        and back.
         """
         names = ("models", "generated_tokens", "forward_passes", "forward_tokens", "trained_tokens")
         return {f"cost/{name}": float(getattr(self, name)) for name in names}
