@@ -178,18 +178,35 @@ def in_a_process(call: str, threads: int) -> dict[str, float]:
 
 def measure(threads: int) -> dict[str, Any]:
     series = {}
-    for name, (values, changes) in SERIES.items():
-        for layout in ("shared", "separate") if name == "prompt_share" else ("shared",):
-            rows = []
-            for value in values:
-                settings = PLAIN | changes | {name: value, "layout": layout}
-                rows.append({name: value} | in_a_process(f"point(**{settings!r})", threads))
-                print(name, layout, rows[-1], flush=True)
-            series[name if layout == "shared" else f"{name}, separate rows"] = rows
+    for name in SERIES:
+        series |= measure_series(name, threads)
     return {
-        "machine": machine(), "threads": threads, "series": series,
+        "machine": machine(), "threads": threads, "series": series, "again": {},
         "cache": in_a_process("cache_timings()", threads), "start_up": start_up(),
     }  # fmt: skip
+
+
+def measure_series(name: str, threads: int) -> dict[str, list[dict[str, float]]]:
+    """The points of a series, in both layouts for the prompt's share: in turn, for a machine has slow minutes."""
+    values, changes = SERIES[name]
+    series: dict[str, list[dict[str, float]]] = {}
+    for value in values:
+        for layout in ("shared", "separate") if name == "prompt_share" else ("shared",):
+            settings = PLAIN | changes | {name: value, "layout": layout}
+            row = {name: value} | in_a_process(f"point(**{settings!r})", threads)
+            series.setdefault(name if layout == "shared" else f"{name}, separate rows", []).append(row)
+            print(name, layout, row, flush=True)
+    return series
+
+
+def measure_again(name: str, threads: int, folder: Path) -> dict[str, Any]:
+    """The kept result with one series measured anew on the same kind of machine; it says so."""
+    found = json.loads((folder / "growth.json").read_text(encoding="utf-8"))
+    now = machine()
+    if found["machine"]["processor"] != now["processor"] or found["threads"] != threads:
+        raise SystemExit("the kept result is of another machine or number of threads; measure all series")
+    found["series"] |= measure_series(name, threads)
+    return found | {"again": found.get("again", {}) | {name: now["commit"]}}
 
 
 def verdicts(found: dict[str, Any]) -> list[str]:
@@ -218,6 +235,7 @@ def table(found: dict[str, Any]) -> str:
         "# Growth",
         "",
         heading("python -m tests.benchmarks.growth", found["machine"]),
+        *(f"Then `--series {name}` at commit {commit}." for name, commit in found.get("again", {}).items()),
         "",
         f"A Llama of 2 layers of width 128, made-up tokens, batches of 8 pairs, float32, {found['threads']} threads. "
         f"Where a table does not vary it: {PLAIN['pairs']} pairs of {PLAIN['tokens']} tokens, half of them prompt, "
@@ -304,8 +322,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--series", choices=SERIES, help="measure this one anew and keep the others")
     arguments = parser.parse_args()
-    found = measure(arguments.threads)
+    if arguments.series:
+        found = measure_again(arguments.series, arguments.threads, arguments.results)
+    else:
+        found = measure(arguments.threads)
     write(found, arguments.results)
     print(table(found))
 
