@@ -59,10 +59,13 @@ def matrix_rate(threads: int) -> float:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        name = found["model name"]
+    except (OSError, KeyError):
         return platform.processor() or platform.machine()
+    # Rented machines say "AMD EPYC" of processors that are years apart.
+    return f"{name} (family {found['cpu family']}, model {found['model']})" if "cpu family" in found else name
 
 
 def _commit() -> str:
