@@ -146,19 +146,28 @@ def run(folder: Path, name: str, count: int, environment: dict[str, str] | None 
 
 
 def curves(
-    folder: Path, kinds: tuple[str, ...] = ("dpo",), steps: int = 12, ways: tuple[str, ...] = ("one", "ddp")
+    folder: Path,
+    kinds: tuple[str, ...] = ("dpo",),
+    steps: int = 12,
+    ways: tuple[str, ...] = ("one", "ddp"),
+    **settings: Any,
 ) -> None:
     """The same training in one process and in two; batches of 8, 8 and 1, so that once a process has no share."""
     for kind in kinds:
         for way in ways:
             count, environment = (1, {}) if way == "one" else (2, FSDP if way == "fsdp" else {})
-            options = {"num": 17, "epochs": 100, "max_steps": steps, "micro_batch_size": 3}
+            options = {"num": 17, "epochs": 100, "max_steps": steps, "micro_batch_size": 3} | settings
             assert run(folder, f"{kind}-{way}", count, environment, kind=kind, **options) == [0] * count
 
 
 def all_curves(folder: Path) -> None:
     """50 steps of SFT and of DPO: one process, DDP, FSDP."""
     curves(folder, ("dpo", "sft"), 50, ("one", "ddp", "fsdp"))
+
+
+def compiled_curves(folder: Path) -> None:
+    """12 steps of DPO with a compiled policy and reference: one process, DDP, FSDP."""
+    curves(folder, ways=("one", "ddp", "fsdp"), compile=True)
 
 
 def agreement(folder: Path) -> None:
@@ -264,6 +273,7 @@ SCENARIOS = {
     "command": command,
     "curves": curves,
     "all_curves": all_curves,
+    "compiled_curves": compiled_curves,
     "agreement": agreement,
     "survival": survival,
 }

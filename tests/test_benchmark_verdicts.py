@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 
-from tests.benchmarks import gpu_speed, growth
+from tests.benchmarks import gpu_speed, growth, speed
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,6 +88,27 @@ def test_the_gpu_benchmark_runs_to_its_end(tmp_path, request):
     assert [case["data"] for case in found["cases"]] == ["hh", "long"]
     assert all(set(row) == set(gpu_speed.OURS) for case in found["cases"] for row in case["rows"])
     assert "A trial of the GPU benchmark" in (tmp_path / "gpu_speed.md").read_text()
+
+
+# ── what the README says ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_readme_tells_the_speed_that_was_measured():
+    found = json.loads((speed.RESULTS / "cpu_speed.json").read_text())
+    rows, readme = found["repetitions"], (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(rows) == 5
+    for label, name, what in [
+        ("DPO Lab, reference log-probs kept", "dpo_lab", "seconds"),
+        ("DPO Lab, with the reference's pass", "dpo_lab", "seconds_with_reference"),
+        ("TRL, precomputed log-probs", "trl_precomputed", "seconds"),
+        ("TRL, live reference", "trl_live", "seconds"),
+    ]:
+        rate = median(speed.pairs_per_second(row, name, what) for row in rows)
+        memory = median(row[name]["peak_memory"] for row in rows) / 2**30
+        assert f"| {label} | {rate:.1f} | {memory:.1f} GiB |" in readme
+    reached = {name: median(values) for name, values in speed.reached(found).items()}
+    assert f"That is {reached['training']:.1f} times TRL's speed, and {100 * reached['rate']:.0f} % of the" in readme
+    assert f"{found['work']['pairs']} pairs of HH harmless-base" in readme
 
 
 # ── growth ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
 
 from dpo_lab import evaluate, load_policy, load_preferences
@@ -17,15 +17,27 @@ from dpo_lab.worlds.pocket import JOBS
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The demo run once: its run, what it printed, and the seconds it took."""
+    """The demo run once: its run, and the operations that its processor time is worth in matrix products."""
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPO_LAB_CACHE", str(folder / "cache"))
-        began = time.perf_counter()
+        rate = operations_per_processor_second()
+        began = time.process_time()
         status = main(["demo", "--run", str(folder / "run")])
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
+        rate = (rate + operations_per_processor_second()) / 2
     assert status == 0
-    return Run.load(folder / "run"), seconds
+    return Run.load(folder / "run"), seconds * rate
+
+
+def operations_per_processor_second(size: int = 1024, products: int = 20) -> float:
+    """What this processor does now in a second of its time: a slow or busy machine is no fault of the demo's."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    a @ b
+    began = time.process_time()
+    for _ in range(products):
+        a @ b
+    return 2 * size**3 * products / (time.process_time() - began)
 
 
 def results(run: Run) -> dict[str, float]:
@@ -75,11 +87,5 @@ def test_the_samples_carry_true_rewards(demo):
 
 
 def test_it_is_quick_enough_for_a_first_look(demo):
-    run, seconds = demo
-    last = max(
-        json.loads(line)["seconds"]
-        for line in (run.folder / "metrics.jsonl").read_text().splitlines()
-        if "seconds" in line
-    )
-    assert last < 300  # training on a busy machine; about a minute on a quiet one
-    assert seconds < 600
+    _, operations = demo
+    assert operations < 20e12  # a minute and a half of two cores at 110 GFLOP/s each

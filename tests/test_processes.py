@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,6 +158,16 @@ def test_fifty_steps_of_dpo_and_sft_are_the_same_in_one_process_in_two_and_with_
     for kind in ("dpo", "sft"):
         for way in ("ddp", "fsdp"):
             assert_same_curves(told, kind, way, 50)
+
+
+@slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="nothing can be compiled without a C++ compiler")
+def test_compiled_models_train_the_same_in_one_process_in_two_and_with_split_weights(tmp_path):
+    told = run_scenario("compiled_curves", tmp_path / "compiled")
+    plain = run_scenario("curves", tmp_path / "plain")
+    assert_close(metrics_of(plain["dpo-one-0"]), metrics_of(told["dpo-one-0"]))
+    for way in ("ddp", "fsdp"):
+        assert_same_curves(told, "dpo", way, 12)
 
 
 # ── what processes must agree on ─────────────────────────────────────────────────────────────────────────────────────
