@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -167,6 +168,7 @@ def all_curves(folder: Path) -> None:
 
 def compiled_curves(folder: Path) -> None:
     """12 steps of DPO with a compiled policy and reference: one process, DDP, FSDP."""
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # torch asks itself for one
     curves(folder, ways=("one", "ddp", "fsdp"), compile=True)
 
 

@@ -88,4 +88,4 @@ def test_the_samples_carry_true_rewards(demo):
 
 def test_it_is_quick_enough_for_a_first_look(demo):
     _, operations = demo
-    assert operations < 20e12  # a minute and a half of two cores at 110 GFLOP/s each
+    assert operations < 50e12  # 16e12 on two kinds of processors, which take 190 and 480 seconds of one core for it

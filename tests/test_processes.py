@@ -134,13 +134,13 @@ def test_commands_for_one_process_refuse_several(arguments, monkeypatch, capsys)
 # ── the same curve ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def assert_same_curves(told: dict[str, Any], kind: str, way: str, num_steps: int) -> None:
+def assert_same_curves(told: dict[str, Any], kind: str, way: str, num_steps: int, tolerance: float = 1e-5) -> None:
     one, *several = (told[name] for name in (f"{kind}-one-0", f"{kind}-{way}-0", f"{kind}-{way}-1"))
     assert several[0]["events"] == several[1]["events"]  # all processes tell the same
     assert several[0]["weights"] == several[1]["weights"]
     assert len(metrics_of(one)) == num_steps
     for events in ("Step", "Evaluation"):
-        assert_close(metrics_of(one, events), metrics_of(several[0], events))
+        assert_close(metrics_of(one, events), metrics_of(several[0], events), tolerance)
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
@@ -167,7 +167,7 @@ def test_compiled_models_train_the_same_in_one_process_in_two_and_with_split_wei
     plain = run_scenario("curves", tmp_path / "plain")
     assert_close(metrics_of(plain["dpo-one-0"]), metrics_of(told["dpo-one-0"]))
     for way in ("ddp", "fsdp"):
-        assert_same_curves(told, "dpo", way, 12)
+        assert_same_curves(told, "dpo", way, 12, tolerance=1e-4)  # fused sums round in another order for other shapes
 
 
 # ── what processes must agree on ─────────────────────────────────────────────────────────────────────────────────────
