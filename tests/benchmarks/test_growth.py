@@ -18,3 +18,6 @@ def test_growth_is_flat_or_linear(capsys):
     assert many["peak_memory"] <= 1.25 * few["peak_memory"]
     assert found["cache"]["warm_computed"] == 0
     assert found["cache"]["tenth_computed"] == 200
+    points = [row for rows in found["series"].values() for row in rows]
+    rates = [row["flops_per_pair"] * row["pairs_per_second"] for row in points]
+    assert max(rates) <= 2 * min(rates)  # what grows is the work, and nothing else
