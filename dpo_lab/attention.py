@@ -49,6 +49,7 @@ def shared_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return output, None
+    _check_plain(kwargs)
     is_short = query.shape[2] <= TOKENS_TOGETHER * len(spans)
     attend = _attend_together if is_short or query.device.type != "cpu" else _attend_apart
     key, value = _one_each(query, key), _one_each(query, value)
@@ -69,7 +70,15 @@ def shared_attention_in_blocks(
     """As `shared_attention`, in blocks where they work: on a GPU, without dropout."""
     if spans is None or dropout > 0 or not works(query, key, _padded):
         return shared_attention(module, query, key, value, attention_mask, dropout, scaling, spans, **kwargs)
+    _check_plain(kwargs)
     return attend_in_blocks(query, key, value, spans, {"scale": scaling}), None
+
+
+def _check_plain(options: dict[str, Any]) -> None:
+    """A capped score or a sink (Gemma 2, GPT-OSS) would otherwise be left out without a word."""
+    for name in ("softcap", "s_aux"):
+        if options.get(name) is not None:
+            raise ValueError(f"attention over shared rows has no {name}; use layout='separate' with this model")
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, spans: Spans, options: dict[str, Any]) -> Tensor:
@@ -141,8 +150,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) 
 
 
 def can_share(model: Any) -> bool:
-    """Whether a transformers model asks the registry for its attention, so that it can be given this one."""
-    return hasattr(model, "set_attn_implementation") and bool(model._can_set_attn_implementation())
+    """Whether a transformers model can be given this attention: it asks the registry for it, and needs nothing that
+    torch's own attention does not do (Gemma 2 caps scores, GPT-OSS has sinks)."""
+    return bool(
+        hasattr(model, "set_attn_implementation") and model._can_set_attn_implementation() and model._supports_sdpa
+    )
 
 
 def use_shared_attention(model: Any) -> None:

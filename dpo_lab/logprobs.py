@@ -217,8 +217,9 @@ def _try_paths(model: nn.Module, path: ScoringPath) -> None:
                 "%s changes its logits after the output layer: all of them are computed",
                 type(inner_model(model)).__name__,
             )
-        name = type(inner_model(model)).__name__
-        if not can_share(inner_model(model)):
+        inner = inner_model(model)
+        name, own_attention = type(inner).__name__, inner.config._attn_implementation
+        if not can_share(inner):
             path.shared, path.reason = False, f"{name} does not take another attention"
         else:
             try:
@@ -233,6 +234,7 @@ def _try_paths(model: nn.Module, path: ScoringPath) -> None:
                 path.shared = False
             if not path.shared:
                 path.reason = f"{name} gives other values with shared prompts"
+                inner.set_attn_implementation(own_attention)
     finally:
         model.train(was_training)
 

@@ -94,7 +94,7 @@ class ReferenceCache:
         processes: of several, each computes and stores its share of what the main process did not find.
 
         The data is gone through in blocks: beside the values, no more than a block's keys and tokens are held. What a
-        killed process left to do is cut into the same passes as it would have cut, so the values are the same too.
+        killed process left to do is cut into the passes that it would have cut; values differ by rounding at most.
         """
         name, conditions = fingerprint(model), scoring_conditions(model, precision)
         values = np.zeros((len(data), data.num_completions), np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_lab import target_logps
+from dpo_lab import attention, compiling, target_logps
 from dpo_lab.batching import separate_rows, shared_rows
 from dpo_lab.logprobs import score, scoring_path, sequence_logps, sum_per_sequence, token_logps, usable_layout
 from dpo_lab.preferences import TokenData
@@ -210,15 +210,77 @@ def test_a_model_that_caps_its_logits_is_scored_by_its_own(caplog):
     torch.manual_seed(0)
     config = Gemma2Config(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, final_logit_softcapping=2.0, attn_logit_softcapping=None,
-        sliding_window=8, initializer_range=0.5, query_pre_attn_scalar=8,
+        num_key_value_heads=2, head_dim=8, final_logit_softcapping=2.0, sliding_window=8, initializer_range=0.5,
+        query_pre_attn_scalar=8,
     )  # fmt: skip
     model, data = Gemma2ForCausalLM(config).eval(), random_pairs(4)
     assert not scoring_path(model).chunked
     expected = [float(by_hand(model, r.prompt, c).sum()) for r in map(data.row, range(4)) for c in r.completions]
-    assert usable_layout(model, "shared", data) == "separate"  # longer than its window
+    np.testing.assert_allclose(score(model, data).ravel(), expected, atol=1e-4, rtol=1e-4)
+    assert "Gemma2ForCausalLM changes its logits after the output layer" in caplog.text
+
+
+def test_sequences_longer_than_a_sliding_window_get_rows_of_their_own(caplog):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=8, initializer_range=0.5,
+    )  # fmt: skip
+    model, data = MistralForCausalLM(config).eval(), random_pairs(4)
+    assert data.longest() > 8
+    assert scoring_path(model).shared
+    assert usable_layout(model, "shared", data) == "separate"
+    expected = [float(by_hand(model, r.prompt, c).sum()) for r in map(data.row, range(4)) for c in r.completions]
     np.testing.assert_allclose(score(model, data).ravel(), expected, atol=1e-4, rtol=1e-4)
     assert "sliding window of 8 tokens" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt_oss"])
+def test_a_model_whose_attention_does_more_keeps_its_own(name, caplog, monkeypatch):
+    """Gemma 2 caps the scores, GPT-OSS has sinks: torch's own attention, and so ours, would leave both out."""
+    import transformers as tf
+
+    torch.manual_seed(0)
+    small = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.5,
+    }  # fmt: skip
+    model = {
+        "gemma2": lambda: tf.Gemma2ForCausalLM(
+            tf.Gemma2Config(attn_logit_softcapping=0.5, query_pre_attn_scalar=8, sliding_window=64, **small)
+        ),
+        "gpt_oss": lambda: tf.GptOssForCausalLM(
+            tf.GptOssConfig(num_local_experts=2, num_experts_per_tok=1, sliding_window=64, **small)
+        ),
+    }[name]().eval()
+    data, ids, own = random_pairs(4), torch.tensor([[5, 6, 7]]), model.config._attn_implementation
+    before = model.generate(ids, max_new_tokens=8, do_sample=False)
+    expected = [float(by_hand(model, r.prompt, c).sum()) for r in map(data.row, range(4)) for c in r.completions]
+    assert usable_layout(model, "shared", data) == "separate"
+    np.testing.assert_allclose(score(model, data).ravel(), expected, atol=1e-4, rtol=1e-4)
+    assert "does not take another attention" in caplog.text
+    monkeypatch.setattr(compiling, "_check_compiler", lambda device: None)
+    monkeypatch.setattr(compiling, "compile_blocks", lambda model: 0)
+    compiling.compile_model(model)
+    assert model.config._attn_implementation == own
+    assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False), before)
+
+
+@pytest.mark.parametrize("options", [{"softcap": 50.0}, {"s_aux": torch.zeros(4)}])
+def test_shared_rows_refuse_what_they_would_leave_out(options):
+    query, key, value = torch.randn(3, 1, 4, 6, 8)
+    for attend in (attention.shared_attention, attention.shared_attention_in_blocks):
+        with pytest.raises(ValueError, match=f"has no {next(iter(options))}; use layout='separate'"):
+            attend(torch.nn.Module(), query, key, value, None, spans=((0, 2, 4, 6),), **options)
+
+
+def test_a_model_that_shares_wrongly_gets_its_attention_back(model, monkeypatch):
+    own = model.config._attn_implementation
+    monkeypatch.setattr(attention, "_attend_together", lambda query, *_: query.transpose(1, 2))
+    assert not scoring_path(model).shared
+    assert model.config._attn_implementation == own
 
 
 def test_a_recurrent_model_falls_back_to_separate_rows(caplog):

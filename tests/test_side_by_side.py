@@ -151,7 +151,8 @@ def test_every_rotation_that_a_forward_pass_rewrites_is_left_out():
 def test_the_gradient_is_that_of_the_whole_batch(two_threads):
     data, config = random_pairs(24, longest=20), DPOConfig(batch_size=24, device="cpu")
     model = tiny_llama()
-    reference = score(model, data) + 1  # a loss with a slope of its own for each pair
+    noise = np.random.default_rng(1).normal(0, 5, (24, 2)).astype(np.float32)
+    reference = score(model, data) + noise  # a margin, and so a slope of the loss, of its own for each pair
     _, loss, beta = loss_of(config)
     work, scorer = PreferenceWork(data, None, loss, beta, reference, None, config, "shared", "none"), Scorer(model)
     gradients = []

@@ -23,7 +23,7 @@ VERSION = "1.16."
 
 
 class GivenTokens(DPOTrainer):
-    """The trainer, with data that is tokenised already and with the exact loss of every step kept."""
+    """The trainer, with data that is tokenised already."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.losses: list[float] = []
