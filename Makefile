@@ -3,7 +3,7 @@
 #   make lab     open the course in JupyterLab
 #   make test    run every test          make check   format, lint and types
 #   make audit   known holes in the pinned versions
-#   make bench   against TRL             make browser the panels in a real browser (needs Chromium)
+#   make bench   against TRL, growth     make browser the panels in a real browser (needs Chromium)
 #   make results the kept measurements (experiments: 130 minutes; ANEW=--anew from scratch)
 #   make data    rebuild the embedded data and model (80 minutes)
 PYTHON ?= python3

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import pytest
 
 from tests.benchmarks import gpu_speed, growth, speed
+from tests.benchmarks.contestants import part_of
+from tests.benchmarks.machine import KEPT
+from tests.conftest import random_pairs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,7 +24,7 @@ def measured(ours: float, compiled: float, theirs: float | None, *, memory: floa
     made = lambda speed, peak: {"pairs_per_second": speed, "peak_memory": peak * 2**30, "at_a_time": 16}
     row = {"dpo_lab": made(ours, memory), "dpo_lab_compiled": made(compiled, memory)}
     if theirs is not None:
-        row["trl_precomputed"] = made(theirs, 4.0)
+        row |= {gpu_speed.TRL: made(theirs, 8.0), gpu_speed.TRL_AS_OURS: made(theirs, 4.0)}
     case = {"model": model, "data": "hh", "work": {"flops": 4e12, "tokens": 300.0}, "rows": [row, row, row]}
     return {
         "machine": {"processor": "a processor", "cores": 16, "memory_gib": 128, "system": "Linux", "versions": {},
@@ -60,7 +65,7 @@ def test_the_larger_model_must_reach_more_of_the_rate():
 def test_the_gpu_benchmark_draws_its_figure():
     picture = gpu_speed.figure(measured(9.0, 12.0, 6.0))
     assert [ax.get_title("left") or ax.get_title() for ax in picture.axes] == ["Training speed", "Peak memory"]
-    assert len(picture.axes[0].patches) == 3
+    assert len(picture.axes[0].patches) == 4
 
 
 @pytest.mark.parametrize(
@@ -94,21 +99,46 @@ def test_the_gpu_benchmark_runs_to_its_end(tmp_path, request):
 
 
 def test_the_readme_tells_the_speed_that_was_measured():
-    found = json.loads((speed.RESULTS / "cpu_speed.json").read_text())
+    found = json.loads((KEPT / "cpu_speed.json").read_text())
     rows, readme = found["repetitions"], (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(rows) == 5
     for label, name, what in [
         ("DPO Lab, reference log-probs kept", "dpo_lab", "seconds"),
         ("DPO Lab, with the reference's pass", "dpo_lab", "seconds_with_reference"),
         ("TRL, precomputed log-probs", "trl_precomputed", "seconds"),
+        ("TRL, the same, grouped by length", "trl_precomputed_grouped", "seconds"),
         ("TRL, live reference", "trl_live", "seconds"),
     ]:
         rate = median(speed.pairs_per_second(row, name, what) for row in rows)
-        memory = median(row[name]["peak_memory"] for row in rows) / 2**30
-        assert f"| {label} | {rate:.1f} | {memory:.1f} GiB |" in readme
+        memory = f"{median(row[name]['peak_memory'] for row in rows) / 2**30:.1f} GiB"
+        memory = "the same process" if what == "seconds_with_reference" else memory
+        assert f"| {label} | {rate:.1f} | {memory} |" in readme
+    times = {name: f"{median(values):.1f}" for name, values in speed.reached(found).items()}
+    assert (
+        f"That is {times['training']} times TRL's speed as it comes, {times['grouped']} times with its pairs" in readme
+    )
     reached = {name: median(values) for name, values in speed.reached(found).items()}
-    assert f"That is {reached['training']:.1f} times TRL's speed, and {100 * reached['rate']:.0f} % of the" in readme
+    assert f"{100 * reached['rate']:.0f} % of the rate" in readme
     assert f"{found['work']['pairs']} pairs of HH harmless-base" in readme
+    plain = re.search(r"steps of 8 pairs: ([\d.]+) pairs/s", (KEPT / "profile_before.txt").read_text())
+    assert plain is not None
+    assert f"the kit itself makes {float(plain[1]):.1f} pairs/s" in readme
+
+
+@pytest.mark.parametrize(("name", "module"), [("cpu_speed", speed), ("growth", growth)])
+def test_kept_tables_are_those_of_the_kept_numbers(name, module):
+    found = json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))
+    assert module.table(found) == (KEPT / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_parts_of_the_data_are_alike_and_make_up_the_whole():
+    data = random_pairs(50, longest=40)
+    parts = [part_of(data, part, 5) for part in range(5)]
+    tokens = [int(part.prompt_lengths.sum() + part.completion_lengths.sum()) for part in parts]
+    assert [len(part) for part in parts] == [10] * 5
+    assert sum(tokens) == data.prompt_lengths.sum() + data.completion_lengths.sum()
+    assert max(tokens) < 1.3 * min(tokens)
+    assert sorted(np.concatenate([part.source_rows for part in parts])) == sorted(data.source_rows)
 
 
 # ── growth ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,6 +1,7 @@
 """One side of the benchmark in a process of its own: trains, and prints what it took as one line of JSON.
 
     python -m tests.benchmarks.contestants dpo_lab --pairs 320
+    python -m tests.benchmarks.contestants trl_live --pairs 320 --part 0 --parts 5     on 64 of the 320
 
 Time runs from the call of the trainer to the end of training; loading the model and the tokens is not in it. On our
 side everything that a user gets is in it: the check of the model, the hash of the reference, the look-up or filling of
@@ -19,6 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from dpo_lab.preferences import TokenData
 from dpo_lab.speed.process import peak_memory
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,17 +31,21 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 BATCH, LEARNING_RATE = 8, 1e-4
 
 
-def dpo_lab(folder: Path, num: int, first: int, work: Path) -> dict[str, float]:
+def part_of(data: TokenData, part: int, parts: int) -> TokenData:
+    """One of `parts` parts of the data, in its order: each has short and long pairs in the same shares."""
+    by_length = np.argsort(data.prompt_lengths + data.completion_lengths.sum(1), kind="stable")
+    return data.select(np.sort(by_length[part::parts]))
+
+
+def dpo_lab(data: TokenData, folder: Path, work: Path) -> dict[str, float]:
     """Twice: with an empty cache (the cache pass and one epoch), then again with the cache filled."""
     from dpo_lab.config import DPOConfig
     from dpo_lab.loop import Step
-    from dpo_lab.preferences import TokenData
     from dpo_lab.reference import ReferenceCache
     from dpo_lab.runs import Run
     from dpo_lab.training import train_dpo
-    from tests.benchmarks.workload import load_pairs, make_model
+    from tests.benchmarks.workload import make_model
 
-    data = load_pairs(folder, first + num).select(range(first, first + num))
     config = DPOConfig(epochs=1, batch_size=BATCH, learning_rate=LEARNING_RATE, max_length=512, device="cpu")
 
     def train(name: str, pairs: TokenData, kept: str) -> dict[str, float]:
@@ -61,16 +69,16 @@ def dpo_lab(folder: Path, num: int, first: int, work: Path) -> dict[str, float]:
     }
 
 
-def trl(folder: Path, num: int, first: int, work: Path, *, is_live: bool, is_grouped: bool = False) -> dict[str, float]:
-    """TRL's trainer, with a live reference or with precomputed log-probs."""
+def trl(data: TokenData, folder: Path, work: Path, *, is_live: bool, is_grouped: bool = False) -> dict[str, float]:
+    """TRL's trainer, with a live reference or with precomputed log-probs; its pairs in a random order, or grouped by
+    length, for which it has a switch."""
     import copy
 
     from transformers import AutoTokenizer
 
     from tests.benchmarks import trl_side
-    from tests.benchmarks.workload import load_pairs, make_model
+    from tests.benchmarks.workload import make_model
 
-    data = load_pairs(folder, first + num).select(range(first, first + num))
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     rows = trl_side.rows_of(data)
     changes: dict[str, Any] = {"learning_rate": LEARNING_RATE, "per_device_train_batch_size": BATCH, "seed": 0}
@@ -108,17 +116,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=CONTESTANTS)
     parser.add_argument("--pairs", type=int, default=320)
-    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--part", type=int, default=0)
+    parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     import torch
 
-    from tests.benchmarks.workload import prepare
+    from tests.benchmarks.workload import load_pairs, prepare
 
     torch.set_num_threads(arguments.threads)
+    folder = prepare()
+    data = part_of(load_pairs(folder, arguments.pairs), arguments.part, arguments.parts)
     with tempfile.TemporaryDirectory() as work:
-        found = CONTESTANTS[arguments.name](prepare(), arguments.pairs, arguments.first, Path(work))
-    print(json.dumps(found | {"pairs": arguments.pairs, "peak_memory": peak_memory()}))
+        found = CONTESTANTS[arguments.name](data, folder, Path(work))
+    print(json.dumps(found | {"pairs": len(data), "peak_memory": peak_memory()}))
 
 
 if __name__ == "__main__":

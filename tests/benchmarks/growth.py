@@ -22,9 +22,8 @@ import numpy as np
 
 from dpo_lab.plots.style import BLUE, ORANGE, Picture, add_title, dress, new_figure, to_png
 from dpo_lab.speed.process import peak_memory
-from tests.benchmarks.machine import ROOT, heading, machine
+from tests.benchmarks.machine import KEPT, ROOT, heading, machine
 
-RESULTS = ROOT / "data" / "results"
 SMALL = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 4, "max_position_embeddings": 4096}  # fmt: skip
 # What stays the same in each series, and what is varied.
@@ -243,7 +242,8 @@ def table(found: dict[str, Any]) -> str:
         "",
         f"A Llama of 2 layers of width 128, made-up tokens, batches of 8 pairs, float32, {found['threads']} threads. "
         f"Where a table does not vary it: {PLAIN['pairs']} pairs of {PLAIN['tokens']} tokens, half of them prompt, "
-        f"vocabulary {PLAIN['vocabulary']}.",
+        f"vocabulary {PLAIN['vocabulary']}. Trained with SimPO, which needs no reference; the cache has a table of its "
+        "own, and `million_pairs.md` trains DPO from ten thousand pairs to a million.",
         "",
         "The last two columns explain the shapes. Attention's operations grow with the square of the length and the "
         "output layer's with the vocabulary, and a shared prompt is computed once; where the operations a second stay "
@@ -321,17 +321,18 @@ def figure(found: dict[str, Any]) -> Picture:
     return picture
 
 
-def write(found: dict[str, Any], folder: Path = RESULTS) -> None:
+def write(found: dict[str, Any], folder: Path) -> None:
+    text, picture = table(found), to_png(figure(found))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "growth.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (folder / "growth.md").write_text(table(found), encoding="utf-8")
-    (folder / "growth.png").write_bytes(to_png(figure(found)))
+    (folder / "growth.md").write_text(text, encoding="utf-8")
+    (folder / "growth.png").write_bytes(picture)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=KEPT)
     parser.add_argument("--series", choices=SERIES, help="measure this one anew and keep the others")
     arguments = parser.parse_args()
     if arguments.series:

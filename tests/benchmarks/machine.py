@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+KEPT = ROOT / "data" / "results"
+"""Results that are committed and told about; a benchmark writes here when it is run by its own command."""
+LATEST = ROOT / "build" / "benchmarks" / "results"
+"""Where `make bench` writes: what it finds on this machine, beside what is kept."""
 
 
 def machine() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The comparison with TRL as a test: it writes the table and the figure, and fails where a target is missed by far.
+"""The comparison with TRL as a test: it writes table and figure to build/, and fails where a target is missed by far.
 
 How many repetitions: DPO_LAB_REPETITIONS (5). On a machine that does other work the ratios move by a tenth or two, so
 the test asks for four fifths of each target; the table says where each one stands.
@@ -14,13 +14,14 @@ import pytest
 pytest.importorskip("trl", reason="trl is not installed (it comes with the extra `bench`)")
 
 from tests.benchmarks import speed
+from tests.benchmarks.machine import LATEST
 
 
 @pytest.mark.slow
 def test_dpo_lab_is_ahead_of_trl(capsys):
     repetitions = int(os.environ.get("DPO_LAB_REPETITIONS", "5"))
-    found = speed.measure(repetitions, pairs=320, trl_pairs=speed.TRL_PAIRS, threads=2)
-    speed.write(found)
+    found = speed.measure(repetitions)
+    speed.write(found, LATEST)
     with capsys.disabled():
         print("\n" + speed.table(found))
     reached = {name: statistics.median(values) for name, values in speed.reached(found).items()}

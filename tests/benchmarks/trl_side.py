@@ -58,7 +58,7 @@ def rows_of(data: TokenData, indices: np.ndarray | range | None = None) -> datas
 def settings(folder: Path, **changes: Any) -> DPOConfig:
     """What both sides have in common: float32 on the CPU, AdamW without decay, clipping at 1, one epoch.
 
-    No gradient checkpointing, no files written, no tracker: the quickest of TRL's settings that work on a CPU.
+    No gradient checkpointing, no files written, no tracker; pairs in a random order unless `changes` say otherwise.
     """
     plain: dict[str, Any] = {
         "output_dir": str(folder), "use_cpu": True, "bf16": False, "gradient_checkpointing": False,

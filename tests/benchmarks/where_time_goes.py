@@ -3,7 +3,8 @@
     python -m tests.benchmarks.where_time_goes after              writes data/results/profile_after.txt
     python -m tests.benchmarks.where_time_goes before --plain     the same without any fast path
 
-The steps are those of the speed benchmark: forward, loss, backward, clipping and AdamW on batches of 8 pairs. The plain
+The data is that of the speed benchmark: forward, loss, backward, clipping and AdamW on batches of 8 pairs. Passes are
+whole, on both cores; training makes two halves of one, a core each, which the profiler would not see. The plain
 way is a padded row for each completion, pairs in a random order, logits at every position, and AdamW parameter by
 parameter: what the kit began with.
 """
