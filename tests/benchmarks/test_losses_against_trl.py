@@ -176,8 +176,9 @@ def test_loss_under_a_divergence_equals_the_one_of_dpo_trainer(name, loss_type, 
 @pytest.mark.parametrize("alpha", [0.2, 0.8])
 def test_our_alpha_is_one_minus_the_coefficient_of_dpo_trainer(alpha):
     pair = PAIRS[0]
-    ours = LOSSES["dpo"].bind(divergence=lambda ratio: losses.alpha_divergence(ratio, alpha=alpha))(pair.scores)
-    settings = {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1 - alpha}
+    divergence = lambda ratio: losses.alpha_divergence(ratio, alpha=alpha)
+    ours = LOSSES["dpo"].bind(beta=0.3, divergence=divergence)(pair.scores)
+    settings = {"beta": 0.3, "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1 - alpha}
     assert_same(ours, pair.trl_loss("sigmoid", **settings), pair)
 
 
