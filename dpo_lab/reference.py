@@ -15,6 +15,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -42,6 +43,7 @@ T = TypeVar("T")
 CACHE_VARIABLE = "DPO_LAB_CACHE"
 BLOCK = 2**14
 """Pairs that are looked for, and then scored, together: their keys are in memory meanwhile."""
+_PATIENCE = 60.0  # seconds to wait for another process that writes
 # Settings that say where a model came from or how it is stored: they change with saving and loading, its values do not.
 _UNHASHED_SETTINGS = {"_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "torch_dtype"}
 _COLUMNS = [b"key", b"value", b"checksum"]
@@ -360,7 +362,20 @@ def _may_be_store(path: Path) -> bool:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    store = sqlite3.connect(path, timeout=60, check_same_thread=False)  # `ReferenceCache` locks
+    """Open the store, made if it is not there. Processes of one run do so at the same moment; SQLite lets only one make
+    the log and does not let the others wait for it, so they try again (sqlite.org/wal.html, on SQLITE_BUSY)."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return _connect_once(path)
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
+def _connect_once(path: Path) -> sqlite3.Connection:
+    store = sqlite3.connect(path, timeout=_PATIENCE, check_same_thread=False)  # `ReferenceCache` locks
     store.text_factory = bytes  # damage may turn a blob into text that is no UTF-8
     try:
         verdict = store.execute("PRAGMA quick_check(1)").fetchone()[0]

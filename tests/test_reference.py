@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from dpo_lab import reference
 from dpo_lab.config import DPOConfig
 from dpo_lab.logprobs import score
 from dpo_lab.loop import Step
@@ -420,11 +421,38 @@ def test_a_full_disk_is_told_and_keeps_what_was_stored(model, path):
         ReferenceCache(path.with_name("other.sqlite"))
 
 
+def test_a_store_that_many_open_at_the_same_moment_is_made_once(tmp_path):
+    """As processes of one run do. Without a second try one round in sixty failed, so an order that fails is made here:
+    another connection writes just when the log is to be begun."""
+    path, errors = tmp_path / "reference.sqlite", []
+    writer = sqlite3.connect(path, check_same_thread=False)
+    writer.execute("CREATE TABLE other (x)")
+    writer.execute("BEGIN IMMEDIATE")
+
+    def opens():
+        try:
+            ReferenceCache(path).close()
+        except OSError as error:
+            errors.append(error)
+
+    openers = [threading.Thread(target=opens) for _ in range(6)]
+    for opener in openers:
+        opener.start()
+    time.sleep(0.3)
+    assert all(opener.is_alive() for opener in openers)
+    writer.execute("ROLLBACK")
+    writer.close()
+    for opener in openers:
+        opener.join(timeout=30)
+    assert not errors
+    with ReferenceCache(path) as cache:
+        assert len(cache) == 0
+
+
 def test_a_store_that_another_process_holds_is_told(path, monkeypatch):
     ReferenceCache(path).close()
-    connect = sqlite3.connect
-    monkeypatch.setattr(sqlite3, "connect", lambda *a, **options: connect(*a, **{**options, "timeout": 0.05}))
-    holder = connect(path)
+    monkeypatch.setattr(reference, "_PATIENCE", 0.05)
+    holder = sqlite3.connect(path)
     holder.execute("PRAGMA locking_mode = EXCLUSIVE")
     holder.execute("BEGIN EXCLUSIVE")
     try:

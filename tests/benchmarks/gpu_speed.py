@@ -326,9 +326,9 @@ def figure(found: dict[str, Any]) -> Picture:
                 values = [row[name][what] / unit for row in case["rows"]]
                 ax.plot(np.full(len(values), at), values, "o", color=GREY, markersize=3, zorder=3)
         ax.set_xticks(range(len(cases)), [f"{case['model']},\n{DATA[case['data']]}" for case in cases])
-        ax.set_ylim(0, 1.25 * ax.get_ylim()[1])
+        ax.set_ylim(0, 1.08 * ax.get_ylim()[1])
         dress(ax, title, "", label)
-    ax.legend(fontsize=8, loc="upper left")
+    picture.legend(*ax.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(names))
     add_title(picture, f"{found['device']['name']}, bfloat16, batches of {BATCH} pairs")
     return picture
 
