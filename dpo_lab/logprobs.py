@@ -218,10 +218,11 @@ def _try_paths(model: nn.Module, path: ScoringPath) -> None:
                 type(inner_model(model)).__name__,
             )
         inner = inner_model(model)
-        name, own_attention = type(inner).__name__, inner.config._attn_implementation
+        name = type(inner).__name__
         if not can_share(inner):
             path.shared, path.reason = False, f"{name} does not take another attention"
         else:
+            own_attention = inner.config._attn_implementation
             try:
                 path.shared = close(token_logps(model, shared_rows(data, [0, 1]).to(device)))
             except (

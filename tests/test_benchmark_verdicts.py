@@ -123,6 +123,9 @@ def test_the_readme_tells_the_speed_that_was_measured():
     plain = re.search(r"steps of 8 pairs: ([\d.]+) pairs/s", (KEPT / "profile_before.txt").read_text())
     assert plain is not None
     assert f"the kit itself makes {float(plain[1]):.1f} pairs/s" in readme
+    told = growth.verdicts(json.loads((KEPT / "growth.json").read_text()))
+    assert "Nothing slows down or swells from 1,000 pairs to 100,000" in readme
+    assert all(line.startswith("met") for line in told if "100,000 pairs" in line)
 
 
 @pytest.mark.parametrize(("name", "module"), [("cpu_speed", speed), ("growth", growth)])

@@ -26,9 +26,8 @@ from typing import Any
 import numpy as np
 
 from dpo_lab.speed.process import peak_memory
-from tests.benchmarks.machine import ROOT, heading, machine
+from tests.benchmarks.machine import KEPT, ROOT, heading, machine
 
-RESULTS = ROOT / "data" / "results"
 STAGES = ("tokenise", "cache", "train")
 WHAT = {
     "tokenise": "read line by line and tokenise into mapped files",
@@ -199,7 +198,7 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=FEW)
     parser.add_argument("--many", type=int, default=MANY)
     parser.add_argument("--work", type=Path, default=None, help="folder for the files; None takes a temporary one")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=KEPT)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         found = measure((arguments.few, arguments.many), arguments.work or Path(temporary))

@@ -17,9 +17,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from dpo_lab.plots.style import BLUE, ORANGE, Picture, add_title, dress, new_figure, to_png
-from tests.benchmarks.machine import ROOT, heading, machine
+from tests.benchmarks.machine import KEPT, heading, machine
 
-RESULTS = ROOT / "data" / "results"
 CURVES = {
     "eval_loss": "held-out loss",
     "eval_rewards/accuracies": "held-out accuracy",
@@ -117,7 +116,7 @@ def figure(found: dict[str, Any]) -> Picture:
     return picture
 
 
-def write(found: dict[str, Any], folder: Path = RESULTS) -> None:
+def write(found: dict[str, Any], folder: Path = KEPT) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "order_of_pairs.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (folder / "order_of_pairs.md").write_text(table(found), encoding="utf-8")
@@ -129,7 +128,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=1600)
     parser.add_argument("--every", type=int, default=10, help="steps between two evaluations")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=KEPT)
     arguments = parser.parse_args()
     found = measure(arguments.seeds, arguments.pairs, arguments.every)
     write(found, arguments.results)
