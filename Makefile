@@ -64,7 +64,7 @@ browser: $(VENV)/.with-course+test
 
 # The notebooks made ready to commit after they were run, and the student version made from them.
 release: $(VENV)/.with-course
-	$(BIN)/python -m dpo_lab.exercises.release
+	$(BIN)/python -m dpo_lab.course.exercises.release
 
 bench: $(VENV)/.with-course+test+bench
 	$(BIN)/python -m pytest tests/benchmarks --run-benchmarks

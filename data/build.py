@@ -74,10 +74,10 @@ def build_model(settings: Settings, work: Path, out: Path) -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from dpo_lab import SFTConfig, train_sft
-    from dpo_lab.checkpoints import latest_checkpoint
     from dpo_lab.loop import Step
     from dpo_lab.models import num_parameters, save_policy
     from dpo_lab.preferences import TokenData, tokenize_examples
+    from dpo_lab.storage.checkpoints import latest_checkpoint
 
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     torch.manual_seed(settings.seed)

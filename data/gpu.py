@@ -32,15 +32,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measuring import RESULTS, made_with
 
 from dpo_lab import DPOConfig, SFTConfig, load_policy, train_dpo, train_sft
+from dpo_lab.course.speed.flops import FORWARD_AND_BACKWARD, forward_flops
+from dpo_lab.course.speed.from_scratch import judged, new_llama, own_pairs, sft_tokens
+from dpo_lab.course.speed.memory import KINDS, MemoryBook, peak_device_memory, reset_peak
+from dpo_lab.course.speed.phases import summary, timed_steps
+from dpo_lab.course.speed.rates import matrix_rate, seconds_of
 from dpo_lab.logprobs import score
 from dpo_lab.loop import Step
 from dpo_lab.models import num_parameters, pick_device
 from dpo_lab.preferences import TokenData, read_preferences, tokenize_pairs
-from dpo_lab.speed.flops import FORWARD_AND_BACKWARD, forward_flops
-from dpo_lab.speed.from_scratch import judged, new_llama, own_pairs, sft_tokens
-from dpo_lab.speed.memory import KINDS, MemoryBook, peak_device_memory, reset_peak
-from dpo_lab.speed.phases import summary, timed_steps
-from dpo_lab.speed.rates import matrix_rate, seconds_of
 from dpo_lab.worlds import corpus
 
 WAYS: dict[str, dict[str, Any]] = {

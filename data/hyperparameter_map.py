@@ -24,9 +24,9 @@ from measuring import VALIDATION_SEED, answer, keep, kl, trained
 
 from dpo_lab import DPOConfig, ReferenceCache, evaluate, load_policy, load_preferences, train_dpo
 from dpo_lab.preferences import prompt_text, tokenize_pairs
+from dpo_lab.preferences.token_data import content_hash
 from dpo_lab.reference import fingerprint
-from dpo_lab.runs.files import append_line, read_lines
-from dpo_lab.training import content_hash
+from dpo_lab.storage.files import append_line, read_lines
 from dpo_lab.worlds import corpus
 from dpo_lab.worlds.pocket import JOBS
 from dpo_lab.worlds.pocket.quality import quality

@@ -21,7 +21,11 @@ import numpy as np
 from measuring import RESULTS, made_with
 
 from dpo_lab import DPOConfig, ReferenceCache, evaluate, load_policy, load_preferences, train_dpo
-from dpo_lab.evaluation import (
+from dpo_lab.course.statistics import margin_by_position, margin_parts, tokens_for_half
+from dpo_lab.loop import Evaluation
+from dpo_lab.preferences import encode_prompt, tokenize_pairs
+from dpo_lab.sampling import generate_ids
+from dpo_lab.workbench.evaluation import (
     answer_rewards,
     best_of_n,
     calibration,
@@ -29,18 +33,12 @@ from dpo_lab.evaluation import (
     fit_temperature,
     length_matched,
     length_share,
-    margin_by_position,
-    margin_parts,
     partial_rank_correlation,
     per_group,
     rank_correlation,
     sigmoid,
     token_rewards,
-    tokens_for_half,
 )
-from dpo_lab.loop import Evaluation
-from dpo_lab.preferences import encode_prompt, tokenize_pairs
-from dpo_lab.sampling import generate_ids
 from dpo_lab.worlds import corpus
 from dpo_lab.worlds.pocket import judge
 

@@ -26,9 +26,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dpo_lab.config import DPOConfig
-from dpo_lab.lora import add_lora
+from dpo_lab.course.speed.process import peak_memory
+from dpo_lab.models.lora import add_lora
 from dpo_lab.preferences import TokenData
-from dpo_lab.speed.process import peak_memory
 from dpo_lab.training import train_dpo
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -14,10 +14,10 @@ import torch
 import transformers
 
 from dpo_lab import generate, load_policy
-from dpo_lab.evaluation import kl_of_samples
 from dpo_lab.loop import Event, Step
 from dpo_lab.preferences import encode_prompt, render_prompt
 from dpo_lab.sampling import generate_ids
+from dpo_lab.workbench.evaluation import kl_of_samples
 from dpo_lab.worlds.pocket import Conversation
 from dpo_lab.worlds.pocket.quality import quality
 

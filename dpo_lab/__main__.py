@@ -2,7 +2,7 @@
 
 import sys
 
-from dpo_lab.cli import main
+from dpo_lab.workbench.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, overload
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dpo_lab.preferences import TokenData
-from dpo_lab.preferences.token_files import AT_ONCE, parts
+from dpo_lab.preferences.token_data import TokenData
+from dpo_lab.storage.token_files import AT_ONCE, parts
 
 Layout = Literal["shared", "separate"]
 
@@ -62,40 +63,39 @@ def make_batch(data: TokenData, indices: Sequence[int] | np.ndarray, layout: Lay
 
 def shared_rows(data: TokenData, indices: Sequence[int] | np.ndarray) -> Batch:
     """One row without padding that holds every prompt once, followed by its completions."""
+    bounds = data.bounds[np.asarray(indices, np.int64)]  # (B, K+2)
+    lengths = np.diff(bounds[:, 1:])  # (B, K)
     ids, positions, predictors, targets, sequences, spans = [], [], [], [], [], []
-    lengths = np.zeros((len(indices), data.num_completions), np.int64)
     cursor = 0
-    for b, index in enumerate(indices):
-        row = data.row(int(index))
-        num_prompt = len(row.prompt)
-        ids.append(row.prompt)
+    for b, (start, prompt_end, *ends) in enumerate(bounds.tolist()):
+        num_prompt = prompt_end - start
+        ids.append(data.ids[start : ends[-1]])
         positions.append(np.arange(num_prompt))
         span = [cursor, cursor + num_prompt]
-        for k, completion in enumerate(row.completions):
-            start, num = span[-1], len(completion)
-            ids.append(completion)
-            positions.append(np.arange(num_prompt, num_prompt + num))
+        for k, (begin, end) in enumerate(pairwise([prompt_end, *ends])):
+            positions.append(np.arange(num_prompt, num_prompt + end - begin))
             # The prompt's last token predicts the first token of every completion; the rest predict their neighbour.
-            predictor = np.arange(start - 1, start + num - 1)
+            predictor = np.arange(span[-1] - 1, span[-1] + end - begin - 1)
             predictor[0] = span[1] - 1
             first = 0 if num_prompt else 1  # an empty prompt leaves the first token without a predictor
             predictors.append(predictor[first:])
-            targets.append(completion[first:])
-            sequences.append(np.full(num - first, b * data.num_completions + k))
-            lengths[b, k] = num - first
-            span.append(start + num)
+            targets.append(data.ids[begin + first : end])
+            lengths[b, k] -= first
+            sequences.append(np.full(lengths[b, k], b * lengths.shape[1] + k))
+            span.append(span[-1] + end - begin)
         spans.append(tuple(span))
         cursor = span[-1]
+    flat = lambda parts: torch.from_numpy(np.concatenate([np.empty(0, np.int64), *parts]))
     return Batch(
-        input_ids=_long(ids)[None],
-        position_ids=_long(positions)[None],
+        input_ids=flat(ids)[None],
+        position_ids=flat(positions)[None],
         attention_mask=None,
         spans=tuple(spans),
-        predictors=_long(predictors),
-        targets=_long(targets),
-        sequences=_long(sequences),
+        predictors=flat(predictors),
+        targets=flat(targets),
+        sequences=flat(sequences),
         lengths=torch.from_numpy(lengths),
-        weights=torch.from_numpy(data.weights[np.asarray(indices)].astype(np.float32)),
+        weights=torch.from_numpy(data.weights[np.asarray(indices, np.int64)].astype(np.float32)),
     )
 
 
@@ -111,41 +111,38 @@ def separate_rows(
 
     Padding is masked by length, never by comparing with `pad_id`, which is often the end token itself.
     """
-    rows = [data.row(int(index)) for index in indices]
-    num_completions = data.num_completions
-    longest = max((len(row.prompt) + len(c) for row in rows for c in row.completions), default=0)
-    width = max(longest, pad_to)
-    shape = (len(rows) * num_completions, width)
-    ids = np.full(shape, pad_id, np.int64)
-    mask = np.zeros(shape, np.int64)
-    positions = np.zeros(shape, np.int64)
-    lengths = np.zeros((len(rows), num_completions), np.int64)
+    bounds = data.bounds[np.asarray(indices, np.int64)]  # (B, K+2)
+    lengths = np.diff(bounds[:, 1:])  # (B, K)
+    totals = (lengths + np.diff(bounds[:, :2])).flatten()  # (R,)
+    width = max(pad_to, totals.max(initial=0))
+    shape = (len(totals), width)
+    ids, mask, positions = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     predictors, targets, sequences = [], [], []
-    for b, row in enumerate(rows):
-        for k, completion in enumerate(row.completions):
-            r = b * num_completions + k
-            num_prompt, num = len(row.prompt), len(completion)
-            offset = width - num_prompt - num if padding_side == "left" else 0
-            here = slice(offset, offset + num_prompt + num)
-            ids[r, here] = np.concatenate([row.prompt, completion])
-            mask[r, here] = 1
-            positions[r, here] = np.arange(num_prompt + num)
-            first = 0 if num_prompt else 1
-            start = r * width + offset + num_prompt + first
-            predictors.append(np.arange(start - 1, start - 1 + num - first))
-            targets.append(completion[first:])
-            sequences.append(np.full(num - first, r))
-            lengths[b, k] = num - first
+    for r, total in enumerate(totals.tolist()):
+        b, k = divmod(r, lengths.shape[1])
+        start, prompt_end, begin, end = bounds[b, [0, 1, k + 1, k + 2]].tolist()
+        offset = width - total if padding_side == "left" else 0
+        here = slice(offset, offset + total)
+        ids[r, here] = np.concatenate([data.ids[start:prompt_end], data.ids[begin:end]])
+        mask[r, here] = 1
+        positions[r, here] = np.arange(total)
+        first = 0 if prompt_end > start else 1  # as in a shared row
+        lengths[b, k] -= first
+        scored = r * width + offset + prompt_end - start + first
+        predictors.append(np.arange(scored - 1, scored - 1 + lengths[b, k]))
+        targets.append(data.ids[begin + first : end])
+        sequences.append(np.full(lengths[b, k], r))
+    flat = lambda parts: torch.from_numpy(np.concatenate([np.empty(0, np.int64), *parts]))
     return Batch(
         input_ids=torch.from_numpy(ids),
         position_ids=torch.from_numpy(positions),
         attention_mask=torch.from_numpy(mask),
         spans=None,
-        predictors=_long(predictors),
-        targets=_long(targets),
-        sequences=_long(sequences),
+        predictors=flat(predictors),
+        targets=flat(targets),
+        sequences=flat(sequences),
         lengths=torch.from_numpy(lengths),
-        weights=torch.from_numpy(data.weights[np.asarray(indices)].astype(np.float32)),
+        weights=torch.from_numpy(data.weights[np.asarray(indices, np.int64)].astype(np.float32)),
     )
 
 
@@ -159,30 +156,9 @@ def row_lengths(data: TokenData, layout: Layout = "shared") -> np.ndarray:
     return every
 
 
-class Batches(Sequence[np.ndarray]):
-    """The batches of an epoch, in order: arrays of indices. Held as two arrays, whatever their number."""
-
-    def __init__(self, order: np.ndarray, batch_size: int, places: np.ndarray) -> None:
-        self.order, self.batch_size = order, batch_size  # (N,): every index once
-        self.places = places  # (B,): which piece of `order` the b-th batch is
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    @overload
-    def __getitem__(self, item: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, item: slice) -> Batches: ...
-    def __getitem__(self, item: int | slice) -> np.ndarray | Batches:
-        if isinstance(item, slice):
-            return Batches(self.order, self.batch_size, self.places[item])
-        start = int(self.places[item]) * self.batch_size  # IndexError where there is none: iteration ends with it
-        return self.order[start : start + self.batch_size]
-
-
 def epoch_batches(
     lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int = 0, group_by_length: bool = True
-) -> Batches:
+) -> list[np.ndarray]:
     """One epoch as index arrays, one per optimiser step; every index exactly once, the last may be short.
 
     The order depends on the seed, the epoch and the lengths alone. With `group_by_length` the shuffled data is cut into
@@ -191,19 +167,16 @@ def epoch_batches(
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
-    num_batches = -(-len(order) // batch_size)
-    places = np.arange(num_batches)
-    if not group_by_length:
-        return Batches(order, batch_size, places)
-    window = 32 * batch_size
-    for start in range(0, len(order), window):
-        part = order[start : start + window]
-        order[start : start + window] = part[np.argsort(lengths[part], kind="stable")]
-    if num_batches > 1:
+    if group_by_length:
+        for start in range(0, len(order), 32 * batch_size):
+            window = order[start : start + 32 * batch_size]
+            order[start : start + 32 * batch_size] = window[np.argsort(lengths[window], kind="stable")]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]  # views: nothing copied
+    if group_by_length and len(batches) > 1:
         # A short last batch stays last: it would otherwise move the step boundaries within the epoch.
-        full = len(order) // batch_size
-        places[:full] = generator.permutation(full)
-    return Batches(order, batch_size, places)
+        num_full = len(order) // batch_size
+        batches[:num_full] = [batches[place] for place in generator.permutation(num_full)]
+    return batches
 
 
 def split_passes(
@@ -223,8 +196,3 @@ def split_passes(
         current.append(int(index))
         tokens += num
     return [*runs, np.array(current)] if current else runs
-
-
-def _long(parts: list[np.ndarray]) -> Tensor:
-    joined = np.concatenate(parts) if parts else np.zeros(0)
-    return torch.from_numpy(joined.astype(np.int64))

@@ -145,7 +145,7 @@ class DPOConfig(TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """A small adapter instead of all weights (`dpo_lab.lora`)."""
+    """A small adapter instead of all weights (`dpo_lab.models.lora`)."""
 
     lora: int | None = None
     """Train a LoRA adapter of this rank beside frozen weights (8 to 64 are usual); None trains all weights."""

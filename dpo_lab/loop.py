@@ -1,7 +1,8 @@
-"""One optimiser loop, told as a stream of events. Knows nothing about preferences.
+"""One optimiser loop, as a stream of events. Knows nothing about preferences.
 
-What is learnt from is a `Work`: it says which examples make up a step, what their loss is, and how to evaluate. The
-loop does the rest: learning rate, accumulation, clipping, the step, metrics, checkpoints, resuming.
+What is learnt from is an `Objective`: it says which examples make up a step, what their loss is, and how to evaluate.
+The loop does the rest: learning rate, accumulation, clipping, the step, metrics, checkpoints, resuming. How passes run
+(devices, processes, threads) is the `Engine`'s.
 
 Gradients are of the mean over the whole batch, however it is cut into passes and spread over processes: every pass
 contributes the sum of its losses divided by the size of the whole batch.
@@ -12,24 +13,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dpo_lab.checkpoints import frozen_hash, load_checkpoint, save_checkpoint
-from dpo_lab.compiling import compile_model
 from dpo_lab.config import TrainingConfig
-from dpo_lab.logprobs import Scorer, adopt_paths
-from dpo_lab.lora import adapter_settings
-from dpo_lab.models import disable_dropout, pick_device
-from dpo_lab.processes import Processes, Shards, join, make_accelerator, plain
-from dpo_lab.side_by_side import SideBySide, side_by_side
+from dpo_lab.engine.engine import Engine
+from dpo_lab.logprobs import Scorer
+from dpo_lab.models.lora import adapter_settings
+from dpo_lab.storage.checkpoints import frozen_hash
 
 
 @dataclass(frozen=True)
@@ -78,34 +74,31 @@ class TrainingDiverged(ArithmeticError):
     """The loss or the gradient is no longer a number."""
 
 
-class Work(Protocol):
-    """What the loop needs to know of what it learns from. Indices are those of the training data."""
+class Objective(Protocol):
+    """What the loop needs to know of what it learns from."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens that each row brings to a pass, by which batches are cut. (N,)"""
+        ...
 
     def epoch(self, epoch: int) -> Sequence[np.ndarray]:
-        """The epoch's batches, one array of indices per optimiser step."""
+        """The epoch's batches, one array of examples per optimiser step."""
         ...
 
-    def passes(self, indices: np.ndarray) -> list[np.ndarray]:
-        """A batch cut into runs that go through the model one at a time."""
+    def begin_step(self, examples: np.ndarray) -> tuple[np.ndarray, float]:
+        """The rows that a step on these examples learns from, and how many pairs (or tokens) its mean is over."""
         ...
 
-    def halves(self, indices: np.ndarray) -> list[np.ndarray]:
-        """A pass in two parts that can be worked on at once, or in one part where that would not pay."""
-        ...
-
-    def size(self, indices: np.ndarray) -> float:
-        """What the mean of the loss is over: pairs, or tokens."""
-        ...
-
-    def loss(self, scorer: nn.Module, indices: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss summed over a run, with gradient, and metrics summed over it, without."""
+    def loss(self, scorer: nn.Module, rows: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss summed over some rows, with gradient, and metrics summed over them, without."""
         ...
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], tuple[float, ...]]:
         """Metrics on held-out data (without the eval_ prefix) and margins; empty where there is none."""
         ...
 
-    def describe(self, indices: np.ndarray) -> str:
+    def describe(self, examples: np.ndarray) -> str:
         """Name examples for an error message."""
         ...
 
@@ -116,82 +109,46 @@ class Work(Protocol):
 
 def optimise(
     model: nn.Module,
-    work: Work,
+    objective: Objective,
+    engine: Engine,
     config: TrainingConfig,
     *,
     scorer: nn.Module | None = None,
-    checkpoints: Path | None = None,
-    resume: Path | None = None,
+    checkpoints: str | Path | None = None,
+    resume: str | Path | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Iterator[Event]:
-    """Train `model` in place and tell what happens.
+    """Train `model` in place and yield what happens.
 
-    scorer: the module whose forward pass `work.loss` calls; None is `Scorer(model)`, which gives log-probs per token.
+    scorer: the module whose forward pass `objective.loss` calls; None is `Scorer(model)`, which gives log-probs per
+        token.
     checkpoints: the folder for checkpoints; none are written without it.
     resume: a checkpoint to go on from. The events that follow are those of the uninterrupted run, bit for bit on CPU.
-    stop: asked after every step; when it says True, a checkpoint is written and the stream ends.
+    stop: called after every step; when it says True, a checkpoint is written and the stream ends.
 
     Of several processes each calls this with the same arguments and reads its stream to the end; all get the same
     events. The main one writes the checkpoints, which are those that one process would write.
     """
-    if config.precision == "float16" and pick_device(config.device).type == "cpu":
-        raise ValueError(
-            "precision float16 needs a GPU, whose loss scaling it relies on; on a CPU use bfloat16 or float32"
-        )
-    if not config.dropout:
-        disable_dropout(model)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue]
-    processes = join(pick_device(config.device))
-    accelerator = make_accelerator(processes, scale_loss=config.precision == "float16")
-    model.to(processes.device)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trainable:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("no weight of the model requires a gradient; unfreeze some, or add an adapter")
-    schedule = Schedule(work, config)
-    identity = {"settings": schedule.settings(), **work.identity()}
+    schedule = Schedule(objective, config)
+    identity = {"settings": schedule.settings(), **objective.identity()}
+    engine.processes.check_same(schedule.settings() | objective.identity())
     is_kept = checkpoints is not None or resume is not None
     if is_kept and (frozen := frozen_hash(model)):  # not in the checkpoints: what they are loaded into must have it
         identity |= {"frozen": frozen, "adapters": adapter_settings(model)}
-    processes.check_same(schedule.settings() | work.identity())
-    scorer = Scorer(model) if scorer is None else scorer
-    shards = Shards(scorer, processes.device) if accelerator.is_fsdp2 else None
-    trained = scorer if shards is None else shards.twin
-    adopt_paths(scorer, trained)
-    if config.compile:
-        compile_model(trained)
-    prepared, optimizer = accelerator.prepare(trained, make_optimizer(trained, config))
-    if config.dropout:
-        torch.manual_seed(config.seed + processes.index)
-    step = 0
-    if shards is not None:
-        shards.optimizer = optimizer
-    if resume is not None:
-        step = load_checkpoint(resume, model, shards or optimizer, identity)
-        if shards is not None:
-            shards.scatter()
-    # Both halves would draw from one random state, or recompute through hooks that know of one pass only.
-    is_plain = processes.count == 1 and not (config.dropout or config.gradient_checkpointing)
-    workers = side_by_side(model, processes.device, precision=config.precision) if is_plain else None
-    loop = _Loop(
-        model, prepared, optimizer, shards, accelerator, processes, workers, work, config, schedule, identity,
-        checkpoints, stop, step,
-    )  # fmt: skip
-    return loop.events()
+    engine.prepare(model, Scorer(model, config.precision) if scorer is None else scorer, config, make_optimizer)
+    step = 0 if resume is None else engine.load(Path(resume), identity)
+    folder = None if checkpoints is None else Path(checkpoints)
+    return _Loop(objective, engine, config, schedule, identity, folder, stop, step).events()
 
 
 @dataclass
 class _Loop:
     """What the stream of events carries from step to step."""
 
-    model: nn.Module
-    scorer: nn.Module  # the same model, as accelerate prepared it
-    optimizer: Any
-    shards: Shards | None  # where weights are split over processes, and `model` waits meanwhile
-    accelerator: Accelerator
-    processes: Processes
-    workers: SideBySide | None  # on a CPU: two threads for the halves of a pass
-    work: Work
+    objective: Objective
+    engine: Engine
     config: TrainingConfig
     schedule: Schedule
     identity: dict[str, Any]
@@ -200,147 +157,125 @@ class _Loop:
     step: int  # optimiser steps taken
 
     def events(self) -> Iterator[Event]:
-        with self.processes.listening():
-            yield from self.train()
-
-    def train(self) -> Iterator[Event]:
-        config, num_steps = self.config, self.schedule.num_steps
+        num_steps = self.schedule.num_steps
         self.began, self.saved_at, self.is_stopped = time.perf_counter(), self.step, False
-        self.tally, self.last = Tally(self.accelerator, self.work), {}
-        if self.step == 0:
-            yield from self.evaluate()
-        while self.step < num_steps and not self.is_stopped:
-            metrics = self.take_step()
-            if is_due(config.log_every, self.step) or self.step == num_steps:
-                self.last |= metrics
-                yield Step(self.step, num_steps, metrics, self.seconds())
-            if is_due(config.evaluate_every, self.step) and self.step < num_steps:
+        self.metrics = StepMetrics(self.engine, self.objective)
+        self.last: dict[str, float] = {}  # the last value of each metric
+        with self.engine.processes.explain_lost_peer():
+            if self.step == 0:
                 yield from self.evaluate()
-            if is_due(config.checkpoint_every, self.step):
-                yield from self.save()
-        is_complete = self.step == num_steps
-        if is_complete:
-            yield from self.evaluate()
-        yield from self.save()
-        if self.shards is not None:
-            self.shards.gather()
-        self.model.eval()
-        yield Finished(self.step, num_steps, is_complete, dict(self.last), self.seconds())
+            while self.step < num_steps and not self.is_stopped:
+                plan = self.schedule.plan(self.step)
+                metrics = self.take_step(plan)
+                if plan.is_logged:
+                    self.last |= metrics
+                    yield Step(self.step, num_steps, metrics, time.perf_counter() - self.began)
+                if plan.is_evaluated:
+                    yield from self.evaluate()
+                if plan.is_saved:
+                    yield from self.save()
+            is_complete = self.step == num_steps
+            if is_complete:
+                yield from self.evaluate()
+            yield from self.save()
+            self.engine.finish()
+        yield Finished(self.step, num_steps, is_complete, self.last, time.perf_counter() - self.began)
 
-    def take_step(self) -> dict[str, float]:
-        """Forward, loss, backward, clip, step. The metrics, or nothing where nobody is to look at them."""
-        indices, epoch = self.schedule.batch(self.step)
-        learning_rate = self.schedule.learning_rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.scorer.train()
+    def take_step(self, plan: Plan) -> dict[str, float]:
+        """For each pass the loss and its gradient; then clip, step, and say how it went where somebody looks."""
+        engine, optimizer = self.engine, self.engine.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate
+        engine.scorer.train()
 
-        passes = self.processes.passes(self.work.passes, indices)
-        size = self.work.size(indices)
-        for i, (part, counts) in enumerate(passes):
-            # Whole gradients are added up over the processes at the last pass; split ones at each, to stay small.
-            joins = self.shards is not None or i == len(passes) - 1
-            with nullcontext() if joins else self.accelerator.no_sync(self.scorer):
-                weight = counts * self.processes.count / size  # over processes the mean of gradients is taken
-                for sums in self.learn(part, weight, is_whole_batch=len(passes) == 1):
-                    self.tally.add(sums if counts else {name: 0 * value for name, value in sums.items()})
-        norm = self.accelerator.clip_grad_norm_(self.scorer.parameters(), self.config.max_grad_norm or math.inf)
-        self.tally.close_step(self.step + 1, indices, size, plain(torch.as_tensor(norm)))
+        rows, size = self.objective.begin_step(plan.examples)
+        totals: dict[str, Tensor] = {}
 
+        def loss_and_gradient(part: np.ndarray) -> dict[str, Tensor]:
+            loss, sums = self.objective.loss(engine.scorer, part, engine.device)
+            engine.backward(loss * (weight / size))  # gradients add up: in the end they are of the mean over the batch
+            return sums
+
+        for parts, weight in engine.passes(rows, self.objective.lengths):
+            for sums in engine.map(loss_and_gradient, parts):
+                for name, value in sums.items():  # weight 0: a pass that another process needs company for
+                    totals[name] = totals.get(name, 0) + (value if weight else 0 * value)
+        self.metrics.add(self.step + 1, plan.examples, totals, size, norm=engine.clip())
+
+        self.is_stopped = self.stop is not None and self.stop()
+        if engine.processes.count > 1:  # one that is asked to stop stops all
+            self.is_stopped = engine.processes.any_process(self.is_stopped)
         metrics: dict[str, float] = {}
-        self.is_stopped = self.processes.any(self.stop is not None and self.stop())
-        if self.is_looked_at(self.step + 1):  # waits for the device; raises before broken weights are kept
-            metrics = self.tally.read() | {"learning_rate": learning_rate, "epoch": epoch}
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        if plan.is_looked_at or self.is_stopped:  # waits for the device; raises before broken weights are kept
+            metrics = self.metrics.read() | {"learning_rate": plan.learning_rate, "epoch": plan.epoch}
+        optimizer.step()
+        optimizer.zero_grad()
         self.step += 1
         return metrics
 
-    def learn(self, part: np.ndarray, weight: float, *, is_whole_batch: bool) -> list[dict[str, Tensor]]:
-        """Forward, loss and backward of a pass; one that is a whole batch as two halves side by side, where that pays.
-        The sums of its metrics, once or per half."""
-
-        def forward_and_backward(indices: np.ndarray) -> dict[str, Tensor]:
-            loss, sums = self.work.loss(self.scorer, indices, self.processes.device)
-            self.accelerator.backward(loss * weight)
-            return sums
-
-        if self.workers is None or not is_whole_batch:  # of several passes' gradients the order of adding would matter
-            return [forward_and_backward(part)]
-        return self.workers.map(forward_and_backward, self.work.halves(part))
-
-    def is_looked_at(self, step: int) -> bool:
-        config = self.config
-        dues = (config.log_every, config.checkpoint_every, config.evaluate_every, self.schedule.num_steps)
-        return self.is_stopped or any(is_due(every, step) for every in dues)
-
     def evaluate(self) -> Iterator[Evaluation]:
-        with self.whole_weights():
-            metrics, margins = self.work.evaluate(self.model)
+        with self.engine.whole_weights():
+            metrics, margins = self.objective.evaluate(self.engine.model)
         if metrics:
             named = {f"eval_{name}": value for name, value in metrics.items()}
             self.last |= named
-            yield Evaluation(self.step, named, margins, self.seconds())
+            yield Evaluation(self.step, named, margins, time.perf_counter() - self.began)
 
     def save(self) -> Iterator[Checkpoint]:
-        if self.checkpoints is None or self.saved_at == self.step:
-            return
-        self.saved_at = self.step
-        folder, keep, optimizer = self.checkpoints, self.config.keep_checkpoints, self.shards or self.optimizer
-        with self.whole_weights():
-            if self.shards is not None:
-                self.shards.collect_state()
-            path = self.processes.from_main(
-                lambda: save_checkpoint(folder, self.step, self.model, optimizer, self.identity, keep=keep)
-            )
-        yield Checkpoint(self.step, str(path))
-
-    def whole_weights(self) -> AbstractContextManager[None]:
-        """While it is entered, `model` holds the weights as they are now."""
-        return nullcontext() if self.shards is None else self.shards.gathered()
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self.began
+        if self.checkpoints is not None and self.saved_at != self.step:
+            self.saved_at = self.step
+            yield Checkpoint(self.step, self.engine.save(self.checkpoints, self.step, self.identity))
 
 
-def is_due(every: int | None, step: int) -> bool:
-    """Whether something that happens every `every` steps happens after `step` steps."""
-    return every is not None and step % every == 0
+class Plan(NamedTuple):
+    """What belongs to a step: its examples, its learning rate, and what follows it."""
+
+    examples: np.ndarray
+    epoch: float  # reached after the step
+    learning_rate: float
+    is_logged: bool
+    is_evaluated: bool
+    is_saved: bool
+    is_looked_at: bool
+    """Whether its metrics are needed after it, for one of these."""
 
 
 class Schedule:
     """Which batch and which learning rate belong to a step: functions of the step alone, so resuming needs no state."""
 
-    def __init__(self, work: Work, config: TrainingConfig) -> None:
-        self.work, self.config = work, config
-        self._epoch, self._batches = 0, work.epoch(0)
+    def __init__(self, objective: Objective, config: TrainingConfig) -> None:
+        self.objective, self.config = objective, config
+        self._epoch, self._batches = 0, objective.epoch(0)
         if not len(self._batches):
             raise ValueError("there is nothing to train on: the training data is empty")
         self.steps_per_epoch = len(self._batches)
-        num_steps = math.ceil(config.epochs * self.steps_per_epoch - 1e-9)
-        self.num_steps = max(1, num_steps if config.max_steps is None else min(num_steps, config.max_steps))
+        self.num_steps = num_steps(config, self.steps_per_epoch)
         self.num_warmup = min(round(config.warmup * self.num_steps), self.num_steps - 1)
 
-    def batch(self, step: int) -> tuple[np.ndarray, float]:
-        """The indices of step `step` (counted from 0), and the epoch reached after it."""
+    def plan(self, step: int) -> Plan:
+        """Of step `step`, counted from 0."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._batches = epoch, self.work.epoch(epoch)
-        return self._batches[position], (step + 1) / self.steps_per_epoch
-
-    def learning_rate(self, step: int) -> float:
-        """Rises linearly over the warm-up, then falls to zero along a line or half a cosine, or stays."""
-        if step < self.num_warmup:
-            return self.config.learning_rate * (step + 1) / (self.num_warmup + 1)
+            self._epoch, self._batches = epoch, self.objective.epoch(epoch)
+        config, after, is_last = self.config, step + 1, step + 1 == self.num_steps
+        # The rate rises linearly over the warm-up, then falls to zero along a line or half a cosine, or stays.
         share_left = 1 - (step - self.num_warmup) / max(1, self.num_steps - self.num_warmup)
-        match self.config.schedule:
-            case "constant":
-                factor = 1.0
-            case "linear":
-                factor = share_left
-            case "cosine":
-                factor = 0.5 * (1 + math.cos(math.pi * (1 - share_left)))
-        return self.config.learning_rate * factor
+        rate = config.learning_rate
+        if step < self.num_warmup:
+            rate = rate * after / (self.num_warmup + 1)
+        elif config.schedule == "linear":
+            rate *= share_left
+        elif config.schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * (1 - share_left)))
+        log, evaluate, save = (
+            every is not None and after % every == 0
+            for every in (config.log_every, config.evaluate_every, config.checkpoint_every)
+        )
+        return Plan(
+            self._batches[position], after / self.steps_per_epoch, rate,
+            is_logged=log or is_last, is_evaluated=evaluate and not is_last, is_saved=save,
+            is_looked_at=log or evaluate or save or is_last,
+        )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
         """Every setting that decides the numbers; not when to look or how numbers are rounded."""
@@ -348,42 +283,41 @@ class Schedule:
         return {name: value for name, value in vars(self.config).items() if name not in watching}
 
 
-class Tally:
-    """Metrics of the step in hand, and the losses not yet looked at: all stay on the device until someone asks."""
+def num_steps(config: TrainingConfig, steps_per_epoch: int) -> int:
+    """Optimiser steps of a run; the last epoch may be a fraction."""
+    steps = max(1, math.ceil(config.epochs * steps_per_epoch - 1e-9))
+    return steps if config.max_steps is None else min(steps, config.max_steps)
 
-    def __init__(self, accelerator: Accelerator, work: Work) -> None:
-        self.accelerator, self.work = accelerator, work
-        self.sums: dict[str, Tensor] = {}
+
+class StepMetrics:
+    """Metrics of the last step, and the losses that nobody has looked at: all stay on the device until `read`."""
+
+    def __init__(self, engine: Engine, objective: Objective) -> None:
+        self.engine, self.objective = engine, objective
         self.unseen: list[tuple[int, np.ndarray, Tensor, Tensor]] = []  # step, its examples, loss, gradient norm
 
-    def add(self, sums: dict[str, Tensor]) -> None:
-        """Add one pass's sums to the step."""
-        for name, value in sums.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-
-    def close_step(self, step: int, indices: np.ndarray, size: float, norm: Tensor) -> None:
-        """The step's passes are through: turn sums into means over its whole batch."""
-        self.names = list(self.sums)
-        self.means = torch.stack([self.sums[name].double() for name in self.names]) / size
-        self.norm = norm.detach().double()
-        self.unseen.append((step, indices, self.means[self.names.index("loss")], self.norm))
-        self.sums = {}
+    def add(self, step: int, examples: np.ndarray, totals: dict[str, Tensor], size: float, norm: Tensor) -> None:
+        """A step's passes are through: turn sums into means over its whole batch."""
+        self.names = list(totals)
+        self.means = torch.stack([total.double() for total in totals.values()]) / size
+        self.unseen.append((step, examples, self.means[self.names.index("loss")], norm.detach().double()))
 
     def read(self) -> dict[str, float]:
-        """The step's metrics over all processes; waits for the device. Raises TrainingDiverged."""
+        """The last step's metrics over all processes; waits for the device. Raises TrainingDiverged."""
         own = torch.cat([self.means, torch.stack([loss for _, _, loss, _ in self.unseen])])
-        every: Tensor = self.accelerator.reduce(own, "sum")  # pyright: ignore[reportAssignmentType]
+        every: Tensor = self.engine.accelerator.reduce(own, "sum")  # pyright: ignore[reportAssignmentType]
         means, losses = every[: len(self.names)], every[len(self.names) :]
-        for (step, indices, _, norm), loss in zip(self.unseen, losses, strict=True):
-            is_scaled = self.accelerator.scaler is not None  # float16 skips a step whose gradient overflows
+        is_scaled = self.engine.accelerator.scaler is not None  # float16 skips a step whose gradient overflows
+        for (step, examples, _, norm), loss in zip(self.unseen, losses, strict=True):
             if not math.isfinite(float(loss)) or not (math.isfinite(float(norm)) or is_scaled):
                 raise TrainingDiverged(
                     f"step {step}: the loss is {float(loss):.4g} and the gradient norm {float(norm):.4g}, on "
-                    f"{self.work.describe(indices)}. The last checkpoint is from before this step. "
+                    f"{self.objective.describe(examples)}. The last checkpoint is from before this step. "
                     "Try a lower learning rate, a longer warm-up or precision float32, and look at those rows"
                 )
+        norm = float(self.unseen[-1][3])
         self.unseen = []
-        return dict(zip(self.names, means.tolist(), strict=True)) | {"grad_norm": float(self.norm)}
+        return dict(zip(self.names, means.tolist(), strict=True)) | {"grad_norm": norm}
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

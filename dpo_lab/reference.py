@@ -1,27 +1,23 @@
 """The reference's log-probabilities, computed once, kept on disk, never wrong.
 
 DPO needs log π_ref(y|x) of every pair, and the reference never changes: so it is scored in one pass before training,
-and no second model has to stay in memory. The store is content-addressed. The key of a pair is made of the reference's
-weights and configuration, the token ids of prompt and completions after truncation, the precision, and the version of
-the scoring code. The loss, β, the learning rate, the order and the output folder are not in it, so they change nothing;
-whatever would change a value changes the key, so nothing stale is ever served.
+and no second model has to stay in memory. Three questions make it right, and this file answers them in order:
+
+    fingerprint   which model is it?            its weights, configuration and adapters, hashed
+    row_keys      which value is it?            the fingerprint, the precision, and a pair's token ids after truncation
+    logps         what hits, and what misses?   stored values are read, the rest is scored and stored
+
+The loss, β, the learning rate, the order and the output folder are in no key, so they change nothing; whatever would
+change a value changes the key, so nothing stale is ever served. `storage.logp_store` is the file behind it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
-import sqlite3
-import threading
-import time
-import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from itertools import compress
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,256 +25,21 @@ import transformers
 from torch import nn
 
 from dpo_lab.batching import Layout
+from dpo_lab.engine.engine import Engine
 from dpo_lab.logprobs import SCORING_VERSION, score
-from dpo_lab.lora import adapted_layers, base_weights, is_off
-from dpo_lab.models import inner_model
-from dpo_lab.preferences import TokenData
-from dpo_lab.preferences.token_files import release
-from dpo_lab.processes import ALONE, Processes
+from dpo_lab.models.inside import inner_model
+from dpo_lab.models.lora import adapted_layers, base_weights, is_off
+from dpo_lab.preferences.token_data import TokenData
+from dpo_lab.storage.logp_store import LogpStore
+from dpo_lab.storage.token_files import release
 
-logger = logging.getLogger("dpo_lab")
-
-T = TypeVar("T")
-
-CACHE_VARIABLE = "DPO_LAB_CACHE"
 BLOCK = 2**14
-"""Pairs that are looked for, and then scored, together: their keys are in memory meanwhile."""
-_PATIENCE = 60.0  # seconds to wait for another process that writes
+"""Pairs that are looked for, and then scored, together: their keys and tokens are in memory meanwhile."""
 # Settings that say where a model came from or how it is stored: they change with saving and loading, its values do not.
 _UNHASHED_SETTINGS = {"_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "torch_dtype"}
-_COLUMNS = [b"key", b"value", b"checksum"]
 
 
-class CachedLogps(NamedTuple):
-    """What a call of `ReferenceCache.logps` found and did."""
-
-    values: np.ndarray  # (N, K) float32, nats
-    num_found: int
-    num_computed: int
-
-
-class ReferenceCache:
-    """Summed log-probs of completions under frozen models, in one SQLite file that several processes may share.
-
-    path: the file; by default `reference.sqlite` in the folder that DPO_LAB_CACHE names, or in ~/.cache/dpo-lab.
-    Rows are committed after every pass through the model: an interruption, even `kill -9`, loses at most that pass.
-    A damaged file is set aside and begun anew, a damaged row is computed again; both are logged.
-    Threads may share one object: a notebook opens the cache in one thread and trains in another.
-    """
-
-    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self.path = cache_path(path)
-        self._lock = threading.RLock()
-        try:
-            if self.path.exists() and not self.path.is_file():  # a folder or a device is no damaged file to set aside
-                raise OSError("it is no regular file")
-            if not _may_be_store(self.path):  # someone's own file is no damaged store either
-                raise OSError("it is another kind of file")
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._store = self._open()
-        except (OSError, sqlite3.OperationalError) as error:
-            raise _unwritable(self.path, error) from error
-
-    def logps(
-        self,
-        model: nn.Module,
-        data: TokenData,
-        *,
-        precision: str = "float32",
-        layout: Layout = "shared",
-        tokens_per_pass: int = 16384,
-        progress: Callable[[int, int], None] | None = None,
-        processes: Processes = ALONE,
-    ) -> CachedLogps:
-        """log π(y|x) of every completion in `data`: found in the store, or computed now and stored.
-
-        progress: called with (pairs done, pairs to compute) after each pass.
-        processes: of several, each computes and stores its share of what the main process did not find.
-
-        The data is gone through in blocks: beside the values, no more than a block's keys and tokens are held. What a
-        killed process left to do is cut into the passes that it would have cut; values differ by rounding at most.
-        """
-        name, conditions = fingerprint(model), scoring_conditions(model, precision)
-        values = np.zeros((len(data), data.num_completions), np.float32)
-        is_missing = np.ones(len(data), bool)
-        blocks = [slice(start, min(start + BLOCK, len(data))) for start in range(0, len(data), BLOCK)]
-
-        def look(block: slice) -> list[bytes]:
-            keys = row_keys(name, data, conditions, block)
-            found = processes.from_main(lambda: self.lookup(keys, data.num_completions))
-            values[block], is_missing[block] = found
-            return keys
-
-        keys, num_done, num_computed, total = [], 0, 0, 0
-        for block in blocks:
-            keys = look(block)
-            total += len(_first_of(keys, is_missing[block]))
-        num_found = len(data) - int(is_missing.sum())
-
-        def tell(num: int) -> None:
-            if progress is not None:
-                progress(min(num_done + num, total), total)
-
-        for block in blocks:
-            if not is_missing[block].any():
-                continue
-            if len(blocks) > 1:  # by now it may be there, from an earlier block or another process
-                keys = row_keys(name, data, conditions, block)
-                num_done += len(_first_of(keys, is_missing[block]))
-                look(block)
-                num_done -= len(_first_of(keys, is_missing[block]))
-            num = len(_first_of(keys, is_missing[block]))
-            part = data.select(block.start + np.flatnonzero(is_missing[block]))
-            values[block][is_missing[block]] = self._compute(
-                model, part, list(compress(keys, is_missing[block])), tell, processes, layout=layout,
-                tokens_per_pass=tokens_per_pass, precision=precision,
-            )  # fmt: skip
-            num_done, num_computed = num_done + num, num_computed + num
-        return CachedLogps(values, num_found, num_computed)
-
-    def _compute(
-        self,
-        model: nn.Module,
-        data: TokenData,
-        keys: list[bytes],
-        tell: Callable[[int], None],
-        processes: Processes,
-        **options: Any,
-    ) -> np.ndarray:
-        """Values (N, K) of rows that are not stored, which then they are. A pair that stands several times is computed
-        once."""
-        first_of = _first_of(keys, np.ones(len(keys), bool))
-        rows = np.array(sorted(first_of.values()), np.int64)
-        num_done = 0
-
-        def keep(indices: np.ndarray, scored: np.ndarray) -> None:
-            nonlocal num_done
-            for row, value in zip(rows[indices], scored, strict=True):
-                if not np.isfinite(value).all():
-                    raise FloatingPointError(
-                        f"the reference gives log-probs {value.tolist()} for row {int(data.source_rows[row])}; "
-                        "its weights are broken, or float16 overflows: try precision bfloat16 or float32"
-                    )
-            self._write([keys[row] for row in rows[indices]], scored)
-            num_done += len(indices)
-            tell(min(num_done * processes.count, len(rows)))  # the other processes are about as far
-
-        scored = score(model, data.select(rows), progress=keep, processes=processes, **options)
-        if processes.count > 1:
-            processes.from_main(lambda: self._add([keys[row] for row in rows], scored))
-        place_of = {keys[row]: place for place, row in enumerate(rows)}
-        return scored[[place_of[key] for key in keys]]
-
-    def lookup(self, keys: list[bytes], num_completions: int) -> tuple[np.ndarray, np.ndarray]:
-        """Stored values (N, K) for the keys, and which are missing (N,). Computes nothing."""
-        values = np.zeros((len(keys), num_completions), np.float32)
-        found: dict[bytes, bytes] = {}
-        num_damaged = 0
-        for start in range(0, len(keys), 500):
-            for key, value, checksum in self._select(keys[start : start + 500]):
-                if _is_intact(key, value, checksum, num_completions):
-                    found[key] = value
-                else:
-                    num_damaged += 1
-        if num_damaged:
-            logger.warning("%d damaged rows in %s are computed again", num_damaged, self.path)
-        is_missing = np.ones(len(keys), bool)
-        for i, key in enumerate(keys):
-            if key in found:
-                values[i] = np.frombuffer(found[key], "<f4")
-                is_missing[i] = False
-        return values, is_missing
-
-    def _add(self, keys: list[bytes], values: np.ndarray) -> None:
-        """Store what is not there yet: what processes on other machines have stored only on theirs."""
-        _, is_missing = self.lookup(keys, values.shape[1])
-        if is_missing.any():
-            self._write([keys[i] for i in np.flatnonzero(is_missing)], values[is_missing])
-
-    def __len__(self) -> int:
-        """Pairs stored."""
-        return self._do(lambda: self._store.execute("SELECT count(*) FROM logps").fetchone()[0])
-
-    def close(self) -> None:
-        with self._lock:
-            self._store.close()
-
-    def __enter__(self) -> ReferenceCache:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _select(self, keys: list[bytes]) -> list[tuple[Any, Any, Any]]:
-        marks = ",".join("?" * len(keys))
-        query = f"SELECT key, value, checksum FROM logps WHERE key IN ({marks})"
-        return self._do(lambda: self._store.execute(query, keys).fetchall())
-
-    def _write(self, keys: list[bytes], values: np.ndarray) -> None:
-        rows = [
-            (key, blob := value.astype("<f4").tobytes(), zlib.crc32(key + blob))
-            for key, value in zip(keys, values, strict=True)
-        ]
-
-        def insert() -> None:
-            with self._store:  # one transaction: all of the pass, or nothing
-                self._store.executemany("INSERT OR REPLACE INTO logps VALUES (?, ?, ?)", rows)
-
-        self._do(insert)
-
-    def _do(self, action: Callable[[], T]) -> T:
-        """Read or write; if the file turns out to be damaged, begin anew and do it again."""
-        with self._lock:
-            try:
-                try:
-                    return action()
-                except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-                    if not _is_damage(error):
-                        raise
-                    self._store.close()
-                    self._set_aside(error)
-                    self._store = _connect(self.path)
-                    return action()
-            except (OSError, sqlite3.OperationalError) as error:
-                raise _unwritable(self.path, error) from error
-
-    def _open(self) -> sqlite3.Connection:
-        try:
-            return _connect(self.path)
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            if not _is_damage(error):
-                raise
-            self._set_aside(error)
-            return _connect(self.path)
-
-    def _set_aside(self, error: Exception) -> None:
-        aside = self.path.with_name(f"{self.path.name}.damaged-{os.getpid()}")
-        for suffix in ("-wal", "-shm", ""):  # the file itself last: a log must never meet another's new file
-            with suppress(FileNotFoundError):  # another process that shares the store was quicker
-                self.path.with_name(self.path.name + suffix).rename(aside.with_name(aside.name + suffix))
-        logger.warning(
-            "%s is damaged (%s): set aside as %s, its log-probs are computed again", self.path, error, aside.name
-        )
-
-
-def default_cache_path() -> Path:
-    """`reference.sqlite` in the folder that DPO_LAB_CACHE names, or in ~/.cache/dpo-lab."""
-    folder = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "dpo-lab"
-    return Path(folder).expanduser() / "reference.sqlite"
-
-
-def cache_path(path: str | os.PathLike[str] | None = None) -> Path:
-    """The store's file, where the file, its folder or nothing is named."""
-    file = Path(path).expanduser() if path is not None else default_cache_path()
-    with suppress(OSError):
-        return file / "reference.sqlite" if file.is_dir() else file
-    return file
-
-
-def kept_tokens(path: str | os.PathLike[str] | None = None) -> Path:
-    """The folder beside a store, named after it, where the token ids of data sets are kept (`preferences.prepare`)."""
-    file = cache_path(path)
-    return file.with_name(f"{file.name}-tokens")
+# ── which model is it? ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -313,6 +74,9 @@ def _adapter_states(model: nn.Module) -> list[Any]:
     ]
 
 
+# ── which value is it? ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
 def scoring_conditions(model: nn.Module, precision: str) -> str:
     """What besides weights and tokens decides a value: the precision, the kind of device, the scoring code, and the
     release of transformers, whose model code computes the forward pass."""
@@ -337,71 +101,108 @@ def row_keys(model_fingerprint: str, data: TokenData, conditions: str, rows: sli
     return keys
 
 
-def _first_of(keys: list[bytes], is_missing: np.ndarray) -> dict[bytes, int]:
-    """The missing keys, each with the first row that has it."""
-    return {keys[i]: int(i) for i in np.flatnonzero(is_missing)[::-1]}
+# ── what hits, and what misses? ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _is_damage(error: Exception) -> bool:
-    """Whether the file itself is broken; what went wrong around it has a class of its own, but for one message."""
-    return type(error) in (sqlite3.DatabaseError, UnicodeDecodeError) or "unsupported file format" in str(error)
+class CachedLogps(NamedTuple):
+    """What a call of `ReferenceCache.logps` found and did."""
+
+    values: np.ndarray  # (N, K) float32, nats
+    num_found: int
+    num_computed: int
 
 
-def _is_intact(key: Any, value: Any, checksum: Any, num_completions: int) -> bool:
-    """Whether a row is what was written. In a damaged file any column may have become anything."""
-    is_whole = isinstance(key, bytes) and isinstance(value, bytes) and len(value) == 4 * num_completions
-    return is_whole and zlib.crc32(key + value) == checksum
+class ReferenceCache(LogpStore):
+    """Summed log-probs of completions under frozen models, in one file that several processes may share.
 
+    path: the file; by default `reference.sqlite` in the folder that DPO_LAB_CACHE names, or in ~/.cache/dpo-lab.
+    Rows are stored after every pass through the model, so a killed process loses at most one pass. Threads may share
+    one object: a notebook opens the cache in one thread and trains in another.
+    """
 
-def _may_be_store(path: Path) -> bool:
-    """Whether a file is SQLite's, empty, or at least called so: only such a one is ever set aside as damaged."""
-    if path.suffix in (".sqlite", ".sqlite3", ".db") or not path.exists():
-        return True
-    with path.open("rb") as file:
-        return file.read(16) in (b"", b"SQLite format 3\0")
+    def logps(
+        self,
+        model: nn.Module,
+        data: TokenData,
+        *,
+        precision: str = "float32",
+        layout: Layout = "shared",
+        tokens_per_pass: int = 16384,
+        progress: Callable[[int, int], None] | None = None,
+        engine: Engine | None = None,
+    ) -> CachedLogps:
+        """log π(y|x) of every completion in `data`: found in the store, or computed now and stored.
 
+        progress: called with (pairs done, pairs to compute) after each pass.
+        engine: of several processes, each computes and stores its share of what the main process did not find.
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open the store, made if it is not there. Processes of one run do so at the same moment; SQLite lets only one make
-    the log and does not let the others wait for it, so they try again (sqlite.org/wal.html, on SQLITE_BUSY)."""
-    until = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            return _connect_once(path)
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > until:
-                raise
-            time.sleep(0.01)
+        What a killed process left to do is cut into other passes than the whole would be; values differ by rounding.
+        """
+        engine = engine or Engine(next(model.parameters()).device)
+        name, conditions = fingerprint(model), scoring_conditions(model, precision)
+        values = np.zeros((len(data), data.num_completions), np.float32)
+        is_missing = np.ones(len(data), bool)
+        # In blocks: beside the values, no more than a block's keys and tokens are held, whatever the size of the data.
+        blocks = [slice(start, min(start + BLOCK, len(data))) for start in range(0, len(data), BLOCK)]
 
+        def look_up(block: slice) -> list[bytes]:
+            """Take what is stored; the keys of what is missing."""
+            keys = row_keys(name, data, conditions, block)
+            # The main process looks for all: others may see the file a moment later, and would score other rows.
+            found = engine.processes.broadcast_from_main(lambda: self.lookup(keys, data.num_completions))
+            values[block], is_missing[block] = found
+            return list(compress(keys, is_missing[block]))
 
-def _connect_once(path: Path) -> sqlite3.Connection:
-    store = sqlite3.connect(path, timeout=_PATIENCE, check_same_thread=False)  # `ReferenceCache` locks
-    store.text_factory = bytes  # damage may turn a blob into text that is no UTF-8
-    try:
-        verdict = store.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != b"ok":
-            raise sqlite3.DatabaseError(verdict.decode(errors="replace"))
-        columns = [row[1] for row in store.execute("PRAGMA table_info(logps)")]
-        if columns not in ([], _COLUMNS):
-            raise sqlite3.DatabaseError(f"its columns are {columns}")
-        store.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
-        store.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing; a power cut the last pass
-        store.execute(
-            "CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, value BLOB, checksum INTEGER) WITHOUT ROWID"
-        )
-    except BaseException:
-        store.close()
-        raise
-    return store
+        to_compute = [len(set(look_up(block))) for block in blocks]
+        num_found, num_computed = int((~is_missing).sum()), 0
+        for i, block in enumerate(blocks):
+            # Looked up again: by now an earlier block or another process may have stored it.
+            if not to_compute[i] or not (keys := look_up(block)):
+                continue
+            rows = block.start + np.flatnonzero(is_missing[block])
+            done = sum(to_compute[:i])
+            values[rows] = self._compute(
+                model, data.select(rows), keys, engine, layout=layout, tokens_per_pass=tokens_per_pass,
+                precision=precision, tell=lambda num: progress and progress(done + num, sum(to_compute)),  # noqa: B023
+            )  # fmt: skip
+            num_computed += len(set(keys))
+        return CachedLogps(values, num_found, num_computed)
 
+    def _compute(
+        self,
+        model: nn.Module,
+        data: TokenData,
+        keys: list[bytes],
+        engine: Engine,
+        *,
+        tell: Callable[[int], Any],
+        **options: Any,
+    ) -> np.ndarray:
+        """Values (N, K) of rows that are not stored, which then they are. A pair that stands several times is computed
+        once."""
+        row_of = {key: row for row, key in reversed(list(enumerate(keys)))}  # the first row that has it
+        rows = np.array(sorted(row_of.values()), np.int64)
+        num_done = 0
 
-def _unwritable(path: Path, error: Exception) -> OSError:
-    if "locked" in str(error):
-        return OSError(
-            f"the reference cache {path} is held by another process ({error}); wait until that one is done, "
-            f"or name another folder with --cache or {CACHE_VARIABLE}"
-        )
-    return OSError(
-        f"the reference cache {path} cannot be written ({error}); free space or permissions there, "
-        f"or name another folder with --cache or {CACHE_VARIABLE}"
-    )
+        def store(indices: np.ndarray, scored: np.ndarray) -> None:
+            nonlocal num_done
+            for row, value in zip(rows[indices], scored, strict=True):
+                if not np.isfinite(value).all():
+                    raise FloatingPointError(
+                        f"the reference gives log-probs {value.tolist()} for row {int(data.source_rows[row])}; "
+                        "its weights are broken, or float16 overflows: try precision bfloat16 or float32"
+                    )
+            self.write([keys[row] for row in rows[indices]], scored)
+            num_done += len(indices)
+            tell(min(num_done * engine.processes.count, len(rows)))  # the other processes are about as far
+
+        scored = score(model, data.select(rows), progress=store, engine=engine, **options)
+        if engine.processes.count > 1:
+            engine.processes.broadcast_from_main(lambda: self.add([keys[row] for row in rows], scored))
+        return scored[np.searchsorted(rows, [row_of[key] for key in keys])]
+
+    def __enter__(self) -> ReferenceCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

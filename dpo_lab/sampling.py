@@ -12,8 +12,10 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from dpo_lab.models import check_length, inner_model, position_limit
-from dpo_lab.preferences import BadRow, encode_prompt, end_token_id
+from dpo_lab.models.inside import check_length, inner_model, position_limit
+from dpo_lab.preferences.encoding import end_token_id
+from dpo_lab.preferences.reports import BadRow
+from dpo_lab.preferences.tokens import encode_prompt
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """A row with a prompt (encoded exactly as in training), token ids, or a rendered text."""

@@ -1,13 +1,13 @@
-"""Supervised fine-tuning and DPO: what is learnt from, wired to the loop that learns.
+"""DPO and supervised fine-tuning: what is learnt from, wired to the loop that learns.
 
-`train_sft` and `train_dpo` check their arguments at once and return a stream of events; nothing is trained until the
+`train_dpo` and `train_sft` check their arguments at once and return a stream of events; nothing is trained until the
 stream is read. They print nothing and draw nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpo_lab.batching import Batch, Layout, epoch_batches, make_batch, row_lengths, split_passes
-from dpo_lab.compiling import compile_model
+from dpo_lab.batching import Layout, epoch_batches, row_lengths, separate_rows, shared_rows
 from dpo_lab.config import DPOConfig, SFTConfig, TrainingConfig
-from dpo_lab.evaluation import evaluate_scores, pair_metrics, pair_scores_of, reward_beta, scored_lengths
-from dpo_lab.logprobs import autocast, score, sum_per_sequence, usable_layout
+from dpo_lab.engine.engine import Engine
+from dpo_lab.logprobs import score, sum_per_sequence, usable_layout
 from dpo_lab.loop import Event, optimise
-from dpo_lab.lora import as_reference, has_adapter
-from dpo_lab.losses import LOSSES, LossSpec, PairScores
-from dpo_lab.models import check_length, disable_dropout, pick_device
-from dpo_lab.preferences import TokenData, tokenize_examples, tokenize_pairs
-from dpo_lab.preferences.token_files import parts, release
-from dpo_lab.processes import ALONE, Processes, join
+from dpo_lab.loss import PairScores, pair_metrics
+from dpo_lab.losses.table import loss_of
+from dpo_lab.metrics import evaluate_scores, pair_scores_of, scored_lengths
+from dpo_lab.models.inside import check_fit
+from dpo_lab.models.lora import as_reference, has_adapter
+from dpo_lab.preferences.token_data import TokenData, content_hash
 from dpo_lab.reference import ReferenceCache, fingerprint
-from dpo_lab.side_by_side import halves
+from dpo_lab.storage.token_files import release
 
 Rows = Sequence[dict[str, Any]] | TokenData | Any
 """Rows as `load_preferences` gives them (a `datasets.Dataset` or a list of dicts), or token ids made from them."""
@@ -65,42 +64,30 @@ def train_dpo(
     """
     config = config or DPOConfig()
     spec, loss, beta = loss_of(config)
-    data = _tokens(preferences, tokenizer, config, tokenize_pairs, "preferences")
-    held = None if held_out is None else _tokens(held_out, tokenizer, config, tokenize_pairs, "held_out")
-    for name, pairs in (("preferences", data), ("held_out", held)):
-        if pairs is not None and pairs.num_completions != 2:
-            raise ValueError(
-                f"{name} must hold 2 completions per prompt (chosen, rejected), got {pairs.num_completions}"
-            )
-    for name, pairs in (("preferences", data), ("held_out", held)):
-        _check_fit(model, pairs, name)
-    processes = join(pick_device(config.device))
-    model.to(processes.device)
-    if not config.dropout:
-        disable_dropout(model)
+    data = pair_tokens(preferences, "preferences", model, tokenizer, config)
+    held = None if held_out is None else pair_tokens(held_out, "held_out", model, tokenizer, config)
+    engine = Engine.open(model, config)
     layout = usable_layout(model, config.layout, data)
 
-    reference_name = "none"
-    reference_logps = {id(part): np.zeros((len(part), 2), np.float32) for part in (data, held) if part is not None}
+    name, logps = "none", [np.zeros((len(part), 2), np.float32) for part in (data, held) if part is not None]
     if spec.needs_reference:
-        frozen = model if reference is None else reference.to(processes.device)
-        if config.compile:  # as the policy will be, so that at the first step they agree
-            compile_model(frozen)
+        frozen = model if reference is None else reference
+        engine.place(frozen, config)
         with as_reference(frozen):
-            reference_name = fingerprint(frozen)
-            if processes.count > 1:
-                processes.check_same({"reference": reference_name, "data": content_hash(data)})
-            for part in (data, held):
-                if part is not None:
-                    reference_logps[id(part)] = _reference_logps(
-                        frozen, part, config, layout, cache, on_reference, processes
-                    )
-    work = PreferenceWork(
-        data, held, loss, beta, reference_logps[id(data)],
-        None if held is None else reference_logps[id(held)], config, layout, reference_name, processes,
-        begins_at_reference=spec.needs_reference and reference is None and resume is None and not has_adapter(model),
+            name = fingerprint(frozen)
+            if engine.processes.count > 1:
+                engine.processes.check_same({"reference": name, "data": content_hash(data)})
+            options = {"layout": layout, "precision": config.precision, "tokens_per_pass": config.tokens_per_pass}
+            for i, part in enumerate(part for part in (data, held) if part is not None):
+                if cache is None:
+                    logps[i] = score(frozen, part, engine=engine, **options)
+                else:
+                    logps[i] = cache.logps(frozen, part, engine=engine, progress=on_reference, **options).values
+    objective = DPOObjective(
+        data, held, config, layout, engine, loss, beta, logps[0], logps[-1], name,
+        is_at_reference=spec.needs_reference and reference is None and resume is None and not has_adapter(model),
     )  # fmt: skip
-    return optimise(model, work, config, checkpoints=_path(checkpoints), resume=_path(resume), stop=stop)
+    return optimise(model, objective, engine, config, checkpoints=checkpoints, resume=resume, stop=stop)
 
 
 def train_sft(
@@ -120,74 +107,131 @@ def train_sft(
     tokens of the batch; the prompt is not learnt. Preference rows are taken by their chosen answer.
     """
     config = config or SFTConfig()
-    data = _tokens(examples, tokenizer, config, tokenize_examples, "examples")
-    held = None if held_out is None else _tokens(held_out, tokenizer, config, tokenize_examples, "held_out")
-    for name, rows in (("examples", data), ("held_out", held)):
-        _check_fit(model, rows, name)
-    processes = join(pick_device(config.device))
-    model.to(processes.device)
-    layout = usable_layout(model, config.layout, data)
-    work = ExampleWork(data, held, config, layout, processes)
-    return optimise(model, work, config, checkpoints=_path(checkpoints), resume=_path(resume), stop=stop)
+    tokens = lambda rows, name: example_tokens(rows, name, model, tokenizer, config)
+    data, held = tokens(examples, "examples"), None if held_out is None else tokens(held_out, "held_out")
+    engine = Engine.open(model, config)
+    objective = SFTObjective(data, held, config, usable_layout(model, config.layout, data), engine)
+    return optimise(model, objective, engine, config, checkpoints=checkpoints, resume=resume, stop=stop)
 
 
-def loss_of(config: DPOConfig) -> tuple[LossSpec, Callable[[PairScores], Tensor], float]:
-    """The loss that a configuration names: its row of the table, the function with its knobs settled, and its β.
+def pair_tokens(rows: Rows, name: str, model: nn.Module, tokenizer: Any, config: TrainingConfig) -> TokenData:
+    """Pairs as token ids that fit the model. name: of the argument, for messages."""
+    from dpo_lab.preferences.tokens import tokenize_pairs  # whoever brings token ids need not load it
 
-    Raises ValueError for a knob that the loss lacks.
-    """
-    spec = LOSSES[config.loss]
-    named = {"beta": config.beta, "label_smoothing": config.label_smoothing}
-    knobs = {name: float(value) for name, value in named.items() if value is not None} | dict(config.knobs)
-    return spec, spec.bind(divergence=config.divergence, **knobs), reward_beta(spec, knobs)
+    data = fitting_tokens(rows, name, model, tokenizer, config, tokenize_pairs)
+    if data.num_completions != 2:
+        raise ValueError(f"{name} must hold 2 completions per prompt (chosen, rejected), got {data.num_completions}")
+    return data
 
 
-class ExampleWork:
-    """Cross-entropy of completions: one completion per prompt."""
+def example_tokens(rows: Rows, name: str, model: nn.Module, tokenizer: Any, config: TrainingConfig) -> TokenData:
+    """As `pair_tokens`, of prompts with one completion each."""
+    from dpo_lab.preferences.tokens import tokenize_examples
 
-    def __init__(
-        self,
-        data: TokenData,
-        held: TokenData | None,
-        config: TrainingConfig,
-        layout: Layout,
-        processes: Processes = ALONE,
-    ) -> None:
-        self.data, self.held, self.config, self.processes = data, held, config, processes
-        self.layout: Layout = layout
-        self.order_lengths = row_lengths(data, "shared")  # the order of the data does not depend on the layout
-        self.lengths = self.order_lengths if layout == "shared" else row_lengths(data, layout)
+    return fitting_tokens(rows, name, model, tokenizer, config, tokenize_examples)
 
-    def epoch(self, epoch: int) -> Sequence[np.ndarray]:
+
+def fitting_tokens(
+    rows: Rows, name: str, model: nn.Module, tokenizer: Any, config: TrainingConfig, tokenize: Callable[..., Any]
+) -> TokenData:
+    """Rows as token ids. ValueError where there are none, or where the model has no embedding or position for one."""
+    data = rows if isinstance(rows, TokenData) else tokenize(rows, tokenizer, max_length=config.max_length)[0]
+    if len(data) == 0:
+        raise ValueError(f"{name} holds no usable rows; look at the report that load_preferences logged")
+    check_fit(model, data, name)
+    return data
+
+
+# ── what is learnt from ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class TokenObjective:
+    """An objective on token ids: their order, how they are cut, held-out ones. What is missing is the loss."""
+
+    data: TokenData
+    held: TokenData | None
+    config: TrainingConfig
+    layout: Layout
+    engine: Engine
+
+    def __post_init__(self) -> None:
+        self.make_batch = shared_rows if self.layout == "shared" else separate_rows
+        self.order_lengths = row_lengths(self.data, "shared")  # the order of the data does not depend on the layout
+        self.lengths = self.order_lengths if self.layout == "shared" else row_lengths(self.data, self.layout)
+        self.is_mapped = hasattr(self.data.ids, "_mmap")
+
+    def epoch(self, epoch: int) -> list[np.ndarray]:
         config = self.config
         return epoch_batches(
             self.order_lengths, config.batch_size, seed=config.seed, epoch=epoch, group_by_length=config.group_by_length
         )
 
-    def passes(self, indices: np.ndarray) -> list[np.ndarray]:
-        config = self.config
-        return split_passes(
-            indices, self.lengths, tokens_per_pass=config.tokens_per_pass, micro_batch_size=config.micro_batch_size
-        )
+    def begin_step(self, examples: np.ndarray) -> tuple[np.ndarray, float]:
+        if self.is_mapped:  # the pages that the last step was read from need not stay in memory
+            release(self.data.ids)
+            release(self.data.bounds)
+        return examples, float(len(examples))
 
-    def halves(self, indices: np.ndarray) -> list[np.ndarray]:
-        return halves(indices, self.lengths)
+    def score_held(self, model: nn.Module, held: TokenData) -> np.ndarray:
+        """Log-probs of the held-out completions, (N, K), under the model as it is now."""
+        return score(
+            model, held, layout=self.layout, tokens_per_pass=self.config.tokens_per_pass,
+            precision=self.config.precision, engine=self.engine,
+        )  # fmt: skip
 
-    def size(self, indices: np.ndarray) -> float:
-        return float(scored_lengths(self.data.select(indices)).sum())
+    def describe(self, examples: np.ndarray) -> str:
+        rows = self.data.source_rows[examples]
+        shown = ", ".join(str(int(row)) for row in rows[:8])
+        return f"rows {shown}{f' and {len(rows) - 8} more' if len(rows) > 8 else ''}"
 
-    def batch(self, indices: np.ndarray, device: torch.device) -> Batch:
-        """A run as tensors. The pages of mapped data that it was read from need not stay in memory."""
-        batch = make_batch(self.data, indices, self.layout).to(device)
-        release(self.data.ids)
-        release(self.data.bounds)
-        return batch
+    def identity(self) -> dict[str, Any]:
+        return {"data": content_hash(self.data), "layout": self.layout}
 
-    def loss(self, scorer: nn.Module, indices: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = self.batch(indices, device)
-        with autocast(device, self.config.precision):
-            token_logps = scorer(batch)
-        per_example = -sum_per_sequence(token_logps, batch)[:, 0] * batch.weights  # (B,)
+
+@dataclass
+class DPOObjective(TokenObjective):
+    """A preference loss on pairs: two completions per prompt, and the reference's log-probs of both."""
+
+    pair_loss: Callable[[PairScores], Tensor]
+    beta: float
+    reference: np.ndarray  # (N, 2), nats
+    held_reference: np.ndarray
+    reference_name: str = "none"
+    is_at_reference: bool = False  # the policy is its own reference until the first step
+
+    def loss(self, scorer: nn.Module, rows: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = self.make_batch(self.data, rows).to(device)
+        policy = sum_per_sequence(scorer(batch), batch)  # (B, 2), float32: bf16 sums drift on long replies
+        reference = torch.from_numpy(self.reference[rows]).to(device)
+        scores = PairScores(*policy.unbind(1), *reference.unbind(1), *batch.lengths.float().unbind(1))
+        losses = self.pair_loss(scores)  # (B,)
+        metrics = pair_metrics(scores, losses, self.beta)
+        return (losses * batch.weights).sum(), {name: value.sum() for name, value in metrics.items()}
+
+    def evaluate(self, model: nn.Module) -> tuple[dict[str, float], tuple[float, ...]]:
+        if self.held is None:
+            return {}, ()
+        logps = self.held_reference if self.is_at_reference else self.score_held(model, self.held)
+        self.is_at_reference = False  # the first evaluation comes before the first step, and only that one
+        scores = pair_scores_of(logps, self.held_reference, self.held)
+        result = evaluate_scores(scores, self.pair_loss, self.beta, self.held)
+        return result.metrics, tuple(result.table["margin"].tolist())
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"reference": self.reference_name}
+
+
+class SFTObjective(TokenObjective):
+    """Cross-entropy of completions: one completion per prompt, and a mean over their tokens."""
+
+    def begin_step(self, examples: np.ndarray) -> tuple[np.ndarray, float]:
+        super().begin_step(examples)
+        return examples, float(scored_lengths(self.data.select(examples)).sum())
+
+    def loss(self, scorer: nn.Module, rows: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = self.make_batch(self.data, rows).to(device)
+        per_example = -sum_per_sequence(scorer(batch), batch)[:, 0] * batch.weights  # (B,)
         return per_example.sum(), {"loss": per_example.detach().sum()}
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], tuple[float, ...]]:
@@ -196,130 +240,3 @@ class ExampleWork:
         logps = self.score_held(model, self.held)
         loss = -float(logps.astype(np.float64).sum()) / float(scored_lengths(self.held).sum())
         return {"loss": loss, "perplexity": float(np.exp(min(loss, 700.0)))}, ()
-
-    def score_held(self, model: nn.Module, held: TokenData) -> np.ndarray:
-        """Log-probs of the held-out completions, (N, K), under the model as it is now."""
-        config = self.config
-        return score(
-            model, held, layout=self.layout, tokens_per_pass=config.tokens_per_pass, precision=config.precision,
-            processes=self.processes,
-        )  # fmt: skip
-
-    def describe(self, indices: np.ndarray) -> str:
-        rows = self.data.source_rows[indices]
-        shown = ", ".join(str(int(row)) for row in rows[:8])
-        return f"rows {shown}{f' and {len(rows) - 8} more' if len(rows) > 8 else ''}"
-
-    def identity(self) -> dict[str, Any]:
-        return {"data": content_hash(self.data), "layout": self.layout}
-
-
-class PreferenceWork(ExampleWork):
-    """A preference loss on pairs: two completions per prompt, and the reference's log-probs of both."""
-
-    def __init__(
-        self,
-        data: TokenData,
-        held: TokenData | None,
-        loss: Callable[[PairScores], Tensor],
-        beta: float,
-        reference: np.ndarray,
-        held_reference: np.ndarray | None,
-        config: DPOConfig,
-        layout: Layout,
-        reference_name: str,
-        processes: Processes = ALONE,
-        *,
-        begins_at_reference: bool = False,
-    ) -> None:
-        super().__init__(data, held, config, layout, processes)
-        self.pair_loss, self.beta = loss, beta
-        self.reference, self.held_reference, self.reference_name = reference, held_reference, reference_name
-        self.is_at_reference = begins_at_reference  # until the first evaluation, which comes before the first step
-
-    def size(self, indices: np.ndarray) -> float:
-        return float(len(indices))
-
-    def loss(self, scorer: nn.Module, indices: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = self.batch(indices, device)
-        with autocast(device, self.config.precision):
-            token_logps = scorer(batch)
-        losses, scores = self.pair_losses(token_logps, batch, indices)
-        metrics = pair_metrics(scores, losses, self.beta)
-        return (losses * batch.weights).sum(), {name: value.sum() for name, value in metrics.items()}
-
-    def pair_losses(self, token_logps: Tensor, batch: Batch, indices: np.ndarray) -> tuple[Tensor, PairScores]:
-        """The loss of each pair of a run, (B,), and what it was computed from."""
-        policy = sum_per_sequence(token_logps, batch)  # (B, 2), float32: bf16 sums drift on long replies
-        reference = torch.from_numpy(self.reference[indices]).to(policy.device)
-        lengths = batch.lengths.float()
-        scores = PairScores(*policy.unbind(1), *reference.unbind(1), *lengths.unbind(1))
-        return self.pair_loss(scores), scores
-
-    def evaluate(self, model: nn.Module) -> tuple[dict[str, float], tuple[float, ...]]:
-        if self.held is None or self.held_reference is None:
-            return {}, ()
-        logps = self.held_reference if self.is_at_reference else self.score_held(model, self.held)
-        self.is_at_reference = False
-        result = evaluate_scores(
-            pair_scores_of(logps, self.held_reference, self.held), self.pair_loss, self.beta, self.held
-        )
-        return result.metrics, tuple(result.table["margin"].tolist())
-
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | {"reference": self.reference_name}
-
-
-def content_hash(data: TokenData) -> str:
-    """SHA-256 over token ids, bounds and weights, as hex: two data sets with the same hash train alike."""
-    digest = hashlib.sha256()
-    for array, kind in ((data.ids, "<i4"), (data.bounds, "<i8"), (data.weights, "<f4")):
-        for part in parts(array):
-            digest.update(np.ascontiguousarray(part, kind).tobytes())
-    return digest.hexdigest()
-
-
-def _reference_logps(
-    model: nn.Module,
-    data: TokenData,
-    config: DPOConfig,
-    layout: Layout,
-    cache: ReferenceCache | None,
-    progress: Callable[[int, int], None] | None,
-    processes: Processes,
-) -> np.ndarray:
-    if not config.dropout:
-        disable_dropout(model)
-    options: dict[str, Any] = {
-        "layout": layout,
-        "precision": config.precision,
-        "tokens_per_pass": config.tokens_per_pass,
-        "processes": processes,
-    }
-    if cache is not None:
-        return cache.logps(model, data, progress=progress, **options).values
-    return score(model, data, **options)
-
-
-def _tokens(rows: Rows, tokenizer: Any, config: TrainingConfig, tokenize: Callable[..., Any], name: str) -> TokenData:
-    data = rows if isinstance(rows, TokenData) else tokenize(rows, tokenizer, max_length=config.max_length)[0]
-    if len(data) == 0:
-        raise ValueError(f"{name} holds no usable rows; look at the report that load_preferences logged")
-    return data
-
-
-def _check_fit(model: nn.Module, data: TokenData | None, name: str) -> None:
-    """Every token needs an embedding, and every position a row where positions are a table."""
-    if data is None:
-        return
-    rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportCallIssue]
-    largest = max(int(part.max()) for part in parts(data.ids))
-    if largest >= rows:
-        raise ValueError(
-            f"token id {largest} has no embedding: the model has {rows}; tokenise {name} with this model's tokenizer"
-        )
-    check_length(model, data.longest(), name)
-
-
-def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dpo_lab.cli import main
+from dpo_lab.workbench.cli import main
 from tests.conftest import ROOT, tiny_llama
 from tests.small_tokenizers import CHATML, bpe
 from tests.tiny import saved_model
@@ -46,7 +46,7 @@ def dpo_lab(capsys: pytest.CaptureFixture[str], *arguments: object) -> Told:
 
 def dpo_lab_process(*arguments: object, before: str = "", timeout: float = 300, **options: Any) -> Told:
     """Run a command in a process of its own, after the lines of Python in `before`."""
-    code = f"import sys\nfrom dpo_lab.cli import main\n{before}\nsys.exit(main())"
+    code = f"import sys\nfrom dpo_lab.workbench.cli import main\n{before}\nsys.exit(main())"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | options.pop("env", {})
     command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, **options)

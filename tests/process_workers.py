@@ -253,7 +253,7 @@ def says(folder: Path, name: str, *arguments: str) -> Work:
     """A worker that runs the command and keeps what it prints in `folder/name-INDEX.txt`."""
 
     def work(index: int) -> int:
-        from dpo_lab.cli import main
+        from dpo_lab.workbench.cli import main
 
         file = os.open(folder / f"{name}-{index}.txt", os.O_WRONLY | os.O_CREAT)
         os.dup2(file, 1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dpo_lab import attention
 from dpo_lab.batching import shared_rows
+from dpo_lab.engine import attention
 from dpo_lab.logprobs import sequence_logps
 from tests.conftest import random_pairs, tiny_llama
 

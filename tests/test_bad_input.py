@@ -13,7 +13,7 @@ import shutil
 import pytest
 import torch
 
-from dpo_lab.runs import Run
+from dpo_lab.workbench.runs import Run
 from tests.command_line import QUICK, chat_model, dpo_lab, some_rows, write_rows
 from tests.conftest import tiny_llama
 from tests.faults import full_disk
@@ -31,7 +31,7 @@ def shelf(tmp_path_factory):
     chat_model(folder / "model")
     write_rows(folder / "pairs.jsonl", GOOD)
     arguments = ("train", "--model", folder / "model", "--pairs", folder / "pairs.jsonl", *QUICK, "--max-steps", 1)
-    from dpo_lab.cli import main
+    from dpo_lab.workbench.cli import main
 
     assert main([str(argument) for argument in (*arguments, "--run", folder / "run")]) == 0
     return folder
@@ -380,7 +380,7 @@ def test_samples_that_cannot_be_drawn(refuse, monkeypatch):
 
 
 def test_the_course_without_its_notebooks_or_jupyter(refuse, monkeypatch, tmp_path):
-    from dpo_lab.cli import lab
+    from dpo_lab.workbench.cli import lab
 
     monkeypatch.setattr(lab, "__file__", str(tmp_path / "dpo_lab" / "cli" / "lab.py"))
     refuse("lab", say=("the notebooks are not part of the installed package", "run `make lab` there"))
@@ -391,7 +391,7 @@ def test_the_course_without_its_notebooks_or_jupyter(refuse, monkeypatch, tmp_pa
 
 
 def test_a_package_that_is_not_installed_and_memory_that_is_out(refuse, monkeypatch):
-    from dpo_lab.cli import models
+    from dpo_lab.workbench.cli import models
 
     def fail(error: Exception):
         def load(*_: object, **__: object):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention as flex
 
-from dpo_lab import attention, block_attention, compiling
-from dpo_lab.attention import BLOCK_ATTENTION, SHARED_ATTENTION, use_block_attention
 from dpo_lab.batching import make_batch
-from dpo_lab.block_attention import BLOCK, attend_in_blocks, block_map, block_mask, padded_length
 from dpo_lab.config import DPOConfig, SFTConfig
+from dpo_lab.engine import attention, block_attention, compiling
+from dpo_lab.engine.attention import BLOCK_ATTENTION, SHARED_ATTENTION, use_block_attention
+from dpo_lab.engine.block_attention import BLOCK, attend_in_blocks, block_map, block_mask, padded_length
 from dpo_lab.logprobs import sequence_logps
 from dpo_lab.loop import Step
 from dpo_lab.training import train_dpo, train_sft

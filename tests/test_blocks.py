@@ -7,7 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from dpo_lab.evaluation import differences_from, student_quantile
+from dpo_lab.course.statistics import differences_from, student_quantile
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpo_lab.checkpoints import MANIFEST, STATE, WEIGHTS, latest_checkpoint, list_checkpoints, load_checkpoint
-from dpo_lab.checkpoints import save_checkpoint as save
 from dpo_lab.config import DPOConfig
 from dpo_lab.loop import Checkpoint, Step
+from dpo_lab.storage.checkpoints import (
+    MANIFEST,
+    STATE,
+    WEIGHTS,
+    latest_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+)
+from dpo_lab.storage.checkpoints import save_checkpoint as save
 from dpo_lab.training import train_dpo
 from tests.conftest import random_pairs, tiny_llama
 from tests.faults import forked, full_disk, in_fresh_process, kill_after, moments

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpo_lab.cli import parse, progress
-from dpo_lab.cli.options import COMMANDS, LabOptions
-from dpo_lab.runs import Run
+from dpo_lab.workbench.cli import parse, progress
+from dpo_lab.workbench.cli.options import COMMANDS, LabOptions
+from dpo_lab.workbench.runs import Run
 from tests.command_line import (
     QUICK,
     chat_model,
@@ -55,7 +55,7 @@ def tell(capsys, monkeypatch, tmp_path):
 def test_help_answers_within_a_second_and_loads_no_torch(command):
     spent = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     code = (
-        "import sys\nfrom dpo_lab.cli import main\n"
+        "import sys\nfrom dpo_lab.workbench.cli import main\n"
         "try: main()\nexcept SystemExit: pass\n"
         "print([m for m in ('torch', 'transformers', 'matplotlib', 'datasets') if m in sys.modules], file=sys.stderr)"
     )
@@ -142,7 +142,7 @@ def read_split(inputs):
 def test_another_beta_runs_the_reference_on_nothing(tell, inputs, monkeypatch):
     import dpo_lab.reference
 
-    calls, score = [], dpo_lab.reference.score
+    calls, score = [], dpo_lab.logprobs.score
     monkeypatch.setattr(dpo_lab.reference, "score", lambda *args, **kw: calls.append(1) or score(*args, **kw))
     options = ("--max-steps", 1, "--samples", 0, "--kl-prompts", 0)
     assert "reference: 24 pairs scored" in tell("train", *inputs, *options, "--run", "a").out
@@ -201,7 +201,7 @@ def test_a_terminal_shows_a_bar_and_a_file_shows_lines(tell, inputs, monkeypatch
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=100, highlight=False)
     for module in ("progress", "train", "inputs"):
-        monkeypatch.setattr(f"dpo_lab.cli.{module}.console", terminal)
+        monkeypatch.setattr(f"dpo_lab.workbench.cli.{module}.console", terminal)
     told = tell("train", *inputs, *QUICK, "--max-steps", 3, "--run", "r")
     assert told.status == 0
     assert "scoring the reference: 22 of 22 pairs\n" in told.err
@@ -392,7 +392,7 @@ def test_sample_answers_arguments_lines_of_standard_input_and_rows(tell, inputs,
 
 
 def test_a_system_turn_and_raw_text_reach_the_model_as_asked(tell, inputs, monkeypatch):
-    from dpo_lab.cli import models
+    from dpo_lab.workbench.cli import models
 
     asked = []
     monkeypatch.setattr(models, "generate", lambda model, tokenizer, rows, **_: asked.extend(rows) or [""] * len(rows))
@@ -413,7 +413,7 @@ def test_markup_in_prompts_is_printed_as_it_is(tell, inputs):
 def two_runs(inputs, tmp_path_factory):
     """A folder with two runs that differ in β."""
     folder = tmp_path_factory.mktemp("compared")
-    from dpo_lab.cli import main
+    from dpo_lab.workbench.cli import main
 
     for beta in ("0.1", "0.5"):
         arguments = ("train", *inputs, *QUICK, "--max-steps", "2", "--beta", beta, "--run", folder / f"beta-{beta}")
@@ -455,7 +455,7 @@ def test_losses_lists_every_loss_with_its_knobs_and_source(tell):
 
 
 def test_the_lab_listens_on_the_loopback_address_behind_its_token(tell, monkeypatch, tmp_path):
-    from dpo_lab.cli import lab
+    from dpo_lab.workbench.cli import lab
 
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "README.md").write_text("# The course\n")
@@ -541,7 +541,7 @@ def test_minimind_renders_its_conversations_for_a_tiny_model_of_its_vocabulary(t
 
 
 def test_the_lab_opens_pages_of_text_rendered(monkeypatch):
-    from dpo_lab.cli.lab import lab_environment
+    from dpo_lab.workbench.cli.lab import lab_environment
 
     monkeypatch.setenv("JUPYTER_CONFIG_PATH", "/their/own")
     ours, theirs = lab_environment()["JUPYTER_CONFIG_PATH"].split(os.pathsep)

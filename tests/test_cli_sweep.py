@@ -11,10 +11,9 @@ import time
 
 import pytest
 
-from dpo_lab.cli import parse
-from dpo_lab.cli.options import SweepOptions
-from dpo_lab.sweeps import StoredStudy
-from dpo_lab.sweeps.space import SEARCHED
+from dpo_lab.workbench.cli import parse
+from dpo_lab.workbench.cli.options import SweepOptions
+from dpo_lab.workbench.sweeps import SEARCHED, StoredStudy
 from tests.command_line import chat_model, dpo_lab, dpo_lab_process, some_rows, write_rows
 from tests.conftest import ROOT
 

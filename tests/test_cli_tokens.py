@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpo_lab.preferences import TokenData
-from dpo_lab.runs import Run
+from dpo_lab.workbench.runs import Run
 from tests.command_line import QUICK, chat_model, dpo_lab, some_rows, without_seconds, write_rows
 
 

@@ -21,7 +21,16 @@ from typing import Any
 import pytest
 
 from dpo_lab.worlds import corpus
-from dpo_lab.worlds.pocket import JOBS, Conversation, judge, safety, sample_conversation, tools, words, write_answer
+from dpo_lab.worlds.pocket import (
+    JOBS,
+    Conversation,
+    judge,
+    safety,
+    sample_conversation,
+    tools,
+    words,
+    write_answer,
+)
 from dpo_lab.worlds.pocket.english import ENGLISH
 from dpo_lab.worlds.pocket.judge import EARNED, SPECS
 from dpo_lab.worlds.pocket.quality import quality

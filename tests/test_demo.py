@@ -10,8 +10,8 @@ import torch
 from scipy.stats import spearmanr
 
 from dpo_lab import evaluate, load_policy, load_preferences
-from dpo_lab.cli import main
-from dpo_lab.runs import Run
+from dpo_lab.workbench.cli import main
+from dpo_lab.workbench.runs import Run
 from dpo_lab.worlds.pocket import JOBS
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_lab.cli import parse
+from dpo_lab.workbench.cli import parse
 from tests.conftest import ROOT
 
 PLACES = [ROOT / "README.md", ROOT / "notebooks" / "README.md", *sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]

@@ -9,20 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_lab.evaluation import (
-    evaluate,
-    evaluate_scores,
-    kl_from_reference,
-    kl_of_samples,
-    pair_metrics,
-    pair_scores_of,
-    reward_beta,
-    scored_lengths,
-)
 from dpo_lab.logprobs import score
 from dpo_lab.losses import LOSSES, PairScores
+from dpo_lab.losses.table import reward_beta
+from dpo_lab.metrics import evaluate_scores, pair_metrics, pair_scores_of, scored_lengths
 from dpo_lab.preferences import TokenData
 from dpo_lab.reference import ReferenceCache
+from dpo_lab.workbench.evaluation import evaluate, kl_from_reference, kl_of_samples
 from tests.conftest import random_pairs, tiny_llama
 from tests.test_sampling import exact
 from tests.tiny import tiny_tokenizer

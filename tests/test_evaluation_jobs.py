@@ -7,19 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from dpo_lab.evaluation.jobs import (
-    NEW_ATTACKS,
-    attacked,
-    difference,
-    judge_answers,
-    over_seeds,
-    refusal_rates,
-    side_by_side,
-    success_by_job,
-    told,
-    tool_stages,
-)
-from dpo_lab.evaluation.kept_jobs import (
+from dpo_lab.course.kept_results import (
     attack_shares,
     outcomes,
     read_jobs,
@@ -31,7 +19,19 @@ from dpo_lab.evaluation.kept_jobs import (
     success_shares,
     transfer,
 )
-from dpo_lab.preferences.labels import wilson
+from dpo_lab.course.statistics.jobs import (
+    NEW_ATTACKS,
+    attacked,
+    difference,
+    judge_answers,
+    over_seeds,
+    refusal_rates,
+    side_by_side,
+    success_by_job,
+    told,
+    tool_stages,
+)
+from dpo_lab.workbench.labels import wilson
 from dpo_lab.worlds.pocket.prose import unknown_words
 from dpo_lab.worlds.pocket.system_prompts import OVERRIDES
 from tests.pocket_verdicts import CALL, GROUPS

@@ -8,13 +8,13 @@ import re
 import numpy as np
 import pytest
 
-from dpo_lab.exercises.applications import (
+from dpo_lab.course.exercises import (
+    NotYet,
     check_attack_cost,
     check_json_checker,
     check_refusal_rates,
     check_same_call,
 )
-from dpo_lab.exercises.checking import NotYet
 
 
 def parsed(text):

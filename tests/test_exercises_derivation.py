@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_lab.exercises.checking import NotYet
-from dpo_lab.exercises.derivation import check_beta_for_kl, check_recovered_gaps, check_shift, check_two_responses
+from dpo_lab.course.exercises import NotYet, check_beta_for_kl, check_recovered_gaps, check_shift, check_two_responses
 from dpo_lab.worlds.tabular import kitchen_world, kl, optimal_logps
 
 

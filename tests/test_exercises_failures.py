@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_lab.exercises.checking import NotYet
-from dpo_lab.exercises.failures import (
-    CAUSES,
+from dpo_lab.course.exercises import (
+    NotYet,
     check_diagnoses,
     check_first_moves,
     check_resting_reference,
     check_swapped_source,
     mystery_runs,
 )
+from dpo_lab.course.exercises.failures import CAUSES
 
 ANSWER = {"A": "swapped labels", "B": "sound", "C": "learnt by heart", "D": "reference follows the policy",
           "E": "wrong reference"}  # fmt: skip

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_lab.exercises.checking import NotYet
-from dpo_lab.exercises.family import (
+from dpo_lab.course.exercises import (
+    NotYet,
     check_betas_for_gap,
     check_paired_difference,
     check_resting_margins,

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_lab.exercises.checking import NotYet
-from dpo_lab.exercises.gpu import check_bfloat16_logp, check_clock, check_peak_bytes, check_useful_share
+from dpo_lab.course.exercises import NotYet, check_bfloat16_logp, check_clock, check_peak_bytes, check_useful_share
 
 
 def test_right_shares(capsys):

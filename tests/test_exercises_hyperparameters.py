@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from dpo_lab.exercises.checking import NotYet
-from dpo_lab.exercises.hyperparameters import check_honest_choice, check_log_uniform, check_seeds_needed
+from dpo_lab.course.exercises import NotYet, check_honest_choice, check_log_uniform, check_seeds_needed
 
 
 def test_an_honest_choice(capsys):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dpo_lab.evaluation import calibration
-from dpo_lab.exercises.checking import NotYet
-from dpo_lab.exercises.implicit_rewards import (
+from dpo_lab.course.exercises import (
+    NotYet,
     check_best_answers,
     check_calibration_error,
     check_heaviest_token,
     check_mean_rewards,
 )
+from dpo_lab.workbench.evaluation import calibration
 
 
 def test_right_heaviest_tokens(capsys):

@@ -7,14 +7,14 @@ import random
 
 import pytest
 
-from dpo_lab.exercises.checking import NotYet
-from dpo_lab.exercises.labels import (
+from dpo_lab.course.exercises import (
+    NotYet,
     check_comparisons_to_tell,
     check_kappa,
     check_sides,
     check_standing_choices,
 )
-from dpo_lab.preferences.labels import cohen_kappa
+from dpo_lab.workbench.labels import cohen_kappa
 
 
 def standing(events):

@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_lab.exercises.checking import NotYet
-from dpo_lab.exercises.log_probabilities import (
-    check_border,
-    check_mask_repair,
-    check_shared_row,
-    check_token_logps,
-)
+from dpo_lab.course.exercises import NotYet, check_border, check_mask_repair, check_shared_row, check_token_logps
 
 # ── token log-probs ──────────────────────────────────────────────────────────────────────────────────────────────────
 

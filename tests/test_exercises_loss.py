@@ -9,8 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dpo_lab.exercises.checking import NotYet
-from dpo_lab.exercises.loss import check_beta_for_margin, check_dpo_loss, check_loss_slope, check_share_behind_margin
+from dpo_lab.course.exercises import (
+    NotYet,
+    check_beta_for_margin,
+    check_dpo_loss,
+    check_loss_slope,
+    check_share_behind_margin,
+)
 
 
 def nll(z):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dpo_lab.exercises.checking import NotYet
-from dpo_lab.exercises.preferences import (
+from dpo_lab.course.exercises import (
+    NotYet,
     check_bradley_terry_loss,
     check_comparisons_needed,
     check_preference_probability,

@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
-from dpo_lab.exercises import NotYet, check_accuracy_and_margin, check_share_of_wrong_labels, check_starting_loss
+from dpo_lab.course.exercises import (
+    NotYet,
+    check_accuracy_and_margin,
+    check_share_of_wrong_labels,
+    check_starting_loss,
+)
 
 
 def share(rows):
@@ -100,11 +105,11 @@ def test_an_empty_answer_is_told_from_a_wrong_one():
 
 
 def test_every_name_that_is_offered_exists_and_no_check_is_forgotten():
-    import dpo_lab.exercises as exercises
+    import dpo_lab.course.exercises as exercises
 
     for room, names in exercises._ROOMS.items():
-        module = __import__(f"dpo_lab.exercises.{room}", fromlist=["*"])
+        module = __import__(f"dpo_lab.course.exercises.{room}", fromlist=["*"])
         for name in names:
             assert getattr(exercises, name) is getattr(module, name)
         own = {n for n in vars(module) if n.startswith("check_") and getattr(module, n).__module__ == module.__name__}
-        assert own <= set(names), f"dpo_lab.exercises doesn't offer {sorted(own - set(names))} of {room}"
+        assert own <= set(names), f"dpo_lab.course.exercises doesn't offer {sorted(own - set(names))} of {room}"

@@ -8,8 +8,8 @@ import itertools
 import numpy as np
 import pytest
 
-from dpo_lab.exercises.checking import NotYet
-from dpo_lab.exercises.reference_cache import (
+from dpo_lab.course.exercises import (
+    NotYet,
     check_cache_key,
     check_looks_stale,
     check_reference_bytes,

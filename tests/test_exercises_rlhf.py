@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dpo_lab.evaluation.matched_kl import reward_at_kl
-from dpo_lab.exercises.checking import NotYet
-from dpo_lab.exercises.rlhf import (
+from dpo_lab.course.exercises import (
+    NotYet,
     check_best_of_n,
     check_kl_estimate,
     check_reward_at_kl,
     check_rloo_advantages,
 )
+from dpo_lab.course.statistics import reward_at_kl
 
 
 def test_a_right_estimate(capsys):

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from dpo_lab.exercises.checking import NotYet
-from dpo_lab.exercises.scaling import (
+from dpo_lab.course.exercises import (
+    NotYet,
     check_adapter_margins,
     check_device_bytes,
     check_global_mean,

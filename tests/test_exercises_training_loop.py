@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dpo_lab.exercises.checking import NotYet
-from dpo_lab.exercises.training_loop import (
+from dpo_lab.course.exercises import (
+    NotYet,
     check_accumulation,
     check_repaired_loop,
     check_training_step,

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from dpo_lab.evaluation.jobs import judge_answers
-from dpo_lab.evaluation.kept_jobs import seeds_of
-from dpo_lab.preferences.labels import wilson
+from dpo_lab.course.kept_results import seeds_of
+from dpo_lab.course.statistics.jobs import judge_answers
+from dpo_lab.workbench.labels import wilson
 from tests.conftest import ROOT
 from tests.test_evaluation_jobs import ROWS, TOOLS
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpo_lab.cli import parse
 from dpo_lab.config import DPOConfig
 from dpo_lab.logprobs import scoring_path
 from dpo_lab.loop import Step
 from dpo_lab.models import load_policy, save_policy
 from dpo_lab.preferences import encode_prompt, read_preferences, tokenize_pairs
-from dpo_lab.recipes import RECIPES, Recipe, carry_out, command_line
 from dpo_lab.sampling import generate
 from dpo_lab.training import train_dpo
+from dpo_lab.workbench.cli import parse
+from dpo_lab.workbench.recipes import RECIPES, Recipe, carry_out, command_line
 from tests.command_line import dpo_lab
 from tests.conftest import ROOT
 from tests.hub_layouts import HH, QWEN, SMOLLM2, ULTRAFEEDBACK, hh_rlhf, qwen, smollm2, ultrafeedback
@@ -146,7 +146,7 @@ def test_a_named_recipe_runs_on_folders_of_the_same_layout(tmp_path):
 
 def in_process(home: Path, code: str, **environment: str) -> str:
     """What some lines print in a process of their own, whose Hub cache is `home`."""
-    lines = f"from dpo_lab.models import load_policy\nfrom dpo_lab.preferences import read_preferences\n{code}"
+    lines = f"from dpo_lab.models.loading import load_policy\nfrom dpo_lab.preferences import read_preferences\n{code}"
     environment = {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "5", **environment}
     keep = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
     done = subprocess.run(

@@ -13,7 +13,7 @@ from itertools import product
 import pytest
 
 from dpo_lab.preferences import BadRow, load_preferences, read_preferences
-from dpo_lab.preferences.labels import (
+from dpo_lab.workbench.labels import (
     LabelBook,
     agreement,
     cohen_kappa,
@@ -453,9 +453,7 @@ def test_kappa_of_noisy_labellers_is_what_the_noise_predicts(tmp_path):
 
 
 def test_no_torch():
-    code = (
-        "import sys, dpo_lab.preferences.labels; print([m for m in ('torch', 'numpy.random') if m in sys.modules][:1])"
-    )
+    code = "import sys, dpo_lab.workbench.labels; print([m for m in ('torch', 'numpy.random') if m in sys.modules][:1])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "torch" not in done.stdout
 

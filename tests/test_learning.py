@@ -15,7 +15,14 @@ from dpo_lab.worlds.comparisons import (
     sample_comparisons,
     uniform_pairs,
 )
-from dpo_lab.worlds.learning import descend, expected_loss, ipo_optimal_logps, minimise, one_thread, value_and_gradient
+from dpo_lab.worlds.learning import (
+    descend,
+    expected_loss,
+    ipo_optimal_logps,
+    minimise,
+    one_thread,
+    value_and_gradient,
+)
 from dpo_lab.worlds.tabular import (
     kitchen_world,
     kl,

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_lab import attention, compiling, target_logps
 from dpo_lab.batching import separate_rows, shared_rows
+from dpo_lab.engine import attention, compiling
+from dpo_lab.engine import output_layer as target_logps
 from dpo_lab.logprobs import score, scoring_path, sequence_logps, sum_per_sequence, token_logps, usable_layout
 from dpo_lab.preferences import TokenData
 from tests.conftest import random_pairs, tiny_llama

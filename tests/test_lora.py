@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpo_lab.checkpoints import WEIGHTS
 from dpo_lab.config import DPOConfig, LoRAConfig, SFTConfig
-from dpo_lab.evaluation import kl_from_reference
 from dpo_lab.logprobs import score
 from dpo_lab.loop import Event, Step
-from dpo_lab.lora import adapter_off, add_lora, adds_nothing, as_reference, merge_adapter, save_adapter
 from dpo_lab.models import load_policy, save_policy
-from dpo_lab.recipes import Recipe, carry_out, command_line, python_code
+from dpo_lab.models.lora import adapter_off, add_lora, adds_nothing, as_reference, merge_adapter, save_adapter
 from dpo_lab.reference import ReferenceCache, fingerprint
-from dpo_lab.runs import Run
+from dpo_lab.storage.checkpoints import WEIGHTS
 from dpo_lab.training import train_dpo, train_sft
+from dpo_lab.workbench.evaluation import kl_from_reference
+from dpo_lab.workbench.recipes import Recipe, carry_out, command_line, python_code
+from dpo_lab.workbench.runs import Run
 from tests.command_line import QUICK, chat_model, dpo_lab, some_rows, without_seconds, write_rows
 from tests.conftest import random_pairs, tiny_llama
 from tests.tiny import tiny_tokenizer

@@ -7,9 +7,7 @@ import math
 import pytest
 import torch
 
-from dpo_lab.losses import LOSSES
-from dpo_lab.losses.assumptions import ASSUMES
-from dpo_lab.losses.curves import (
+from dpo_lab.course.loss_curves import (
     LENGTH,
     NATS,
     loss_curve,
@@ -21,6 +19,8 @@ from dpo_lab.losses.curves import (
     typical_pairs,
     wrong_pull,
 )
+from dpo_lab.losses import LOSSES
+from dpo_lab.losses.table import ASSUMES
 
 each_loss = pytest.mark.parametrize("name", LOSSES)
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from dpo_lab.evaluation import matched_kl
-from dpo_lab.evaluation.matched_kl import (
+from dpo_lab.course.statistics import (
     SeedInterval,
     compare_along,
     compare_at_kl,
     curves_of,
+    matched_kl,
     reach,
     reward_at_kl,
     rewards_at_kl,

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from dpo_lab.attention import SHARED_ATTENTION
 from dpo_lab.config import DPOConfig
+from dpo_lab.engine.attention import SHARED_ATTENTION
 from dpo_lab.logprobs import score
 from dpo_lab.loop import Step
-from dpo_lab.models import disable_dropout, inner_model, load_policy, num_parameters, pick_device, save_policy
+from dpo_lab.models import load_policy, num_parameters, pick_device, save_policy
+from dpo_lab.models.inside import disable_dropout, inner_model
 from dpo_lab.reference import fingerprint
 from dpo_lab.training import train_dpo
 from tests.conftest import random_pairs, tiny_llama

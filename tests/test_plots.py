@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dpo_lab import plots
-from dpo_lab.plots.margins import edges_through_zero
-from dpo_lab.plots.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+from dpo_lab.workbench import plots
+from dpo_lab.workbench.plots.margins import edges_through_zero
+from dpo_lab.workbench.plots.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 
 
 def dpo_rows(num_steps: int = 40, evaluate_at: tuple[int, ...] = (0, 40)) -> list[dict]:
@@ -242,7 +242,7 @@ def test_a_notebook_shows_a_figure_by_itself():
 
 def test_drawing_needs_no_torch_and_no_pyplot():
     code = (
-        "import sys, dpo_lab.plots as p\n"
+        "import sys, dpo_lab.workbench.plots as p\n"
         "p.to_png(p.plot_margins([1.0, -1.0]).figure)\n"
         "print([name for name in ('torch', 'transformers', 'matplotlib.pyplot') if name in sys.modules])"
     )

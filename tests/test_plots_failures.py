@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dpo_lab.plots import to_png
-from dpo_lab.plots.failures import conditions_figure, plot_levels, plot_mass, runs_grid, turn_figure
+from dpo_lab.course.plots.failures import conditions_figure, plot_levels, plot_mass, runs_grid, turn_figure
+from dpo_lab.workbench.plots import to_png
 
 
 def labels(ax):

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_lab.losses import LOSSES
-from dpo_lab.losses.curves import loss_curve
-from dpo_lab.plots import to_png
-from dpo_lab.plots.family import (
+from dpo_lab.course.loss_curves import loss_curve
+from dpo_lab.course.plots.family import (
     describe_member,
     describe_results,
     family_figure,
@@ -20,6 +18,8 @@ from dpo_lab.plots.family import (
     pulls_figure,
     results_figure,
 )
+from dpo_lab.losses import LOSSES
+from dpo_lab.workbench.plots import to_png
 
 GAPS = torch.linspace(-20, 20, 81)
 CURVES = {name: loss_curve(LOSSES[name].bind(), GAPS) for name in ("dpo", "cdpo", "hinge", "nca_pair", "rpo", "ipo",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dpo_lab.plots import finite_world as plots
-from dpo_lab.plots import to_png
+from dpo_lab.course.plots import finite_world as plots
+from dpo_lab.workbench.plots import to_png
 
 BETAS = np.array([0.1, 1.0, 10.0])
 PROBS = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]])

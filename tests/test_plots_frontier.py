@@ -5,8 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dpo_lab.plots import to_png
-from dpo_lab.plots.frontier import costs_figure, describe_roads, plot_matched, plot_roads, settings_of, short
+from dpo_lab.course.plots.frontier import (
+    costs_figure,
+    describe_roads,
+    plot_matched,
+    plot_roads,
+    settings_of,
+    short,
+)
+from dpo_lab.workbench.plots import to_png
 
 
 def row(method, knob, seed, kl, reward):

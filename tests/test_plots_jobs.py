@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dpo_lab.plots import to_png
-from dpo_lab.plots.jobs import (
+from dpo_lab.course.plots.jobs import (
     describe_refusals,
     describe_shares,
     describe_transfer,
@@ -14,6 +13,7 @@ from dpo_lab.plots.jobs import (
     plot_shares,
     plot_transfer,
 )
+from dpo_lab.workbench.plots import to_png
 
 SHARES = {
     "base": {"safety": (0.5, 0.4, 0.6, 100), "$tools$": (0.4, 0.3, 0.5, 90)},

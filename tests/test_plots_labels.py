@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from dpo_lab.plots import to_png
-from dpo_lab.plots.labels import plot_agreement, plot_kappa, plot_labels_needed, plot_win_rates, question_figure
+from dpo_lab.course.plots.labels import (
+    plot_agreement,
+    plot_kappa,
+    plot_labels_needed,
+    plot_win_rates,
+    question_figure,
+)
+from dpo_lab.workbench.plots import to_png
 
 
 def words(figure):

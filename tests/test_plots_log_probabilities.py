@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dpo_lab.plots import to_png
-from dpo_lab.plots.cache import describe_verdicts, plot_before_after, plot_drift, plot_verdicts
-from dpo_lab.plots.log_probabilities import (
+from dpo_lab.course.plots.cache import describe_verdicts, plot_before_after, plot_drift, plot_verdicts
+from dpo_lab.course.plots.log_probabilities import (
     describe_pair_anatomy,
     pair_anatomy,
     plot_shared_row,
@@ -15,6 +14,7 @@ from dpo_lab.plots.log_probabilities import (
     plot_tokens,
     show_token,
 )
+from dpo_lab.workbench.plots import to_png
 
 PROMPT, CHOSEN, REJECTED = ["<|a|>", "Why", " $", "\n"], ["Be", "cause", "<|e|>"], ["No", "<|e|>"]
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from dpo_lab.course.plots import loss as of_loss
+from dpo_lab.course.plots import preferences as of_preferences
 from dpo_lab.losses import PairScores, dpo
-from dpo_lab.plots import loss as of_loss
-from dpo_lab.plots import preferences as of_preferences
-from dpo_lab.plots import to_png
+from dpo_lab.workbench.plots import to_png
 from dpo_lab.worlds.comparisons import preference_probs
 
 

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 
-from dpo_lab.evaluation import best_of_n, calibration, per_group, sigmoid
-from dpo_lab.plots import to_png
-from dpo_lab.plots.reward_quality import (
+from dpo_lab.course.plots.reward_quality import (
     describe_calibration,
     plot_best_of_n,
     plot_calibration,
@@ -17,7 +15,9 @@ from dpo_lab.plots.reward_quality import (
     plot_length,
     plot_rewards,
 )
-from dpo_lab.plots.ridge import density, describe_ridge, plot_ridge
+from dpo_lab.course.plots.ridge import density, describe_ridge, plot_ridge
+from dpo_lab.workbench.evaluation import best_of_n, calibration, per_group, sigmoid
+from dpo_lab.workbench.plots import to_png
 
 RNG = np.random.default_rng(0)
 MARGINS = RNG.normal(0, 2, 60)

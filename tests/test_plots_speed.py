@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dpo_lab.plots import to_png
-from dpo_lab.plots.speed import (
+from dpo_lab.course.plots.speed import (
     plot_layouts,
     plot_losses,
     plot_memory,
@@ -16,7 +15,8 @@ from dpo_lab.plots.speed import (
     plot_running_sums,
     plot_ways,
 )
-from dpo_lab.speed.pretend import PretendDevice
+from dpo_lab.course.speed.simulated_gpu import PretendDevice
+from dpo_lab.workbench.plots import to_png
 
 CURVE = {
     "seconds": [0.0, 0.1, 0.2, 0.3], "weights": [4096] * 4, "moments": [0, 0, 0, 8192], "gradients": [0, 0, 4096, 0],

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from dpo_lab.plots import to_png
-from dpo_lab.plots.hyperparameter_map import (
+from dpo_lab.course.kept_results import read_map
+from dpo_lab.course.plots.hyperparameter_map import (
     describe_map,
     describe_spread,
     map_figure,
@@ -18,8 +18,14 @@ from dpo_lab.plots.hyperparameter_map import (
     plot_spread,
     table_of,
 )
-from dpo_lab.plots.sweeps import describe_sweep, plot_history, plot_importance, plot_slice, sweep_figure
-from dpo_lab.sweeps import read_map
+from dpo_lab.workbench.plots import to_png
+from dpo_lab.workbench.plots.sweeps import (
+    describe_sweep,
+    plot_history,
+    plot_importance,
+    plot_slice,
+    sweep_figure,
+)
 
 TRIALS = [
     {"trial": 0, "state": "complete", "value": 0.6, "beta": 0.1, "loss": "dpo", "looks": {1: 0.55, 2: 0.6}},

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from dpo_lab.plots import to_png
-from dpo_lab.plots.token_rewards import color_limit, describe_tokens, token_colors, token_heatmap, token_html
-from dpo_lab.plots.token_text import drawable, lay_out, plain_lines, visible
+from dpo_lab.workbench.plots import describe_tokens, to_png, token_heatmap, token_html
+from dpo_lab.workbench.plots.token_rewards import color_limit, token_colors
+from dpo_lab.workbench.plots.token_text import drawable, lay_out, plain_lines, visible
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)> $x^2$ $\\frac{1}{0}$ \\(y\\) "

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 
-from dpo_lab.plots.likelihoods import count_moves, plot_moves, plot_sides
-from dpo_lab.plots.steps import plot_cuts, plot_gradient_norms, plot_schedules
+from dpo_lab.course.plots.likelihoods import count_moves, plot_moves, plot_sides
+from dpo_lab.course.plots.steps import plot_cuts, plot_gradient_norms, plot_schedules
 
 # Four pairs, one of each kind: right and up, right and down, wrong and up, wrong and down.
 CHOSEN, REJECTED = [1.0, -1.0, 0.5, -2.0], [-1.0, -2.0, 1.0, -1.0]

@@ -10,7 +10,15 @@ from random import Random
 
 import pytest
 
-from dpo_lab.worlds.pocket import JOBS, Conversation, flaw_names, judge, sample_conversation, words, write_answer
+from dpo_lab.worlds.pocket import (
+    JOBS,
+    Conversation,
+    flaw_names,
+    judge,
+    sample_conversation,
+    words,
+    write_answer,
+)
 from dpo_lab.worlds.pocket.english import ENGLISH
 from dpo_lab.worlds.pocket.judge import SPECS
 

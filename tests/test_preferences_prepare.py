@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpo_lab.cli.options import RunOptions
-from dpo_lab.preferences import prepare as prepare_module
-from dpo_lab.preferences.prepare import EXAMPLES, MOST_KEPT, PAIRS, DataSettings, PreparedData, prepare
-from dpo_lab.recipes import Recipe
-from dpo_lab.reference import ReferenceCache, kept_tokens
-from dpo_lab.runs import Run
+from dpo_lab.preferences import token_cache as prepare_module
+from dpo_lab.preferences.token_cache import EXAMPLES, MOST_KEPT, PAIRS, DataSettings, PreparedData, prepare
+from dpo_lab.reference import ReferenceCache
+from dpo_lab.storage.logp_store import token_cache_folder
+from dpo_lab.workbench.cli.options import RunOptions
+from dpo_lab.workbench.recipes import Recipe
+from dpo_lab.workbench.runs import Run
 from tests.command_line import QUICK, chat_model, dpo_lab, some_rows, without_seconds, write_rows
 from tests.small_tokenizers import CHATML, bpe
 
@@ -210,7 +211,7 @@ def test_the_folder_lies_beside_the_cache(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     for path in (None, tmp_path / "folder", tmp_path / "there" / "file.sqlite"):
         with ReferenceCache(path) as cache:
-            assert kept_tokens(path) == cache.path.parent / f"{cache.path.name}-tokens"
+            assert token_cache_folder(path) == cache.path.parent / f"{cache.path.name}-tokens"
 
 
 def test_the_settings_are_the_command_lines_options():

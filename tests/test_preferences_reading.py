@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo_lab.embedded import embedded_path
 from dpo_lab.preferences import load_examples, load_preferences, read_examples, read_preferences, split_rows
+from dpo_lab.storage.embedded import embedded_path
 
 QUICK = settings(max_examples=50, deadline=None)
 
@@ -372,7 +372,7 @@ def test_a_share_outside_0_and_1_is_refused(share):
 
 
 def test_embedded_data_is_found_in_the_wheel_or_the_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr("dpo_lab.embedded._PACKAGE", tmp_path / "dpo_lab")
+    monkeypatch.setattr("dpo_lab.storage.embedded._PACKAGE", tmp_path / "dpo_lab")
     with pytest.raises(FileNotFoundError, match=r"embedded pairs/train.jsonl.gz is missing: .*install the wheel again"):
         embedded_path("pairs", "train.jsonl.gz")
     write(tmp_path / "data" / "pairs" / "train.jsonl", 0)

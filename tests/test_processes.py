@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_lab.checkpoints import latest_checkpoint, list_checkpoints
-from dpo_lab.cli import main
+from dpo_lab.engine.processes import ALONE, Processes, ProcessLost, join, make_accelerator
 from dpo_lab.models import pick_device
-from dpo_lab.processes import ALONE, Processes, ProcessLost, join, make_accelerator
-from dpo_lab.runs import Run
+from dpo_lab.storage.checkpoints import latest_checkpoint, list_checkpoints
+from dpo_lab.workbench.cli import main
+from dpo_lab.workbench.runs import Run
 from tests.command_line import QUICK, chat_model, some_rows, without_seconds, write_rows
 from tests.conftest import ROOT
 from tests.process_workers import run_scenario, wait_until
@@ -74,7 +74,7 @@ def test_one_process_cuts_a_batch_as_it_is():
 def test_one_process_asks_nobody():
     values = np.array([1.0, 2.0])
     assert ALONE.sum(values) is values
-    assert (ALONE.any(True), ALONE.any(False), ALONE.from_main(lambda: 3)) == (True, False, 3)
+    assert (ALONE.any(True), ALONE.any(False), ALONE.broadcast_from_main(lambda: 3)) == (True, False, 3)
     ALONE.check_same({"data": "any"})
     assert join(torch.device("cpu")).count == 1
     assert not torch.distributed.is_initialized()
@@ -91,13 +91,13 @@ def test_one_process_asks_nobody():
 )
 def test_a_lost_process_is_told_in_plain_words_and_other_errors_pass(message):
     lost = r"lost the other processes \(.+\): one of the 2 was killed.*last checkpoint"
-    with pytest.raises(ProcessLost, match=lost), TWO[1].listening():
+    with pytest.raises(ProcessLost, match=lost), TWO[1].explain_lost_peer():
         raise RuntimeError(message)
     for error in (RuntimeError("shapes do not match"), ValueError(message)):
-        with pytest.raises(type(error)) as caught, TWO[1].listening():
+        with pytest.raises(type(error)) as caught, TWO[1].explain_lost_peer():
             raise error
         assert caught.value is error
-    with pytest.raises(RuntimeError, match="gloo"), ALONE.listening():
+    with pytest.raises(RuntimeError, match="gloo"), ALONE.explain_lost_peer():
         raise RuntimeError("gloo: Connection closed")
 
 

@@ -12,12 +12,12 @@ from dataclasses import fields, replace
 
 import pytest
 
-from dpo_lab.cli import parse
-from dpo_lab.cli.options import TrainOptions
 from dpo_lab.config import DPOConfig
 from dpo_lab.loop import Checkpoint, Evaluation, Finished, Step, TrainingDiverged
 from dpo_lab.models import load_policy
-from dpo_lab.recipes import (
+from dpo_lab.workbench.cli import parse
+from dpo_lab.workbench.cli.options import TrainOptions
+from dpo_lab.workbench.recipes import (
     Answers,
     Prepared,
     Recipe,
@@ -29,7 +29,7 @@ from dpo_lab.recipes import (
     session,
     true_reward,
 )
-from dpo_lab.runs import Run
+from dpo_lab.workbench.runs import Run
 from tests.command_line import chat_model, dpo_lab, some_rows, without_seconds, write_rows
 from tests.conftest import ROOT
 
@@ -118,7 +118,7 @@ def test_what_is_no_recipe_is_refused():
 
 
 def test_every_field_of_a_recipe_is_documented():
-    from dpo_lab.widgets.controls import field_docs
+    from dpo_lab.workbench.widgets.controls import field_docs
 
     assert set(field_docs(Recipe)) == {entry.name for entry in fields(Recipe)}
 
@@ -359,8 +359,8 @@ def test_planned_steps_are_those_of_the_training():
 
 
 def test_the_hook_is_gone_afterwards(small, tmp_path):
-    from dpo_lab.recipes.session import Stopped, interruptible
     from dpo_lab.sampling import generate
+    from dpo_lab.workbench.recipes.session import Stopped, interruptible
 
     model, tokenizer = load_policy(small.model, device="cpu")
     stop = threading.Event()

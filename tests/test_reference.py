@@ -19,9 +19,10 @@ from dpo_lab import reference
 from dpo_lab.config import DPOConfig
 from dpo_lab.logprobs import score
 from dpo_lab.loop import Step
-from dpo_lab.models import disable_dropout
+from dpo_lab.models.inside import disable_dropout
 from dpo_lab.preferences import TokenData, tokenize_pairs
-from dpo_lab.reference import ReferenceCache, default_cache_path, fingerprint, row_keys, scoring_conditions
+from dpo_lab.reference import ReferenceCache, fingerprint, row_keys, scoring_conditions
+from dpo_lab.storage.logp_store import default_cache_path
 from dpo_lab.training import train_dpo
 from tests.conftest import random_pairs, tiny_llama
 from tests.faults import forked, full_disk, in_fresh_process, kill_after, moments

@@ -78,7 +78,7 @@ def test_no_two_modules_import_each_other():
         if name not in ("dpo_lab", "dpo_lab.__main__")
     }
     # The front door of a folder may load its own rooms lazily; a room may name its folder's front door in no other way.
-    graph.pop("dpo_lab.cli", None)
+    graph.pop("dpo_lab.workbench.cli", None)
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -94,7 +94,7 @@ def test_the_table_of_losses_and_the_command_line_know_the_same_names():
 
 
 def test_every_configuration_field_has_its_line_of_documentation():
-    from dpo_lab.cli import options
+    from dpo_lab.workbench.cli import options
 
     missing = []
     for path in (PACKAGE / "config.py", PACKAGE / "cli" / "options.py"):

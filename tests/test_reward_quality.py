@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from dpo_lab.evaluation import (
+from dpo_lab.course.statistics import margin_by_position, margin_parts, tokens_for_half
+from dpo_lab.workbench.evaluation import (
     agreement,
     answer_rewards,
     best_of_n,
@@ -19,14 +20,11 @@ from dpo_lab.evaluation import (
     fit_temperature,
     length_matched,
     length_share,
-    margin_by_position,
-    margin_parts,
     partial_rank_correlation,
     per_group,
     rank_correlation,
     sigmoid,
     token_rewards,
-    tokens_for_half,
 )
 from tests.conftest import random_pairs, tiny_llama
 from tests.tiny import tiny_tokenizer

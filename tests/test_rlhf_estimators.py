@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_lab.logprobs import token_logps
-from dpo_lab.preferences import TokenData
-from dpo_lab.rlhf import (
+from dpo_lab.course.rlhf import (
     best_of_n_kl,
     best_of_n_kl_of_samples,
     best_of_n_logps,
@@ -23,7 +21,9 @@ from dpo_lab.rlhf import (
     reinforce_loss,
     value_loss,
 )
-from dpo_lab.rlhf.rollouts import unflatten
+from dpo_lab.course.rlhf.rollouts import unflatten
+from dpo_lab.logprobs import token_logps
+from dpo_lab.preferences import TokenData
 from dpo_lab.worlds.enumerable import END, EnumerableWorld, enumerable_world
 from dpo_lab.worlds.learning import one_thread
 from dpo_lab.worlds.tabular import expected_reward, kitchen_world, kl, objective, small_world

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from dpo_lab.config import DPOConfig, SFTConfig
-from dpo_lab.rlhf import PPOConfig, RewardConfig, RLOOConfig
+from dpo_lab.course.rlhf import PPOConfig, RewardConfig, RLOOConfig
 from tests.conftest import ROOT
 
 

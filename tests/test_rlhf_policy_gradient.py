@@ -11,11 +11,7 @@ import pytest
 import torch
 
 from dpo_lab.batching import separate_rows
-from dpo_lab.logprobs import token_logps
-from dpo_lab.loop import Checkpoint, Evaluation, Finished, Step
-from dpo_lab.preferences import TokenData
-from dpo_lab.reference import fingerprint
-from dpo_lab.rlhf import (
+from dpo_lab.course.rlhf import (
     LearntReward,
     Meter,
     PPOConfig,
@@ -27,11 +23,22 @@ from dpo_lab.rlhf import (
     train_rloo,
     train_unlikelihood,
 )
+from dpo_lab.logprobs import token_logps
+from dpo_lab.loop import Checkpoint, Evaluation, Finished, Step
+from dpo_lab.preferences import TokenData
+from dpo_lab.reference import fingerprint
 from dpo_lab.sampling import generate_ids
 from dpo_lab.worlds.enumerable import EnumerableWorld, enumerable_world
 from dpo_lab.worlds.learning import one_thread
 from dpo_lab.worlds.letters import LetterReward, letter_tokenizer, prompt_tokens
-from dpo_lab.worlds.tabular import best_objective, expected_reward, kl, objective, optimal_logps, total_variation
+from dpo_lab.worlds.tabular import (
+    best_objective,
+    expected_reward,
+    kl,
+    objective,
+    optimal_logps,
+    total_variation,
+)
 from tests.conftest import ROOT, random_pairs, tiny_llama
 from tests.tiny import tiny_tokenizer
 

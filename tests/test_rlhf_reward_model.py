@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from dpo_lab.batching import separate_rows, shared_rows
-from dpo_lab.loop import Evaluation, Finished, Step
-from dpo_lab.preferences import TokenData
-from dpo_lab.rlhf import (
+from dpo_lab.course.rlhf import (
     LearntReward,
     RewardConfig,
     RewardModel,
@@ -22,8 +20,10 @@ from dpo_lab.rlhf import (
     score_rewards,
     train_reward_model,
 )
-from dpo_lab.rlhf import reward_model as module
-from dpo_lab.rlhf.reward_model import last_tokens
+from dpo_lab.course.rlhf import reward_model as module
+from dpo_lab.course.rlhf.reward_model import last_tokens
+from dpo_lab.loop import Evaluation, Finished, Step
+from dpo_lab.preferences import TokenData
 from dpo_lab.sampling import Completion
 from dpo_lab.worlds.comparisons import sample_comparisons
 from dpo_lab.worlds.corpus import prefers

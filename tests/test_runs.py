@@ -18,9 +18,9 @@ import pytest
 
 from dpo_lab.config import DPOConfig, SFTConfig
 from dpo_lab.loop import Checkpoint, Evaluation, Event, Finished, Step
-from dpo_lab.runs import Run, compare_runs, comparison_figure, load_runs, row_of
-from dpo_lab.runs.files import append_line, read_lines, write_whole
-from dpo_lab.runs.page import folded, text
+from dpo_lab.storage.files import append_line, read_lines, write_whole
+from dpo_lab.workbench.runs import Run, compare_runs, comparison_figure, load_runs, row_of
+from dpo_lab.workbench.runs.page import folded, text
 from tests.conftest import random_pairs, tiny_llama
 
 CONFIG = {"command": "train", "settings": {"model": "embedded", "pairs": "a.jsonl", "beta": 0.1, "seed": 3}}
@@ -521,7 +521,7 @@ def test_the_comparison_is_drawn(tmp_path: Path):
 def test_looking_at_runs_loads_neither_torch_nor_matplotlib(run: Run):
     record(run, whole_run())
     code = (
-        "import sys; from dpo_lab.runs import *; compare_runs(load_runs(sys.argv[1:]))\n"
+        "import sys; from dpo_lab.workbench.runs import *; compare_runs(load_runs(sys.argv[1:]))\n"
         "print([name for name in ('torch', 'transformers', 'matplotlib', 'numpy') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code, str(run.folder)]

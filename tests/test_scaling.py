@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_lab.lora import add_lora
-from dpo_lab.models import num_parameters
-from dpo_lab.plots import to_png
-from dpo_lab.plots.scaling import (
+from dpo_lab.course.plots.scaling import (
     amount,
     describe_scaling,
     plot_batch_cut,
@@ -17,8 +14,7 @@ from dpo_lab.plots.scaling import (
     plot_growth,
     plot_same_curves,
 )
-from dpo_lab.processes import Processes
-from dpo_lab.scaling import (
+from dpo_lab.course.speed.scaling import (
     SHAPES,
     Shape,
     cut_batch,
@@ -28,6 +24,10 @@ from dpo_lab.scaling import (
     num_weights,
     ways_to_train,
 )
+from dpo_lab.engine.processes import Processes
+from dpo_lab.models import num_parameters
+from dpo_lab.models.lora import add_lora
+from dpo_lab.workbench.plots import to_png
 
 
 def empty_model(shape: Shape):
@@ -185,7 +185,7 @@ def test_curves_that_are_one_and_what_grows_are_drawn():
 
 def test_the_widget_draws_what_its_plain_function_draws():
     pytest.importorskip("ipywidgets")
-    from dpo_lab.widgets.scaling import describe_scaling_of, draw_scaling, scaling_widget
+    from dpo_lab.course.sliders import describe_scaling_of, draw_scaling, scaling_widget
 
     figure = scaling_widget()
     before = figure.image.value

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from dpo_lab.cli import parse
 from dpo_lab.preferences import TokenData, load_preferences
 from dpo_lab.reference import ReferenceCache
+from dpo_lab.workbench.cli import parse
 from tests.audit import audit
 from tests.command_line import chat_model, dpo_lab, some_rows, write_rows
 from tests.conftest import ROOT
@@ -67,7 +67,7 @@ def test_what_could_unpickle_is_told_not_to():
 
 def test_remote_code_is_off_unless_it_is_asked_for():
     from dpo_lab import load_policy
-    from dpo_lab.cli.options import COMMANDS
+    from dpo_lab.workbench.cli.options import COMMANDS
 
     assert inspect.signature(load_policy).parameters["trust_remote_code"].default is False
     defaults = {name: kind.__dataclass_fields__["trust_remote_code"].default for name, kind in COMMANDS.items()
@@ -198,15 +198,13 @@ def test_every_function_that_makes_html_escapes_what_it_is_given():
 
     import numpy as np
 
-    from dpo_lab.plots import show
-    from dpo_lab.plots.style import new_figure
-    from dpo_lab.plots.token_rewards import token_html
-    from dpo_lab.runs import page
-    from dpo_lab.runs.report import render_report
-    from dpo_lab.widgets import markup, texts
-    from dpo_lab.widgets.inspector import token_table
-    from dpo_lab.widgets.live_figure import _line
-    from dpo_lab.widgets.sweep import _titled
+    from dpo_lab.workbench.plots import new_figure, show, token_html
+    from dpo_lab.workbench.runs import page
+    from dpo_lab.workbench.runs.report import render_report
+    from dpo_lab.workbench.widgets import markup, texts
+    from dpo_lab.workbench.widgets.inspector import token_table
+    from dpo_lab.workbench.widgets.live_figure import _line
+    from dpo_lab.workbench.widgets.sweep import _titled
 
     answer = SimpleNamespace(tokens=[EVIL, EVIL], rewards=np.zeros(2), logps=np.zeros(2), reference_logps=np.zeros(2))
     made = [
@@ -285,8 +283,8 @@ def test_a_known_hole_fails_the_check_and_a_missing_tool_or_network_is_said(tmp_
 @pytest.mark.slow
 def test_a_real_lab_listens_on_the_loopback_alone_and_asks_for_its_token(tmp_path):
     pytest.importorskip("jupyterlab")
-    from dpo_lab.cli.lab import lab_command, lab_environment
-    from dpo_lab.cli.options import LabOptions
+    from dpo_lab.workbench.cli.lab import lab_command, lab_environment
+    from dpo_lab.workbench.cli.options import LabOptions
 
     options = parse(["lab", "--port", "18899", "--no-browser"])
     assert isinstance(options, LabOptions)

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from dpo_lab import side_by_side as module
 from dpo_lab.config import DPOConfig, SFTConfig
+from dpo_lab.engine import two_halves as module
+from dpo_lab.engine.two_halves import TwoThreads, halves, two_threads
 from dpo_lab.logprobs import Scorer, score
 from dpo_lab.loop import Checkpoint, Step
+from dpo_lab.losses.table import loss_of
 from dpo_lab.preferences import TokenData
-from dpo_lab.side_by_side import SideBySide, halves, side_by_side
-from dpo_lab.training import ExampleWork, PreferenceWork, loss_of, train_dpo, train_sft
+from dpo_lab.training import ExampleWork, PreferenceWork, train_dpo, train_sft
 from tests.conftest import random_pairs, tiny_llama
 from tests.tiny import tiny_tokenizer
 
@@ -67,7 +68,7 @@ def test_two_calls_run_at_the_same_time_and_come_back_in_order():
         meeting.wait()  # breaks unless both are running
         return item, torch.get_num_threads()
 
-    workers = SideBySide()
+    workers = TwoThreads()
     torch.set_num_threads(4)
     try:
         assert workers.map(call, [1, 2]) == [(1, 2), (2, 2)]
@@ -89,7 +90,7 @@ def test_an_error_in_either_half_is_raised_when_both_have_ended(failing, two_thr
         ended.append(item)
 
     with pytest.raises(ValueError, match=f"in {failing}"):
-        SideBySide().map(call, ["one", "other"])
+        TwoThreads().map(call, ["one", "other"])
     assert len(ended) == 1
     assert torch.get_num_threads() == 2
 
@@ -116,29 +117,29 @@ def test_a_small_pass_stays_whole():
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_without_an_even_number_of_threads_there_are_no_workers(model, threads, two_threads):
-    assert side_by_side(model, CPU) is not None
+    assert two_threads(model, CPU) is not None
     torch.set_num_threads(threads)
-    assert side_by_side(model, CPU) is None
+    assert two_threads(model, CPU) is None
 
 
 def test_only_models_that_a_forward_pass_leaves_as_they_are(model, two_threads):
-    assert side_by_side(nn.Sequential(model), CPU) is not None  # a critic beside a policy, say
-    assert side_by_side(nn.Linear(2, 2), CPU) is None
-    assert side_by_side(model, torch.device("meta")) is None
-    assert side_by_side(model, CPU, precision="bfloat16") is None
+    assert two_threads(nn.Sequential(model), CPU) is not None  # a critic beside a policy, say
+    assert two_threads(nn.Linear(2, 2), CPU) is None
+    assert two_threads(model, torch.device("meta")) is None
+    assert two_threads(model, CPU, precision="bfloat16") is None
     dynamic = tiny_llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
-    assert side_by_side(dynamic, CPU) is None
+    assert two_threads(dynamic, CPU) is None
 
     class Own(type(model)):
         pass
 
-    assert side_by_side(Own(model.config), CPU) is None
+    assert two_threads(Own(model.config), CPU) is None
     handle = model.model.layers[0].register_forward_hook(lambda *_: None)
-    assert side_by_side(model, CPU) is None
+    assert two_threads(model, CPU) is None
     handle.remove()
-    assert side_by_side(model, CPU) is not None
+    assert two_threads(model, CPU) is not None
     model.model.norm.compile(backend="eager")
-    assert side_by_side(model, CPU) is None
+    assert two_threads(model, CPU) is None
 
 
 def test_every_rotation_that_a_forward_pass_rewrites_is_left_out():
@@ -158,7 +159,7 @@ def test_the_gradient_is_that_of_the_whole_batch(two_threads):
     gradients = []
     for parts in ([np.arange(24)], work.halves(np.arange(24))):
         model.zero_grad()
-        SideBySide().map(lambda part: work.loss(scorer, part, CPU)[0].backward(), parts)
+        TwoThreads().map(lambda part: work.loss(scorer, part, CPU)[0].backward(), parts)
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert len(work.halves(np.arange(24))) == 2
     for halved, whole in zip(gradients[1], gradients[0], strict=True):
@@ -249,14 +250,15 @@ def test_what_a_model_can_do_is_found_out_by_one_thread_only(two_threads, monkey
 
     monkeypatch.setattr(logprobs, "_try_paths", slowly)
     model = tiny_llama()
-    assert [path.chunked for path in SideBySide().map(logprobs.scoring_path, [model, model])] == [False, False]
+    assert [path.chunked for path in TwoThreads().map(logprobs.scoring_path, [model, model])] == [False, False]
     assert len(calls) == 1
 
 
 @pytest.mark.parametrize("kind", ["rloo", "ppo"])
 def test_the_steps_of_reinforcement_learning_are_those_of_whole_passes(two_threads, monkeypatch, kind):
     """Their rollout changes from batch to batch, and PPO puts two models through a pass."""
-    from dpo_lab.rlhf import PPOConfig, RLOOConfig, train_ppo, train_rloo, works
+    from dpo_lab.course.rlhf import PPOConfig, RLOOConfig, train_ppo, train_rloo
+    from dpo_lab.course.rlhf import objectives as works
 
     work = works.RLOOWork if kind == "rloo" else works.PPOWork
     own, found, threads = work.loss, [], set()

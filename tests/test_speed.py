@@ -12,17 +12,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpo_lab import DPOConfig, train_dpo
 from dpo_lab.batching import make_batch
-from dpo_lab.compiling import compile_blocks
+from dpo_lab.course.kept_results import best_rate, read_gpu, rows_of_models
+from dpo_lab.course.speed.flops import forward_flops
+from dpo_lab.course.speed.from_scratch import SIZES, judged, new_llama, own_pairs, sft_tokens
+from dpo_lab.course.speed.memory import MemoryBook, device_memory, peak_device_memory
+from dpo_lab.course.speed.phases import PHASES, summary, timed_steps
+from dpo_lab.course.speed.rates import matrix_rate, seconds_of
+from dpo_lab.course.speed.simulated_gpu import PretendDevice
+from dpo_lab.engine.compiling import compile_blocks
 from dpo_lab.logprobs import score, sequence_logps, token_logps
 from dpo_lab.loop import Step
 from dpo_lab.preferences import TokenData
-from dpo_lab.speed.flops import forward_flops
-from dpo_lab.speed.from_scratch import SIZES, judged, new_llama, own_pairs, sft_tokens
-from dpo_lab.speed.kept_gpu import best_rate, read_gpu, rows_of_models
-from dpo_lab.speed.memory import MemoryBook, device_memory, peak_device_memory
-from dpo_lab.speed.phases import PHASES, summary, timed_steps
-from dpo_lab.speed.pretend import PretendDevice
-from dpo_lab.speed.rates import matrix_rate, seconds_of
 from tests.conftest import ROOT, random_pairs, tiny_llama
 
 CONFIG = {"batch_size": 4, "learning_rate": 1e-3, "device": "cpu", "max_length": 64}
@@ -107,7 +107,7 @@ def test_warm_up_calls_are_not_timed():
 
 
 def test_the_rate_is_operations_over_seconds(monkeypatch):
-    from dpo_lab.speed import rates
+    from dpo_lab.course.speed import rates
 
     monkeypatch.setattr(rates, "seconds_of", lambda work, device, repeats, warm_up=1: [0.5] * repeats)
     assert matrix_rate(16, seconds=0.0) == 2 * 16**3 / 0.5
@@ -247,8 +247,8 @@ def test_a_cpu_has_no_meter_of_its_own():
 
 def test_sizes_are_what_their_names_say():
     from dpo_lab import load_policy
+    from dpo_lab.course.speed.scaling import num_weights
     from dpo_lab.models import num_parameters
-    from dpo_lab.scaling import num_weights
 
     _, tokenizer = load_policy("embedded", device="cpu")
     with torch.device("meta"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dpo_lab.exercises.release import finish, released, student_version
+from dpo_lab.course.exercises.release import finish, released, student_version
 from tests.test_notebooks import FOLDER, NOTEBOOKS, broken_links, code, read
 
 STUDENT = FOLDER / "student"

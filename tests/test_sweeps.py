@@ -14,9 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from dpo_lab.sweeps import Choice, Range, StoredStudy, SweepSettings, best_row, parse_space, run_sweep, train_line
-from dpo_lab.sweeps.locks import is_held, locked
-from dpo_lab.sweeps.settings import is_logarithmic
+from dpo_lab.workbench.sweeps import (
+    Choice,
+    Range,
+    StoredStudy,
+    SweepSettings,
+    best_row,
+    parse_space,
+    run_sweep,
+    train_line,
+)
+from dpo_lab.workbench.sweeps.locks import is_held, locked
+from dpo_lab.workbench.sweeps.settings import is_logarithmic
 from tests.command_line import chat_model, some_rows, write_rows
 from tests.conftest import ROOT
 
@@ -152,7 +161,7 @@ def test_the_line_that_trains_with_the_best_values_says_what_differs_from_the_de
 def test_a_lock_is_held_by_one_and_freed_by_death(tmp_path):
     path = tmp_path / "lock"
     assert not is_held(path)
-    code = ("import sys, time; from pathlib import Path; from dpo_lab.sweeps.locks import locked\n"
+    code = ("import sys, time; from pathlib import Path; from dpo_lab.workbench.sweeps.locks import locked\n"
             "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)")  # fmt: skip
     other = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, cwd=ROOT)
     assert other.stdout is not None
@@ -275,7 +284,7 @@ def test_an_error_ends_the_sweep_and_is_told_in_the_trial(given, tmp_path, monke
     def broken(*_, **__):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("dpo_lab.sweeps.sweep.train_dpo", broken)
+    monkeypatch.setattr("dpo_lab.training.train_dpo", broken)
     with pytest.raises(OSError, match="the disk is full"):
         events_of(settings(given), tmp_path / "study")
     (row,) = StoredStudy.load(tmp_path / "study").rows()
@@ -289,7 +298,7 @@ def test_the_median_pruner_stops_a_bad_trial_early(given, tmp_path, monkeypatch)
         is_bad = len(study.rows()) == 6
         return (0.1 if is_bad else 0.9) + event.step / 1000
 
-    monkeypatch.setattr("dpo_lab.sweeps.sweep._measure", made_up)
+    monkeypatch.setattr("dpo_lab.workbench.sweeps.sweep._measure", made_up)
     asked = settings(given, trials=6, evaluations=3, batch_size="2", sampler="random")
     events = events_of(asked, tmp_path / "study")
     rows = events[-1].rows

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dpo_lab.batching import make_batch
-from dpo_lab.evaluation import evaluate, token_rewards
-from dpo_lab.evaluation.token_rewards import token_texts
 from dpo_lab.logprobs import token_logps
 from dpo_lab.preferences import TokenData, load_preferences, tokenize_pairs
+from dpo_lab.workbench.evaluation import evaluate, token_rewards
+from dpo_lab.workbench.evaluation.token_rewards import token_texts
 from tests.conftest import random_pairs, tiny_llama
 from tests.small_tokenizers import bpe
 from tests.tiny import tiny_tokenizer
@@ -145,8 +145,7 @@ def test_ten_thousand_characters_are_quick_enough():
 @pytest.mark.parametrize("source", ["embedded", "stories260k"])
 def test_hostile_rows_go_through_model_figure_and_page_as_text(source, request):
     from dpo_lab.models import load_policy
-    from dpo_lab.plots import to_png
-    from dpo_lab.plots.token_rewards import token_heatmap, token_html
+    from dpo_lab.workbench.plots import to_png, token_heatmap, token_html
 
     folder = "embedded" if source == "embedded" else request.getfixturevalue("real") / "models" / "stories260k"
     model, tokenizer = load_policy(str(folder), device="cpu")

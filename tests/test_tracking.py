@@ -13,8 +13,8 @@ import yaml
 
 from dpo_lab.config import TrackerName
 from dpo_lab.loop import Checkpoint, Evaluation, Finished, Step
-from dpo_lab.runs import Run, check_push, push_to_hub, tracked
-from dpo_lab.runs.card import model_card
+from dpo_lab.workbench.runs import Run, check_push, push_to_hub, tracked
+from dpo_lab.workbench.runs.card import model_card
 from tests.command_line import QUICK, chat_model, dpo_lab, some_rows, write_rows
 
 

@@ -160,7 +160,7 @@ def test_events_come_in_order_with_the_metrics_that_the_field_knows(tmp_path):
 
 
 def test_evaluation_equals_evaluating_the_model_afterwards():
-    from dpo_lab.evaluation import evaluate
+    from dpo_lab.workbench.evaluation import evaluate
 
     held = random_pairs(6, seed=9)
     model, events = run(DPOConfig(**SETTINGS, beta=0.2), held_out=held)
@@ -370,7 +370,7 @@ def test_the_pages_of_mapped_tokens_do_not_pile_up(tmp_path):
 
 def test_before_the_first_step_the_policy_is_its_own_reference_and_is_not_scored_again(monkeypatch):
     scored = []
-    monkeypatch.setattr("dpo_lab.training.score", lambda *a, **k: scored.append(len(a[1])) or score(*a, **k))
+    monkeypatch.setattr("dpo_lab.logprobs.score", lambda *a, **k: scored.append(len(a[1])) or score(*a, **k))
     data, held = random_pairs(20), random_pairs(7, seed=9)
     _, events = run(data=data, held_out=held)
     first = events[0]

@@ -66,8 +66,8 @@ def test_the_wheel_holds_package_model_and_data_and_nothing_else(wheel):
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"dpo_lab"}
     for needed in (
-        "dpo_lab/__init__.py",
-        "dpo_lab/runs/page.css",
+        "dpo_lab/.py",
+        "dpo_lab/workbench/runs/page.css",
         "dpo_lab/_data/models/pocket-sft/model.safetensors",
         "dpo_lab/_data/models/pocket-sft/tokenizer.json",
         "dpo_lab/_data/pairs/train.jsonl.gz",
@@ -80,7 +80,9 @@ def test_the_wheel_holds_package_model_and_data_and_nothing_else(wheel):
 
 
 def test_the_installed_wheel_is_what_runs(elsewhere, tmp_path):
-    code = "import dpo_lab; from dpo_lab.embedded import embedded_path; print(dpo_lab.__file__); print(embedded_path())"
+    code = (
+        "import dpo_lab; from dpo_lab.storage.embedded import embedded_path as at; print(dpo_lab.__file__); print(at())"
+    )
     places = run(elsewhere / "bin" / "python", "-c", code, cwd=tmp_path).split()
     assert all(Path(place).is_relative_to(elsewhere) for place in places), places
     script = (elsewhere / "bin" / "dpo-lab").read_text()

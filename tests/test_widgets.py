@@ -9,15 +9,14 @@ import time
 
 import pytest
 
-from dpo_lab.plots import new_figure
-from dpo_lab.plots.loss import describe_loss, loss_figure
-from dpo_lab.plots.preferences import bradley_terry_figure, describe_bradley_terry
-from dpo_lab.plots.style import to_png
+from dpo_lab.course.plots.loss import describe_loss, loss_figure
+from dpo_lab.course.plots.preferences import bradley_terry_figure, describe_bradley_terry
+from dpo_lab.workbench.plots import new_figure, to_png
 
 ipywidgets = pytest.importorskip("ipywidgets")
 
-from dpo_lab import widgets  # noqa: E402  after the skip
-from dpo_lab.widgets import LiveFigure, choice, log_slider, slider  # noqa: E402
+from dpo_lab.workbench import widgets  # noqa: E402  after the skip
+from dpo_lab.workbench.widgets import LiveFigure, choice, log_slider, slider  # noqa: E402
 
 
 def small(**values):
@@ -133,7 +132,7 @@ def test_where_widgets_are_not_shown_a_short_text_stands_for_them():
 
 def test_no_pyplot_and_no_output_widget():
     code = (
-        "import sys; from dpo_lab.widgets import loss_widget; w = loss_widget(); w.controls['gap'].value = 3.0; "
+        "import sys; from dpo_lab.course.sliders import loss_widget; w = loss_widget(); w.controls['gap'].value = 3.0; "
         "import ipywidgets; assert 'matplotlib.pyplot' not in sys.modules; "
         "print([type(c).__name__ for c in w.children])"
     )
@@ -143,7 +142,7 @@ def test_no_pyplot_and_no_output_widget():
 
 def test_ipywidgets_loads_with_the_first_name_and_its_absence_is_told():
     code = (
-        "import sys; import dpo_lab.widgets as w; assert 'ipywidgets' not in sys.modules\n"
+        "import sys; import dpo_lab.workbench.widgets as w; assert 'ipywidgets' not in sys.modules\n"
         "sys.modules['ipywidgets'] = None\n"
         "try: w.LiveFigure\n"
         "except ModuleNotFoundError as error: print(error)"

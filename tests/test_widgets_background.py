@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from dpo_lab.widgets.background import Job, Throttle
+from dpo_lab.workbench.widgets.background import Job, Throttle
 
 
 def counting(stop: threading.Event, *, most: int = 10_000):
@@ -160,7 +160,8 @@ time.sleep(0.05)
 
 
 def test_jobs_need_neither_widgets_nor_torch():
-    code = "import sys, dpo_lab.widgets.background; print([m for m in ('ipywidgets', 'torch') if m in sys.modules])"
+    heavy = "[m for m in ('ipywidgets', 'torch') if m in sys.modules]"
+    code = f"import sys, dpo_lab.workbench.widgets.background; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

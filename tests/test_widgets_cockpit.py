@@ -12,17 +12,16 @@ import pytest
 
 pytest.importorskip("ipywidgets")
 
-from dpo_lab.cli import parse
 from dpo_lab.config import DPOConfig
 from dpo_lab.loop import Finished, Step
 from dpo_lab.losses import LOSSES
 from dpo_lab.models import load_policy
-from dpo_lab.plots import to_png
-from dpo_lab.recipes import Answers, Prepared, Recipe, command_line
-from dpo_lab.runs import Run
-from dpo_lab.widgets import Cockpit, markup
-from dpo_lab.widgets.cockpit.asked import own_knobs, recipe_of
-from dpo_lab.widgets.cockpit.told import (
+from dpo_lab.workbench.cli import parse
+from dpo_lab.workbench.plots import to_png
+from dpo_lab.workbench.recipes import Answers, Prepared, Recipe, command_line
+from dpo_lab.workbench.runs import Run
+from dpo_lab.workbench.widgets import Cockpit, markup
+from dpo_lab.workbench.widgets.cockpit.status_text import (
     Progress,
     describe_runs_watched,
     in_words,
@@ -33,8 +32,9 @@ from dpo_lab.widgets.cockpit.told import (
     step_words,
     watch_runs,
 )
-from dpo_lab.widgets.controls import KNOBS, accepted_range, control, field_docs, tidy
-from dpo_lab.widgets.menus import shortened
+from dpo_lab.workbench.widgets.cockpit.to_recipe import own_knobs, recipe_of
+from dpo_lab.workbench.widgets.controls import KNOBS, accepted_range, control, field_docs, tidy
+from dpo_lab.workbench.widgets.menus import shortened
 from tests.command_line import chat_model, some_rows, write_rows
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)> $\\frac{a}{b}$ " + "x" * 10_000
@@ -414,7 +414,7 @@ def test_a_source_that_is_not_there_is_said_and_raised(cockpit):
 
 
 def test_a_picture_that_fails_ends_no_training(cockpit, monkeypatch):
-    from dpo_lab.widgets.cockpit import panel
+    from dpo_lab.workbench.widgets.cockpit import panel
 
     def broken(*_):
         raise ValueError("no picture today")

@@ -11,9 +11,10 @@ import pytest
 
 pytest.importorskip("ipywidgets")
 
-from dpo_lab.plots import describe_watch, to_png, watch_figure
-from dpo_lab.plots.overlays import WATCHED
-from dpo_lab.runs import (
+from dpo_lab.storage.files import append_line
+from dpo_lab.workbench.plots import describe_watch, to_png, watch_figure
+from dpo_lab.workbench.plots.overlays import WATCHED
+from dpo_lab.workbench.runs import (
     Run,
     answers_side_by_side,
     compare_runs,
@@ -24,9 +25,8 @@ from dpo_lab.runs import (
     run_labels,
     settings_that_differ,
 )
-from dpo_lab.runs.files import append_line
-from dpo_lab.widgets import Comparer
-from dpo_lab.widgets.comparer import answer_columns, describe_comparison, draw_comparison
+from dpo_lab.workbench.widgets import Comparer
+from dpo_lab.workbench.widgets.comparer import answer_columns, describe_comparison, draw_comparison
 
 
 def rows_of(scale: float, num: int = 6) -> list[dict]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dpo_lab.plots import to_png
-from dpo_lab.widgets.finite_world import HIGHEST, LOWEST, describe_optimum, draw_optimum, optimum_widget
+from dpo_lab.course.sliders import HIGHEST, LOWEST, describe_optimum, draw_optimum, optimum_widget
+from dpo_lab.workbench.plots import to_png
 from dpo_lab.worlds.tabular import kitchen_world, kl, log_partition, optimal_logps
 
 

@@ -20,9 +20,9 @@ from tests.tiny import saved_model, tiny_tokenizer
 
 ipywidgets = pytest.importorskip("ipywidgets")
 
-from dpo_lab.widgets import Inspector  # noqa: E402  after the skip
-from dpo_lab.widgets.inspector import ORDERS, describe_pair, ordered, token_table  # noqa: E402
-from dpo_lab.widgets.sources import with_checkpoints  # noqa: E402
+from dpo_lab.workbench.widgets import Inspector  # noqa: E402  after the skip
+from dpo_lab.workbench.widgets.inspector import ORDERS, describe_pair, ordered, token_table  # noqa: E402
+from dpo_lab.workbench.widgets.sources import with_checkpoints  # noqa: E402
 
 ROWS = [
     {"prompt": "the cat", "chosen": " sat on the mat", "rejected": " ran", "job": "sitting", "reward_chosen": 3.0,
@@ -208,8 +208,8 @@ def test_another_tokenizer_and_a_missing_reference_are_refused(policies, referen
 
 
 def test_a_run_brings_its_checkpoints_and_its_reference(tmp_path, tokenizer):
-    from dpo_lab.checkpoints import save_checkpoint
-    from dpo_lab.runs import Run
+    from dpo_lab.storage.checkpoints import save_checkpoint
+    from dpo_lab.workbench.runs import Run
 
     base = saved_model(tmp_path / "base", tiny_llama(seed=4), tokenizer)
     run = Run.create(tmp_path / "run", {"command": "train", "settings": {"model": str(base)}})

@@ -12,17 +12,17 @@ from html.parser import HTMLParser
 import pytest
 
 from dpo_lab.preferences import read_preferences
-from dpo_lab.preferences.labels import LabelBook, win_rates
+from dpo_lab.workbench.labels import LabelBook, win_rates
 from tests.conftest import tiny_llama
 from tests.tiny import CHAT_TEMPLATE, saved_model, tiny_tokenizer
 
 ipywidgets = pytest.importorskip("ipywidgets")
 
-from dpo_lab.widgets import Arena, Labeller  # noqa: E402  after the skip
-from dpo_lab.widgets.arena import sample_rows  # noqa: E402
-from dpo_lab.widgets.labeller import KEYS, results_html  # noqa: E402
-from dpo_lab.widgets.sources import name_of, named, policy_of  # noqa: E402
-from dpo_lab.widgets.texts import html_table, text_box  # noqa: E402
+from dpo_lab.workbench.widgets import Arena, Labeller  # noqa: E402  after the skip
+from dpo_lab.workbench.widgets.arena import sample_rows  # noqa: E402
+from dpo_lab.workbench.widgets.labeller import KEYS, results_html  # noqa: E402
+from dpo_lab.workbench.widgets.sources import name_of, named, policy_of  # noqa: E402
+from dpo_lab.workbench.widgets.texts import html_table, text_box  # noqa: E402
 
 NASTY = "<script>alert(1)</script> <img src=x onerror=alert(2)> $\\frac{a}{b}$ </pre><b>bold</b> &amp; \x00"
 SECRETS = ("source-one", "source-two")
@@ -382,8 +382,8 @@ def test_an_arena_of_two_saved_models_and_a_file(tmp_path, real):
 def test_sources_are_pairs_folders_runs_and_checkpoints(tmp_path):
     import torch
 
-    from dpo_lab.checkpoints import save_checkpoint
-    from dpo_lab.runs import Run
+    from dpo_lab.storage.checkpoints import save_checkpoint
+    from dpo_lab.workbench.runs import Run
 
     model, tokenizer = tiny_llama(seed=3), tiny_tokenizer()
     assert policy_of((model, tokenizer))[0] is model

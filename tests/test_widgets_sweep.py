@@ -10,10 +10,10 @@ import pytest
 pytest.importorskip("ipywidgets")
 pytest.importorskip("optuna")
 
-from dpo_lab.plots import to_png
-from dpo_lab.sweeps import StoredStudy, SweepSettings
-from dpo_lab.widgets import SweepPanel
-from dpo_lab.widgets.sweep import describe_trials, draw_sweep, sweep_settings, table_of_trials
+from dpo_lab.workbench.plots import to_png
+from dpo_lab.workbench.sweeps import StoredStudy, SweepSettings
+from dpo_lab.workbench.widgets import SweepPanel
+from dpo_lab.workbench.widgets.sweep import describe_trials, draw_sweep, sweep_settings, table_of_trials
 from tests.command_line import chat_model, some_rows, write_rows
 
 ASKED = SweepSettings(beta="0.05:1:log", loss="dpo,ipo")

@@ -29,10 +29,7 @@ import torch
 from harness import Cell, Experiment, Row, carry_out, parser
 
 from dpo_lab.config import DPOConfig, SFTConfig
-from dpo_lab.evaluation.matched_kl import reward_at_kl
-from dpo_lab.loop import Event
-from dpo_lab.preferences import TokenData
-from dpo_lab.rlhf import (
+from dpo_lab.course.rlhf import (
     LearntReward,
     PPOConfig,
     RewardConfig,
@@ -44,6 +41,9 @@ from dpo_lab.rlhf import (
     train_rloo,
     train_unlikelihood,
 )
+from dpo_lab.course.statistics import reward_at_kl
+from dpo_lab.loop import Event
+from dpo_lab.preferences import TokenData
 from dpo_lab.training import train_dpo, train_sft
 from dpo_lab.worlds.comparisons import Comparisons, fit_rewards, sample_comparisons
 from dpo_lab.worlds.enumerable import EnumerableWorld, enumerable_world

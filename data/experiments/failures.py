@@ -46,13 +46,22 @@ from disturbances import (
 from harness import Experiment, carry_out, parser
 from torch import nn
 
-from dpo_lab import DPOConfig, ReferenceCache, SFTConfig, evaluate, load_policy, load_preferences, train_dpo, train_sft
-from dpo_lab.evaluation import kl_of_samples
+from dpo_lab import (
+    DPOConfig,
+    ReferenceCache,
+    SFTConfig,
+    evaluate,
+    load_policy,
+    load_preferences,
+    train_dpo,
+    train_sft,
+)
 from dpo_lab.logprobs import score
 from dpo_lab.loop import Evaluation, Step, optimise
+from dpo_lab.losses.table import loss_of
 from dpo_lab.preferences import encode_prompt, tokenize_pairs
 from dpo_lab.sampling import generate_ids
-from dpo_lab.training import loss_of
+from dpo_lab.workbench.evaluation import kl_of_samples
 from dpo_lab.worlds import corpus
 from dpo_lab.worlds.pocket import write_answer
 from dpo_lab.worlds.pocket.quality import quality

@@ -42,11 +42,11 @@ from harness import Cell, Experiment, Row, carry_out, parser
 from measuring import VALIDATION_SEED
 
 from dpo_lab import DPOConfig, ReferenceCache, evaluate, load_policy, load_preferences, train_dpo
-from dpo_lab.evaluation import kl_of_samples
 from dpo_lab.loop import TrainingDiverged
 from dpo_lab.losses import LOSSES
 from dpo_lab.preferences import encode_prompt, tokenize_pairs
 from dpo_lab.sampling import generate_ids
+from dpo_lab.workbench.evaluation import kl_of_samples
 from dpo_lab.worlds import corpus
 from dpo_lab.worlds.pocket.quality import quality
 

@@ -37,11 +37,7 @@ import numpy as np
 from harness import Cell, Experiment, Row, carry_out, parser
 
 from dpo_lab import DPOConfig, SFTConfig, load_policy, load_preferences, train_dpo, train_sft
-from dpo_lab.evaluation import best_of_n, kl_of_samples
-from dpo_lab.loop import Event
-from dpo_lab.preferences import encode_prompt, tokenize_examples, tokenize_pairs
-from dpo_lab.reference import fingerprint
-from dpo_lab.rlhf import (
+from dpo_lab.course.rlhf import (
     LearntReward,
     Meter,
     PPOConfig,
@@ -59,8 +55,12 @@ from dpo_lab.rlhf import (
     train_rloo,
     train_unlikelihood,
 )
+from dpo_lab.loop import Event
+from dpo_lab.preferences import encode_prompt, tokenize_examples, tokenize_pairs
+from dpo_lab.reference import fingerprint
 from dpo_lab.sampling import generate_ids
-from dpo_lab.sweeps.locks import locked
+from dpo_lab.workbench.evaluation import best_of_n, kl_of_samples
+from dpo_lab.workbench.sweeps.locks import locked
 from dpo_lab.worlds import corpus
 from dpo_lab.worlds.pocket.quality import quality
 

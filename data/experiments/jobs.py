@@ -12,7 +12,7 @@ Pairs of one job are the same whether they are learnt alone or together, so what
 Judged on prompts of the test split: success per job, tool calls stage by stage, refusals of harmful and of harmless
 requests, and system prompts with and without a user who tries to override them.
 
-Rows go to data/results/jobs.json, the tables to jobs.md; `dpo_lab.evaluation.kept_jobs` reads them.
+Rows go to data/results/jobs.json, the tables to jobs.md; `dpo_lab.course.kept_results` reads them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,18 @@ from typing import Any
 
 from harness import RESULTS, Cell, Experiment, Row, carry_out, parser
 
-from dpo_lab import DPOConfig, ReferenceCache, SFTConfig, generate, load_policy, load_preferences, train_dpo, train_sft
-from dpo_lab.evaluation.jobs import (
+from dpo_lab import (
+    DPOConfig,
+    ReferenceCache,
+    SFTConfig,
+    generate,
+    load_policy,
+    load_preferences,
+    train_dpo,
+    train_sft,
+)
+from dpo_lab.course.kept_results import attack_shares, refusals_over_seeds, stage_shares, success_shares
+from dpo_lab.course.statistics.jobs import (
     KNOWN_ATTACKS,
     NEW_ATTACKS,
     Judged,
@@ -37,7 +47,6 @@ from dpo_lab.evaluation.jobs import (
     refusal_rates,
     tool_stages,
 )
-from dpo_lab.evaluation.kept_jobs import attack_shares, refusals_over_seeds, stage_shares, success_shares
 from dpo_lab.preferences import render_prompt, tokenize_examples, tokenize_pairs
 from dpo_lab.worlds import corpus
 from dpo_lab.worlds.pocket import JOBS, Conversation, sample_conversation

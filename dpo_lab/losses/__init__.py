@@ -5,60 +5,15 @@ Read in this order: `pairs` (what a loss sees), `gap` (DPO and what sees the gap
 (a loss as a curve, its pulls, where it rests) and `assumptions` (what each takes for granted about its labels).
 """
 
-from dpo_lab.losses.anchored import apo_down, apo_zero, bco_pair, dpop, nca_pair, rpo, sppo_hard
-from dpo_lab.losses.gap import cdpo, discopop, dpo, exo_pair, hinge, ipo, robust, sigmoid_norm
-from dpo_lab.losses.modifiers import (
-    DIVERGENCES,
-    Divergence,
-    alpha_divergence,
-    discount_tail,
-    divergence_named,
-    forward_kl,
-    jensen_shannon,
-    reverse_kl,
-    under_divergence,
-    wpo_weights,
-)
-from dpo_lab.losses.pairs import PairScores, implicit_rewards, log_ratio_gap, log_ratios, mean_logps
-from dpo_lab.losses.reference_free import cpo, orpo, simpo
-from dpo_lab.losses.table import LOSSES, SYMBOLS, LossSpec, loss_named
+from dpo_lab import face
 
-__all__ = [
-    "DIVERGENCES",
-    "LOSSES",
-    "SYMBOLS",
-    "Divergence",
-    "LossSpec",
-    "PairScores",
-    "alpha_divergence",
-    "apo_down",
-    "apo_zero",
-    "bco_pair",
-    "cdpo",
-    "cpo",
-    "discopop",
-    "discount_tail",
-    "divergence_named",
-    "dpo",
-    "dpop",
-    "exo_pair",
-    "forward_kl",
-    "hinge",
-    "implicit_rewards",
-    "ipo",
-    "jensen_shannon",
-    "log_ratio_gap",
-    "log_ratios",
-    "loss_named",
-    "mean_logps",
-    "nca_pair",
-    "orpo",
-    "reverse_kl",
-    "robust",
-    "rpo",
-    "sigmoid_norm",
-    "simpo",
-    "sppo_hard",
-    "under_divergence",
-    "wpo_weights",
-]
+__getattr__, __dir__ = face(__name__, {
+    "anchored": "apo_down apo_zero bco_pair dpop nca_pair rpo sppo_hard",
+    "dpo_lab.loss": "PairScores dpo implicit_rewards log_ratio_gap log_ratios mean_logps",
+    "gap": "cdpo discopop exo_pair hinge ipo robust sigmoid_norm",
+    "modifiers":
+        "DIVERGENCES Divergence alpha_divergence discount_tail divergence_named forward_kl jensen_shannon "
+        "reverse_kl under_divergence wpo_weights",
+    "reference_free": "cpo orpo simpo",
+    "table": "LOSSES LossSpec SYMBOLS loss_named loss_of reward_beta",
+})  # fmt: skip

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpo_lab.losses.gap import dpo
-from dpo_lab.losses.pairs import PairScores, implicit_rewards, log_ratios, mean_logps
+from dpo_lab.loss import PairScores, dpo, implicit_rewards, log_ratios, mean_logps
 
 
 def nca_pair(scores: PairScores, *, beta: float) -> Tensor:

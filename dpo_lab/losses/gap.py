@@ -12,17 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpo_lab.losses.pairs import PairScores, log_ratio_gap, log_ratios
-
-
-def dpo(scores: PairScores, *, beta: float) -> Tensor:
-    """ℓ(z) = −log σ(β·(a − b)): logistic regression on which completion was chosen. Returns `(B,)`, nats.
-
-    Each pair pulls with weight β·σ(−z): most where the policy still ranks it wrongly. A smaller `beta` allows more
-    drift from the reference. Where policy = reference the loss is log 2 and the weight β/2, so this is no dead start.
-    Rafailov et al. 2023 (2305.18290), Eq. 7.
-    """
-    return -F.logsigmoid(beta * log_ratio_gap(scores))
+from dpo_lab.loss import PairScores, log_ratio_gap, log_ratios
 
 
 def cdpo(scores: PairScores, *, beta: float, label_smoothing: float) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpo_lab.losses.pairs import PairScores, log_ratios
+from dpo_lab.loss import PairScores, log_ratios
 
 Divergence = Callable[[Tensor], Tensor]
 """A log-ratio r to f'(e^r), shifted by a constant to be 0 at r = 0 (constants cancel in the gap). Any shape."""

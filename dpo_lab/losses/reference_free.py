@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpo_lab.losses.pairs import PairScores, mean_logps
+from dpo_lab.loss import PairScores, mean_logps
 
 
 def simpo(scores: PairScores, *, beta: float, gamma: float) -> Tensor:

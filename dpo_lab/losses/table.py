@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
+from typing import Any
 
 from torch import Tensor
 
+from dpo_lab.config import DPOConfig
+from dpo_lab.loss import PairScores, dpo
 from dpo_lab.losses import anchored, gap, reference_free
 from dpo_lab.losses.modifiers import Divergence, divergence_named, under_divergence
-from dpo_lab.losses.pairs import PairScores
 
 SYMBOLS: dict[str, str] = {
     r"a": "log π/π_ref of the chosen completion, in nats",
@@ -119,7 +121,7 @@ _TARGET = "smaller values ask for more drift from the reference"
 # in the sweep that the other defaults come from (data/results/defaults_sweep.md).
 LOSSES: dict[str, LossSpec] = {
     "dpo": LossSpec(
-        function=gap.dpo,
+        function=dpo,
         formula=r"-\log \sigma(z)",
         needs_reference=True,
         takes_divergence=True,
@@ -335,3 +337,42 @@ def loss_named(name: str) -> LossSpec:
     if name not in LOSSES:
         raise ValueError(f"loss is not known, got {name!r}; choose one of {', '.join(LOSSES)}")
     return LOSSES[name]
+
+
+ASSUMES: dict[str, str] = {
+    "dpo": "Labels are Bradley–Terry votes; a pair on which all agree may be pulled apart without end.",
+    "cdpo": "Every label is right with the same probability 1 − ε.",
+    "robust": "Labels are flipped at a known rate ε, whatever the pair.",
+    "ipo": "A vote is worth a fixed gap, sure or not; nothing is said about Bradley–Terry.",
+    "hinge": "A margin of 1 is enough, for every pair.",
+    "sigmoid_norm": "What is good shows in every token; length should earn nothing.",
+    "exo_pair": "Labels as in cdpo; few good answers are better than some of all.",
+    "nca_pair": "Chosen answers are good, not only better than the rejected ones.",
+    "bco_pair": "Chosen answers are good and rejected ones bad, each by itself.",
+    "sppo_hard": "The chosen answer would win and the rejected one lose against the policy's usual answer.",
+    "apo_zero": "Chosen answers are better than what the policy writes.",
+    "apo_down": "Chosen answers are worse than what the policy writes, and the rejected ones more so.",
+    "discopop": "Nothing: its shape was found by trying, on other data.",
+    "dpop": "A chosen answer must never become less likely.",
+    "rpo": "Chosen answers are worth imitating, every one.",
+    "simpo": "Mean nats per token say how good an answer is; the start need not be remembered.",
+    "orpo": "Chosen answers are worth imitating; task and preference are learnt in one go.",
+    "cpo": "Chosen answers are worth imitating; all answers were as likely before.",
+}
+"""One sentence per entry of `LOSSES`, read from its formula and its paper's argument."""
+
+
+def reward_beta(spec: Any, knobs: dict[str, float]) -> float:
+    """The β that scales implicit rewards: the loss's own knob, or 1 where it has none."""
+    return float(({"beta": 1.0} | spec.knobs | knobs)["beta"])
+
+
+def loss_of(config: DPOConfig) -> tuple[LossSpec, Callable[[PairScores], Tensor], float]:
+    """The loss that a configuration names: its row of the table, the function with its knobs settled, and its β.
+
+    Raises ValueError for a knob that the loss lacks.
+    """
+    spec = LOSSES[config.loss]
+    named = {"beta": config.beta, "label_smoothing": config.label_smoothing}
+    knobs = {name: float(value) for name, value in named.items() if value is not None} | dict(config.knobs)
+    return spec, spec.bind(divergence=config.divergence, **knobs), reward_beta(spec, knobs)

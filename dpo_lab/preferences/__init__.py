@@ -17,44 +17,16 @@
 No torch here, and nothing about models or losses.
 """
 
-from dpo_lab.preferences.chat import DEFAULT_CHAT_TEMPLATE, completion_text, prompt_text, render_prompt
-from dpo_lab.preferences.encoding import end_token_id
-from dpo_lab.preferences.layouts import EXAMPLE_LAYOUTS, LAYOUTS
-from dpo_lab.preferences.reading import (
-    load_examples,
-    load_preferences,
-    read_examples,
-    read_preferences,
-    split_rows,
-    stream_examples,
-    stream_preferences,
-)
-from dpo_lab.preferences.reports import BadRow, Place, ReadReport, TokenReport
-from dpo_lab.preferences.token_data import TokenData, TokenRow
-from dpo_lab.preferences.tokens import encode_prompt, tokenize_examples, tokenize_pairs
+from dpo_lab import face
 
-__all__ = [
-    "DEFAULT_CHAT_TEMPLATE",
-    "EXAMPLE_LAYOUTS",
-    "LAYOUTS",
-    "BadRow",
-    "Place",
-    "ReadReport",
-    "TokenData",
-    "TokenReport",
-    "TokenRow",
-    "completion_text",
-    "encode_prompt",
-    "end_token_id",
-    "load_examples",
-    "load_preferences",
-    "prompt_text",
-    "read_examples",
-    "read_preferences",
-    "render_prompt",
-    "split_rows",
-    "stream_examples",
-    "stream_preferences",
-    "tokenize_examples",
-    "tokenize_pairs",
-]
+__getattr__, __dir__ = face(__name__, {
+    "chat": "DEFAULT_CHAT_TEMPLATE completion_text prompt_text render_prompt",
+    "encoding": "end_token_id",
+    "layouts": "EXAMPLE_LAYOUTS LAYOUTS",
+    "reading":
+        "load_examples load_preferences read_examples read_preferences split_rows stream_examples "
+        "stream_preferences",
+    "reports": "BadRow Place ReadReport TokenReport",
+    "token_data": "TokenData TokenRow",
+    "tokens": "encode_prompt tokenize_examples tokenize_pairs",
+})  # fmt: skip

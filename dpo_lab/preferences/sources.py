@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpo_lab.embedded import embedded_path
 from dpo_lab.preferences.files import DATA_SUFFIXES, RawRow, data_suffix, has_bom, read_file
 from dpo_lab.preferences.reports import BadRow, Place, shown
+from dpo_lab.storage.embedded import embedded_path
 
 _HUB_ID = re.compile(r"(?!.*\.\.)(?P<name>[\w-][\w.-]*/[\w.-]+)(?::(?P<config>[\w-][\w.-]*))?")  # never `..`
 _SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}")

@@ -6,6 +6,7 @@ N prompts, K completions each: K = 2 for pairs (0 chosen, 1 rejected), K = 1 for
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpo_lab.preferences.token_files import (
+from dpo_lab.storage.token_files import (
     ARRAYS,
     AT_ONCE,
     MANIFEST,
@@ -197,3 +198,12 @@ class Collector:
     def abandon(self) -> None:
         """Let go of the files after an error; what they hold does not load."""
         self._arrays.abandon()
+
+
+def content_hash(data: TokenData) -> str:
+    """SHA-256 over token ids, bounds and weights, as hex: two data sets with the same hash train alike."""
+    digest = hashlib.sha256()
+    for array, kind in ((data.ids, "<i4"), (data.bounds, "<i8"), (data.weights, "<f4")):
+        for part in parts(array):
+            digest.update(np.ascontiguousarray(part, kind).tobytes())
+    return digest.hexdigest()

@@ -14,9 +14,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from dpo_lab.worlds.pocket import JOBS, POCKET_CHAT_TEMPLATE, Conversation, judge, sample_conversation, write_answer
-from dpo_lab.worlds.pocket.schema import Split
-from dpo_lab.worlds.pocket.template import PAD, TURN_END, TURN_START
+from dpo_lab.worlds.pocket import sample_conversation
+from dpo_lab.worlds.pocket.judge import judge
+from dpo_lab.worlds.pocket.schema import JOBS, Conversation, Split
+from dpo_lab.worlds.pocket.template import PAD, POCKET_CHAT_TEMPLATE, TURN_END, TURN_START
+from dpo_lab.worlds.pocket.writer import write_answer
 
 VOCABULARY = 1600
 CONTEXT = 256

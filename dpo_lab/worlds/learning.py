@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpo_lab.losses import PairScores
+from dpo_lab.loss import PairScores
 from dpo_lab.worlds.comparisons import Comparisons, all_comparisons, preference_probs
 from dpo_lab.worlds.tabular import World
 

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from dpo_lab.course.speed.process import peak_memory
 from dpo_lab.preferences import TokenData
-from dpo_lab.speed.process import peak_memory
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -42,8 +42,8 @@ def dpo_lab(data: TokenData, folder: Path, work: Path) -> dict[str, float]:
     from dpo_lab.config import DPOConfig
     from dpo_lab.loop import Step
     from dpo_lab.reference import ReferenceCache
-    from dpo_lab.runs import Run
     from dpo_lab.training import train_dpo
+    from dpo_lab.workbench.runs import Run
     from tests.benchmarks.workload import make_model
 
     config = DPOConfig(epochs=1, batch_size=BATCH, learning_rate=LEARNING_RATE, max_length=512, device="cpu")

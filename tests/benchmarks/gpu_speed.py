@@ -29,7 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from dpo_lab.plots.style import BLUE, GREY, ORANGE, SKY, VERMILLION, Picture, add_title, dress, new_figure, to_png
+from dpo_lab.workbench.plots import Picture, add_title, dress, new_figure, to_png
+from dpo_lab.workbench.plots.style import BLUE, GREY, ORANGE, SKY, VERMILLION
 from tests.benchmarks.machine import KEPT, ROOT, heading, machine
 
 OURS = {"dpo_lab": "DPO Lab", "dpo_lab_compiled": "DPO Lab, compiled"}
@@ -80,9 +81,9 @@ def dpo_lab(name: str, kind: str, plan: Plan, *, is_compiled: bool) -> dict[str,
     import torch
 
     from dpo_lab.config import DPOConfig
+    from dpo_lab.course.speed.memory import peak_device_memory, reset_peak
+    from dpo_lab.course.speed.rates import wait
     from dpo_lab.loop import Step
-    from dpo_lab.speed.memory import peak_device_memory, reset_peak
-    from dpo_lab.speed.rates import wait
     from dpo_lab.training import train_dpo
     from tests.benchmarks.workload import make_model
 
@@ -117,8 +118,8 @@ def trl(name: str, kind: str, plan: Plan, at_a_time: int) -> dict[str, float]:
     import torch
     from transformers import AutoTokenizer, TrainerCallback
 
-    from dpo_lab.speed.memory import peak_device_memory, reset_peak
-    from dpo_lab.speed.rates import wait
+    from dpo_lab.course.speed.memory import peak_device_memory, reset_peak
+    from dpo_lab.course.speed.rates import wait
     from tests.benchmarks import trl_side
     from tests.benchmarks.workload import make_model, prepare
 
@@ -184,7 +185,7 @@ def device_facts(plan: Plan) -> dict[str, Any]:
     """The device's name, and its fastest product of bfloat16 matrices, operations per second."""
     import torch
 
-    from dpo_lab.speed.rates import matrix_rate
+    from dpo_lab.course.speed.rates import matrix_rate
 
     device = torch.device(plan.device)
     rate = max(matrix_rate(size, device=device, dtype="bfloat16", seconds=1.0) for size in plan.sizes)
@@ -195,7 +196,7 @@ def work_of(name: str, kind: str, plan: Plan) -> dict[str, float]:
     """What a pair needs on average: operations forward and backward, tokens of prompt and completions."""
     from types import SimpleNamespace
 
-    from dpo_lab.speed.flops import FORWARD_AND_BACKWARD, forward_flops
+    from dpo_lab.course.speed.flops import FORWARD_AND_BACKWARD, forward_flops
 
     data = pairs_of(kind, plan)
     return {

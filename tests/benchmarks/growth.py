@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from dpo_lab.plots.style import BLUE, ORANGE, Picture, add_title, dress, new_figure, to_png
-from dpo_lab.speed.process import peak_memory
+from dpo_lab.course.speed.process import peak_memory
+from dpo_lab.workbench.plots import Picture, add_title, dress, new_figure, to_png
+from dpo_lab.workbench.plots.style import BLUE, ORANGE
 from tests.benchmarks.machine import KEPT, ROOT, heading, machine
 
 SMALL = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -65,9 +66,9 @@ def point(pairs: int, tokens: int, prompt_share: float, vocabulary: int, steps: 
     The token ids are mapped from the disk, as those of a run are.
     """
     from dpo_lab.config import DPOConfig
+    from dpo_lab.course.speed.flops import FORWARD_AND_BACKWARD, forward_flops
     from dpo_lab.loop import Step
     from dpo_lab.preferences import TokenData
-    from dpo_lab.speed.flops import FORWARD_AND_BACKWARD, forward_flops
     from dpo_lab.training import train_dpo
     from tests.benchmarks.workload import make_model
 

@@ -51,7 +51,7 @@ def matrix_rate(threads: int) -> float:
     """Floating-point operations per second of a float32 matrix product on a CPU with that many threads."""
     import torch
 
-    from dpo_lab.speed.rates import matrix_rate as rate
+    from dpo_lab.course.speed.rates import matrix_rate as rate
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_lab.speed.process import peak_memory
+from dpo_lab.course.speed.process import peak_memory
 from tests.benchmarks.machine import KEPT, ROOT, heading, machine
 
 STAGES = ("tokenise", "cache", "train")

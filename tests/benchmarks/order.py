@@ -16,7 +16,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from dpo_lab.plots.style import BLUE, ORANGE, Picture, add_title, dress, new_figure, to_png
+from dpo_lab.workbench.plots import Picture, add_title, dress, new_figure, to_png
+from dpo_lab.workbench.plots.style import BLUE, ORANGE
 from tests.benchmarks.machine import KEPT, heading, machine
 
 CURVES = {

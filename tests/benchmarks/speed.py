@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from dpo_lab.plots.style import BLUE, GREY, ORANGE, PURPLE, VERMILLION, Picture, add_title, dress, new_figure, to_png
+from dpo_lab.workbench.plots import Picture, add_title, dress, new_figure, to_png
+from dpo_lab.workbench.plots.style import BLUE, GREY, ORANGE, PURPLE, VERMILLION
 from tests.benchmarks.machine import KEPT, ROOT, heading, machine
 
 LABELS = {
@@ -79,7 +80,7 @@ def measure(repetitions: int, *, pairs: int = PAIRS, trl_parts: int = TRL_PARTS,
 def _work(pairs: int) -> dict[str, Any]:
     """What one epoch needs, counted in a process of its own: this one does not load torch."""
     code = (
-        "import json; from dpo_lab.speed.flops import forward_flops; from tests.benchmarks.workload import *; "
+        "import json; from dpo_lab.course.speed.flops import forward_flops; from tests.benchmarks.workload import *; "
         f"data = load_pairs(prepare(), {pairs}); model = make_model(); "
         "f = forward_flops(model.config, data); print(json.dumps(dict("
         "parameters=sum(p.numel() for p in model.parameters()), pairs=len(data), data=source().name, "

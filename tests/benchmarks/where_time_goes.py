@@ -24,10 +24,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from dpo_lab.batching import epoch_batches, row_lengths
 from dpo_lab.config import DPOConfig
+from dpo_lab.course.speed.flops import forward_flops
 from dpo_lab.logprobs import Scorer, score, scoring_path
 from dpo_lab.loop import make_optimizer
-from dpo_lab.speed.flops import forward_flops
-from dpo_lab.training import PreferenceWork, loss_of
+from dpo_lab.losses.table import loss_of
+from dpo_lab.training import PreferenceWork
 from tests.benchmarks.machine import ROOT, heading, matrix_rate
 from tests.benchmarks.workload import load_pairs, make_model, prepare
 

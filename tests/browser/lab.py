@@ -20,7 +20,7 @@ from typing import Any
 import nbformat
 from playwright.sync_api import Browser, Locator, expect
 
-from dpo_lab.cli.lab import lab_environment
+from dpo_lab.workbench.cli.lab import lab_environment
 
 SLOWNESS = float(os.environ.get("DPO_LAB_SLOWNESS", "1"))
 """The limits on time are multiplied by it: they are meant for a machine that does nothing else."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, expect
 
-from dpo_lab.evaluation import evaluate
 from dpo_lab.models import load_policy
 from dpo_lab.preferences import load_preferences
-from dpo_lab.runs import Run
+from dpo_lab.workbench.evaluation import evaluate
+from dpo_lab.workbench.runs import Run
 from tests.browser.lab import SLOWNESS, WAIT, Sheet, until
 
 CELL = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from playwright.sync_api import Locator, expect
 
 from dpo_lab.preferences import load_preferences
-from dpo_lab.preferences.labels import LabelBook
+from dpo_lab.workbench.labels import LabelBook
 from tests.browser.lab import WAIT, Sheet
 
 CELL = """

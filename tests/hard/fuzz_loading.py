@@ -26,9 +26,9 @@ from random import Random
 import numpy as np
 
 from dpo_lab.preferences import TokenData, read_examples, read_preferences, stream_preferences
-from dpo_lab.preferences.labels import LabelBook
-from dpo_lab.runs import Run
-from dpo_lab.sweeps.study import read_settings
+from dpo_lab.workbench.labels import LabelBook
+from dpo_lab.workbench.runs import Run
+from dpo_lab.workbench.sweeps.study import read_settings
 from tests.hard.bad_rows import bad_lines, good_row
 
 # What parsers stumble over, put in anywhere.

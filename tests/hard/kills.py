@@ -26,14 +26,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import dpo_lab.cli.models
-import dpo_lab.cli.sweep
-import dpo_lab.cli.train  # noqa: F401 - loaded before anything is forked
-from dpo_lab.cli import main
-from dpo_lab.preferences.labels import LabelBook
+import dpo_lab.workbench.cli.models
+import dpo_lab.workbench.cli.sweep
+import dpo_lab.workbench.cli.train  # noqa: F401 - loaded before anything is forked
 from dpo_lab.reference import ReferenceCache
-from dpo_lab.runs import Run
-from dpo_lab.sweeps.study import StoredStudy
+from dpo_lab.workbench.cli import main
+from dpo_lab.workbench.labels import LabelBook
+from dpo_lab.workbench.runs import Run
+from dpo_lab.workbench.sweeps import StoredStudy
 from tests.command_line import chat_model, some_rows, without_seconds, write_rows
 from tests.conftest import ROOT
 from tests.faults import forked

@@ -1,0 +1,149 @@
+"""Checks for the notebook on the GPU: the useful share of a rate, a clock that waits, log-probs in bf16, a peak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dpo_lab.course.exercises.checking import NotYet, as_array, as_number, call, close, expect, right
+from dpo_lab.course.speed.simulated_gpu import PretendDevice
+
+__all__ = ["check_bfloat16_logp", "check_clock", "check_peak_bytes", "check_useful_share"]
+
+
+def check_useful_share(answer: Callable[..., Any]) -> None:
+    """`answer(forward_flops, seconds, rate)` → the share of the machine's rate that a training step turns into work.
+
+    forward_flops: operations of one forward pass of each pair of the step, (N,); rate: operations per second.
+    """
+    for flops, seconds, rate in (
+        (np.array([2e9, 3e9, 5e9, 4e9, 1e9]), 0.5, 1e11),
+        (np.array([4e11, 1e11, 2.5e11, 2e10]), 0.02, 8e14),
+    ):
+        total = flops.sum()
+        expect(
+            call(answer, flops.copy(), seconds, rate),
+            3 * total / seconds / rate,
+            name="the share",
+            instead={
+                "That counts the forward pass alone; backward makes two products for each one of it.": total
+                / seconds
+                / rate,
+                "That leaves out the forward pass: a step is forward and backward.": 2 * total / seconds / rate,
+                "That is of one pair (a mean); the step does all of them.": 3 * flops.mean() / seconds / rate,
+                "That is turned round: what was done over what could have been done.": seconds * rate / (3 * total),
+                "Those are operations per second; hold them against the machine's rate.": 3 * total / seconds,
+                "That multiplies by the seconds: more of them make the share smaller.": 3 * total * seconds / rate,
+                "That is a percentage; a share lies between 0 and 1.": 300 * total / seconds / rate,
+            },
+            otherwise="Operations of the whole step, forward and backward, per second, over the rate.",
+            rtol=1e-4,
+        )
+    right("this number compares a laptop with a cluster, and says how much is left to win")
+
+
+def check_clock(answer: Callable[..., Any]) -> None:
+    """`answer(device, repeats)` → milliseconds that one call of `device.launch()` takes the device once it is warm.
+
+    device: a `PretendDevice`, with `launch()`, `wait()` and `clock()`. There may be old work in its queue, and its
+    first call takes longer.
+    """
+    for launch, run, first, old, repeats in (
+        (1.0, 10.0, 0.0, 0, 8),
+        (0.5, 20.0, 300.0, 0, 5),
+        (1.0, 12.0, 90.0, 6, 10),
+    ):
+        device = PretendDevice(launch=launch, run=run, first=first)
+        for _ in range(old):
+            device.launch()
+        found = as_number(call(answer, device, repeats), "the time of a call")
+        told = f"A call really takes the device {run:g} ms here, and yours says {found:.4g}."
+        if len(device.history) == old:
+            raise NotYet("Your function never calls `device.launch()`: there is nothing to time.")
+        if close(found, launch, rtol=0.02):
+            raise NotYet(f"{told} That is the time to write the work down. The clock was read before the device "
+                         "was done: wait for it.")  # fmt: skip
+        # One launch is seen before the device starts, so a fair mean is at most launch / repeats too long.
+        if not run - 1e-6 <= found <= run + launch / repeats + 1e-6:
+            if close(found, run + launch, rtol=1e-3):
+                raise NotYet(f"{told} You wait after every call, so the program's writing is never hidden behind the "
+                             "device's work. Wait once, after the last.")  # fmt: skip
+            if close(found, (run + launch / repeats) * repeats, rtol=0.01):
+                raise NotYet(f"{told} Those are all {repeats} calls together; the question is about one.")
+            if first and found > run + 0.5 * first / repeats:
+                raise NotYet(f"{told} The first call of all loads and compiles, once. Is it in your mean?")
+            if old and found > run:
+                raise NotYet(f"{told} There was work in the queue before you began, and you have timed that too.")
+            raise NotYet(f"{told} Warm up, wait, read the clock, call, wait, read the clock.")
+    right("an empty queue before the first reading and before the second: otherwise the clock times the writing")
+
+
+def check_bfloat16_logp(answer: Callable[..., Any]) -> None:
+    """`answer(hidden, weight, targets)` → log π of an answer, the sum over its tokens, a float32 tensor or a number.
+
+    hidden (T, D) and weight (V, D) are bfloat16, targets (T,) token ids. The products stay in bfloat16; what comes
+    after them must not.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    for num_tokens, width, vocabulary in ((60, 64, 800), (200, 32, 300)):
+        hidden = torch.randn(num_tokens, width, generator=generator).bfloat16()
+        weight = (0.25 * torch.randn(vocabulary, width, generator=generator)).bfloat16()
+        targets = torch.randint(0, vocabulary, (num_tokens,), generator=generator)
+        pick = lambda logps, targets=targets: logps.gather(-1, targets[:, None])[:, 0]
+        logits = hidden @ weight.T
+        exact = float(pick(logits.double().log_softmax(-1)).sum())
+        whole = float(pick((hidden.double() @ weight.double().T).log_softmax(-1)).sum())
+        narrow = pick(logits.log_softmax(-1))
+        given = call(answer, hidden.clone(), weight.clone(), targets.clone())
+        found = as_number(given, "log π")
+        told = f"Your log π is {found:.4f} nats, and it is off by {abs(found - exact):.2g}."
+        if abs(found - exact) < 2e-4 * num_tokens**0.5:
+            if getattr(given, "dtype", torch.float32) == torch.bfloat16:
+                raise NotYet(f"{told} Yet it is a bfloat16 number, and the next sum would round it.")
+            continue
+        wrong = {
+            "The sum was made, or kept, in bfloat16. Between 512 and 1024 its numbers lie 4 nats apart.":
+                float(narrow.sum()),
+            "The result was rounded to bfloat16, whose numbers lie 4 nats apart between 512 and 1024.":
+                float(torch.tensor(exact).bfloat16()),
+            "The sum is exact now, and what it adds was already rounded: `.float()` comes too late, after the "
+            "log-softmax.": float(narrow.float().sum()),
+            "The products ran in float32 too. That is more exact, and gives away the speed: only what comes after "
+            "`hidden @ weight.T` has to change.": whole,
+            "That is a mean; log π of an answer is the sum over its tokens.": exact / num_tokens,
+            "The sign is turned round: a log-prob is negative.": -exact,
+        }  # fmt: skip
+        for message, value in wrong.items():
+            if abs(found - value) < 1e-5 * abs(value) + 1e-6:
+                raise NotYet(f"{told} {message}")
+        raise NotYet(f"{told} Products in bfloat16, then `.float()`, then log-softmax, pick the targets, and sum.")
+    right("products may be coarse, since their errors average out; a log-sum-exp and a sum may not")
+
+
+def check_peak_bytes(answer: Callable[..., Any]) -> None:
+    """`answer(events)` → the most bytes held at any moment; an event is +n where n bytes are taken, −n where freed."""
+    step = [400, 100, 100, 100, 50, -100, 60, -100, 60, -50, -100, -140]
+    for events in (step, [10, -10, 30, -30, 20], [5, 6, 7, 8]):
+        levels = np.cumsum(events)
+        expect(
+            call(answer, list(events)),
+            levels.max(),
+            name="the peak",
+            instead={
+                "That is what is left after the step. The planted bug reads the meter when everything has been let "
+                "go.": levels[-1],
+                "That is the largest single piece; several are held at once.": max(events),
+                "That adds up whatever was ever taken, as if nothing had been freed.": sum(e for e in events if e > 0),
+                "That is the mean over the step; what must fit is the most.": levels.mean(),
+                "That is the number of the event; the question is how many bytes are held there.": levels.argmax(),
+            },
+            otherwise="Go through the events in order, keep what is held, and remember the largest value.",
+        )
+    empty = as_array(call(answer, []), "the peak without events", ())
+    if empty != 0:
+        raise NotYet(f"Without any event nothing is held, and yours says {float(empty):g}.")
+    right("a step must fit at its worst moment, which is over before the step is")

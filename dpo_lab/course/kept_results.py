@@ -1,0 +1,175 @@
+"""The four jobs as `data/experiments/jobs.py` keeps them: its rows read back, and put together for tables and pictures.
+
+A row is one trained policy judged with one seed. It holds, for each prompt in turn, a letter "1" or "0" for success:
+
+    {"method": "DPO", "trained": "all", "seed": 0,
+     "successes": {"safety": "0111…", …}, "stages": {"calls": [41, 45], …},
+     "refusals": {"harmful": [48, 50], …}, "attacks": {"none": "11…", "known": "10…", "new": "10…"}, "samples": […]}
+
+Fields that were not judged are absent. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpo_lab.course.statistics.jobs import Judged, Refusals, difference, judge_answers, over_seeds
+from dpo_lab.storage.embedded import embedded_path
+from dpo_lab.workbench.labels.results import Share, wilson
+from dpo_lab.worlds.pocket.schema import JOBS, Conversation
+
+Row = dict[str, Any]
+Policy = tuple[str, str]
+"""(method, trained): how a policy was trained, and on what."""
+
+ATTACKS = {"none": "no attack", "known": "attack as in training", "new": "new attack"}
+
+
+def read_jobs(path: str | Path | None = None) -> tuple[Row, list[Row]]:
+    """How the results were made, and their rows; None reads those that come along with the project."""
+    if path is None:
+        with suppress(FileNotFoundError):
+            path = embedded_path("results", "jobs.json")
+    if path is None or not Path(path).is_file():
+        raise ValueError(f"there are no results at {path or 'results/jobs.json'}; python data/experiments/jobs.py "
+                         "computes them")  # fmt: skip
+    path = Path(path)
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    return kept["made"] | kept["settings"], kept["rows"]
+
+
+def seeds_of(rows: Sequence[Row], policy: Policy) -> list[Row]:
+    """The rows of one policy, a seed each."""
+    own = [row for row in rows if (row["method"], row["trained"]) == tuple(policy)]
+    if not own:
+        known = ", ".join(f"{a} on {b}" for a, b in dict.fromkeys((row["method"], row["trained"]) for row in rows))
+        raise ValueError(f"no row is {policy[0]} on {policy[1]}; there are {known or 'none'}")
+    return own
+
+
+def outcomes(rows: Sequence[Row], policy: Policy, job: str, field: str = "successes") -> np.ndarray:
+    """Success of each seed on each prompt of a job (`field` "attacks": of a kind of attack), (seeds, P), 0 or 1."""
+    return np.array([[int(letter) for letter in row[field][job]] for row in seeds_of(rows, policy)])
+
+
+def success_shares(
+    rows: Sequence[Row], policies: Mapping[str, Policy], jobs: Sequence[str] = JOBS
+) -> dict[str, dict[str, Share]]:
+    """Name → job → success over seeds with its interval; with several jobs, `all` of them at the end."""
+    found = {}
+    for name, policy in policies.items():
+        by_job = {job: outcomes(rows, policy, job) for job in jobs}
+        if len(jobs) > 1:
+            by_job["all"] = np.concatenate(list(by_job.values()), axis=1)
+        found[name] = {job: _share(bits) for job, bits in by_job.items()}
+    return found
+
+
+def success_seeds(
+    rows: Sequence[Row], policies: Mapping[str, Policy], jobs: Sequence[str] = JOBS
+) -> dict[str, dict[str, list[float]]]:
+    """Name → job → the success of every seed by itself."""
+    return {name: {job: outcomes(rows, policy, job).mean(1).tolist() for job in jobs}
+            for name, policy in policies.items()}  # fmt: skip
+
+
+def stage_shares(rows: Sequence[Row], policies: Mapping[str, Policy]) -> dict[str, dict[str, Share]]:
+    """Name → stage of a tool call (as `tool_stages` names them) → its share over seeds."""
+    return {name: _counted(seeds_of(rows, policy), "stages") for name, policy in policies.items()}
+
+
+def refusals_over_seeds(rows: Sequence[Row], policies: Mapping[str, Policy]) -> dict[str, Refusals]:
+    """Name → the two shares of requests that were declined, over seeds."""
+    return {name: Refusals(**_counted(seeds_of(rows, policy), "refusals")) for name, policy in policies.items()}
+
+
+def attack_shares(rows: Sequence[Row], policies: Mapping[str, Policy]) -> dict[str, dict[str, Share]]:
+    """Name → kind of attack → success on the system prompts, the same ones each time, over seeds."""
+    return {name: {ATTACKS[kind]: _share(outcomes(rows, policy, kind, "attacks")) for kind in ATTACKS}
+            for name, policy in policies.items()}  # fmt: skip
+
+
+def transfer(
+    rows: Sequence[Row], trained: Sequence[str], jobs: Sequence[str] = JOBS, *, method: str = "DPO",
+    before: Policy = ("base", "nothing"),
+) -> np.ndarray:  # fmt: skip
+    """Change of success against the untrained model, (trained, jobs, 3): value, low and high of `difference`."""
+    return np.array([
+        [difference(outcomes(rows, (method, name), job), outcomes(rows, before, job)) for job in jobs]
+        for name in trained
+    ])  # fmt: skip
+
+
+def samples(rows: Sequence[Row], policy: Policy, job: str) -> list[Judged]:
+    """The answers that were kept of a policy's first seed to prompts of a job, judged now."""
+    first = min(seeds_of(rows, policy), key=lambda row: row["seed"])
+    some = [(Conversation.from_row(one["row"]), one["answer"]) for one in first["samples"] if one["row"]["job"] == job]
+    return judge_answers([conversation for conversation, _ in some], [answer for _, answer in some])
+
+
+def _share(bits: np.ndarray) -> Share:
+    return over_seeds([wilson(int(row.sum()), len(row)) for row in bits])
+
+
+def _counted(rows: Sequence[Row], field: str) -> dict[str, Share]:
+    names = rows[0][field]
+    return {name: over_seeds([wilson(*row[field][name]) for row in rows]) for name in names}
+
+
+def read_map(path: str | Path) -> tuple[Row, list[Row], dict[tuple[float, float], list[Row]]]:
+    """How the map was made; its cells, one run each; and all seeds of those cells that were run with several.
+
+    The cells are those of the first seed, so that they compare; the others tell how much a seed matters.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no map at {path}; python data/hyperparameter_map.py computes it")
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    rows = kept["rows"]
+    first = min(row["seed"] for row in rows)
+    together: dict[tuple[float, float], list[Row]] = {}
+    for row in rows:
+        together.setdefault((row["beta"], row["learning_rate"]), []).append(row)
+    repeats = {cell: runs for cell, runs in together.items() if len(runs) > 1}
+    return kept["made"], [row for row in rows if row["seed"] == first], repeats
+
+
+COMMAND = "python data/gpu.py"
+
+
+def read_gpu(path: str | Path | None = None) -> dict[str, Any]:
+    """The results; None reads those that come along with the project. ValueError says how to make them."""
+    if path is None:
+        with suppress(FileNotFoundError):
+            path = embedded_path("results", "gpu.json")
+    if path is None or not Path(path).is_file():
+        raise ValueError(f"there are no results at {path or 'results/gpu.json'}; {COMMAND} on a machine with a GPU "
+                         "computes them")  # fmt: skip
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def best_rate(found: dict[str, Any], dtype: str = "bfloat16") -> float:
+    """The largest rate of matrix products that was measured with that precision, operations per second."""
+    return max(rate for _, rate in found["rates"][dtype])
+
+
+def rows_of_models(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """A flat row per model: size, pairs per second, memory, share of the rate, true reward before and after DPO."""
+    rows = []
+    for name, model in found["models"].items():
+        training = model["training"]
+        fastest = max(model["ways"], key=lambda way: way["pairs_per_second"])
+        rows.append({
+            "model": name, "parameters": model["parameters"], "way": fastest["way"],
+            "pairs_per_second": fastest["pairs_per_second"], "share": fastest["share"],
+            "peak_gib": fastest["peak_bytes"] / 2**30, "sft_seconds": training["sft"]["seconds"],
+            "dpo_seconds": training["dpo"]["seconds"], "before": training["judged"]["after SFT"]["reward"],
+            "after": training["judged"]["after DPO"]["reward"],
+        })  # fmt: skip
+    return rows

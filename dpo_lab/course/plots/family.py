@@ -1,0 +1,242 @@
+"""Pictures of the family of losses: each member's curve and pulls, several over one axis, and what they were worth.
+
+h is the gap of the two log-ratios in nats, a and b the log-ratios of chosen and rejected. A pull is minus the slope of
+the loss: positive pushes a log-probability up. Curves come as records with `gaps`, `values`, `chosen_pull` and
+`rejected_pull`, as `dpo_lab.course.loss_curves` makes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from dpo_lab.workbench.plots.style import (
+    CHOSEN,
+    FONT,
+    GREY,
+    INK,
+    LINES,
+    MARKERS,
+    ORANGE,
+    PALETTE,
+    REJECTED,
+    Picture,
+    add_legend,
+    add_legend_beside,
+    dress,
+    new_figure,
+    plain,
+)
+
+_TEXT: dict[str, Any] = {"fontfamily": FONT, "fontsize": 8, "color": INK}
+_COLUMNS = 6
+
+
+def family_figure(curves: Mapping[str, Any], rests: Mapping[str, float] | None = None) -> Picture:
+    """The curve of every member against the gap, one small panel each, in its own unit.
+
+    `rests` gives the gap at which a member comes to rest; inf, nan and gaps outside the panel are not drawn.
+    """
+    figure, panels = _panels(curves)
+    for (name, curve), ax in zip(curves.items(), panels, strict=True):
+        gaps, values = np.asarray(curve.gaps), np.asarray(curve.values)
+        ax.plot(gaps, values, color=INK, linewidth=1.8)
+        rest = (rests or {}).get(name, math.inf)
+        if gaps.min() <= rest <= gaps.max():
+            ax.plot([rest], [np.interp(rest, gaps, values)], "o", color=ORANGE, markeredgecolor=INK, markersize=7)
+        _dress_panel(ax, name)
+    figure.supylabel("loss of a pair, each in its own unit", **_TEXT)
+    return figure
+
+
+def pulls_figure(curves: Mapping[str, Any]) -> Picture:
+    """How hard every member pulls the chosen answer up and the rejected one down, against the gap, in its own unit."""
+    figure, panels = _panels(curves)
+    for (name, curve), ax in zip(curves.items(), panels, strict=True):
+        up, down = np.asarray(curve.chosen_pull), -np.asarray(curve.rejected_pull)
+        ax.axhline(0, color=GREY, linewidth=0.8)
+        ax.plot(curve.gaps, up, color=CHOSEN, linewidth=1.8, label="chosen, upwards")
+        ax.plot(curve.gaps, down, "--", color=REJECTED, linewidth=1.8, label="rejected, downwards")
+        _dress_panel(ax, name)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
+    figure.supylabel("pull, loss per nat", **_TEXT)
+    return figure
+
+
+def plot_members(
+    at: Any, members: Mapping[str, Any], *, title: str, ylabel: str, xlabel: str = "margin z = βh",
+    limits: tuple[float, float] | None = None, ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    """Several curves (N,) over one axis (N,), told apart by colour and line."""
+    ax = new_figure(6.2, 3.9).subplots() if ax is None else ax
+    at = np.asarray(at)
+    for i, (name, values) in enumerate(members.items()):
+        ax.plot(at, np.asarray(values), LINES[i // len(PALETTE)] if i >= len(PALETTE) else LINES[i % 4],
+                color=PALETTE[i % len(PALETTE)], linewidth=1.9, label=plain(name))  # fmt: skip
+    ax.set_xlim(at.min(), at.max())
+    if limits is not None:
+        ax.set_ylim(*limits)
+    ax.axhline(0, color=GREY, linewidth=0.8)
+    dress(ax, plain(title), xlabel, ylabel)
+    add_legend(ax)
+    return ax
+
+
+def member_figure(name: str, curve: Any, marked: float) -> Picture:
+    """One member: its curve with a tangent at the marked gap, and its pulls on both answers."""
+    figure = new_figure(9.2, 3.6)
+    left, right = figure.subplots(1, 2)
+    gaps, values = np.asarray(curve.gaps), np.asarray(curve.values)
+    up, down = np.asarray(curve.chosen_pull), -np.asarray(curve.rejected_pull)
+    here = float(np.interp(marked, gaps, values))
+    slope = -float(np.interp(marked, gaps, up) + np.interp(marked, gaps, down)) / 2
+    left.plot(gaps, values, color=INK, linewidth=2.2, label=plain(name))
+    near = marked + np.array([-6.0, 6.0])
+    left.plot(near, here + slope * (near - marked), "--", color=ORANGE, linewidth=1.8, label=f"slope {slope:.3f}")
+    left.plot([marked], [here], "o", color=ORANGE, markeredgecolor=INK, markersize=9, zorder=3)
+    left.set_xlim(gaps.min(), gaps.max())
+    left.set_ylim(*_room(values))
+    dress(left, "What a pair costs", "log-ratio gap h (nats)", "loss, in its own unit")
+    add_legend(left)
+    right.axhline(0, color=GREY, linewidth=0.9)
+    right.axvline(marked, color=ORANGE, linewidth=1)
+    right.plot(gaps, up, color=CHOSEN, linewidth=2.2, label="chosen, upwards")
+    right.plot(gaps, down, "--", color=REJECTED, linewidth=2.2, label="rejected, downwards")
+    right.set_xlim(gaps.min(), gaps.max())
+    dress(right, "How hard it pulls", "log-ratio gap h (nats)", "pull (loss per nat)")
+    add_legend(right)
+    return figure
+
+
+def describe_member(name: str, curve: Any, marked: float) -> str:
+    """What `member_figure` shows, in words."""
+    gaps = np.asarray(curve.gaps)
+    value, up, down = (float(np.interp(marked, gaps, np.asarray(row))) for row in curve[1:])
+    return (
+        f"Two panels against the log-ratio gap h. The loss {name} is {value:.3f} at h = {marked:.1f} nats; there it "
+        f"pulls the chosen log-probability by {up:+.3f} and the rejected one by {down:+.3f} per nat."
+    )
+
+
+def fields_figure(fields: Mapping[str, Any], rests: Mapping[str, tuple[float, float]] | None = None) -> Picture:
+    """Arrows in the plane of both log-ratios: where a step of gradient descent takes a pair, per member.
+
+    `fields` maps a name to (a, b, pull on chosen, pull on rejected), each (N, N) on a grid. Arrows show directions;
+    their length is the pull to the power 0.3, so that weak ones stay visible. On the diagonal the gap is 0. `rests`
+    marks points.
+    """
+    columns = min(3, len(fields))
+    rows = -(-len(fields) // columns)
+    figure = new_figure(3.1 * columns, 0.3 + 2.9 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for (name, field), ax in zip(fields.items(), panels, strict=False):
+        a, b, up, down = (np.asarray(part, float) for part in field)
+        size = np.hypot(up, down)
+        scale = (size / size.max()) ** 0.3 / np.maximum(size, 1e-300)
+        limit = float(a.max())
+        ax.plot([-limit, limit], [-limit, limit], color=GREY, linewidth=1, linestyle=":")
+        ax.quiver(a, b, up * scale, down * scale, color=CHOSEN, angles="xy", pivot="mid", width=0.008)
+        for x, y in [(rests or {}).get(name, (math.nan, math.nan))]:
+            if abs(x) <= limit and abs(y) <= limit:
+                ax.plot([x], [y], "o", color=ORANGE, markeredgecolor=INK, markersize=8)
+        dress(ax, plain(name), "", "")
+        ax.set_aspect("equal")
+    for ax in panels[len(fields) :]:
+        ax.set_axis_off()
+    figure.supxlabel("a: chosen against the reference (nats)", **_TEXT)
+    figure.supylabel("b: rejected against the reference (nats)", **_TEXT)
+    return figure
+
+
+def paths_figure(
+    paths: Mapping[str, Mapping[str, tuple[Any, Any]]], frontier: tuple[Any, Any], *, ylabel: str = "true reward"
+) -> Picture:
+    """Reward against KL while members train, a panel per kind of labels; the grey curve is the most that can be had.
+
+    `paths` maps kind → name → (KLs, rewards), each (steps,); `frontier` is (KLs, rewards).
+    """
+    figure = new_figure(3.5 * len(paths) + 1.2, 3.7)
+    panels = figure.subplots(1, len(paths), squeeze=False, sharey=True).ravel()
+    drift, worth = (np.asarray(part, float) for part in frontier)
+    furthest = max(float(np.max(kl)) for members in paths.values() for kl, _ in members.values())
+    for (kind, members), ax in zip(paths.items(), panels, strict=True):
+        order = np.argsort(drift)
+        ax.plot(drift[order], worth[order], color=GREY, linewidth=4, alpha=0.5, label="the most")
+        for i, (name, (kl, rewards)) in enumerate(members.items()):
+            ax.plot(kl, rewards, LINES[i % 4], color=PALETTE[i % len(PALETTE)], linewidth=1.8, label=plain(name))
+            ax.plot(kl[-1:], rewards[-1:], MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)], markersize=6)
+        ax.set_xlim(0, 1.04 * furthest)
+        dress(ax, plain(kind), "KL from the reference (nats)", ylabel if ax is panels[0] else "")
+    add_legend_beside(panels[-1])
+    return figure
+
+
+def results_figure(
+    results: Mapping[str, Mapping[str, tuple[float, float, float]]], xlabel: str, *, baseline: str | None = None,
+    levels: Mapping[str, float] | None = None, title: str = "",
+) -> Picture:  # fmt: skip
+    """A point with its interval for every member, a panel per kind of labels, in one order of members.
+
+    `results` maps kind → name → (value, low, high). A line stands at the value of `baseline`, whose own point is
+    orange, or at 0 where the values are differences from it; `levels` names further lines.
+    """
+    kinds, names = list(results), list(next(iter(results.values())))
+    if any(list(members) != names for members in results.values()):
+        raise ValueError(f"every kind of labels needs the same members in the same order, the first has {names}")
+    figure = new_figure(2.2 + 2.6 * len(kinds), 1.1 + 0.23 * len(names))
+    panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True, sharex=True).ravel()
+    places = np.arange(len(names))
+    for kind, ax in zip(kinds, panels, strict=True):
+        values, lows, highs = np.array([results[kind][name] for name in names], float).T
+        ax.axvline(results[kind][baseline][0] if baseline in names else 0.0, color=ORANGE, linewidth=1.2)
+        for label, level in (levels or {}).items():
+            ax.axvline(level, color=GREY, linewidth=1, linestyle=":", label=plain(label))
+        ax.errorbar(values, places, xerr=[values - lows, highs - values], fmt="none", ecolor=GREY, capsize=2.5,
+                    elinewidth=1.2)  # fmt: skip
+        colours = [ORANGE if name == baseline else CHOSEN for name in names]
+        ax.scatter(values, places, s=30, color=colours, zorder=3, edgecolors="white", linewidths=0.5)
+        dress(ax, plain(kind), plain(xlabel), "")
+        ax.set_yticks(places, [plain(name) for name in names])
+    panels[0].invert_yaxis()
+    if title:
+        figure.suptitle(plain(title), x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK, fontfamily=FONT)
+    add_legend(panels[-1])
+    return figure
+
+
+def describe_results(results: Mapping[str, Mapping[str, tuple[float, float, float]]], measure: str) -> str:
+    """What `results_figure` shows, in words: the best and the worst of each kind of labels."""
+    told = []
+    for kind, members in results.items():
+        order = sorted(members, key=lambda name: members[name][0])
+        told.append(
+            f"{kind}: from {members[order[0]][0]:.2f} ({order[0]}) to {members[order[-1]][0]:.2f} ({order[-1]})"
+        )
+    return f"Points with intervals for {measure}, one line per loss. {'; '.join(told)}."
+
+
+def _panels(curves: Mapping[str, Any]) -> tuple[Picture, Sequence[Axes]]:
+    rows = -(-len(curves) // _COLUMNS)
+    figure = new_figure(11.4, 0.5 + 1.75 * rows)
+    panels = figure.subplots(rows, _COLUMNS, squeeze=False, sharex=True).ravel()
+    for ax in panels[len(curves) :]:
+        ax.set_axis_off()
+    figure.supxlabel("log-ratio gap h (nats)", **_TEXT)
+    return figure, panels[: len(curves)].tolist()
+
+
+def _dress_panel(ax: Axes, name: str) -> None:
+    dress(ax, plain(name), "", "")
+    ax.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
+    ax.tick_params(labelsize=6.5)
+    ax.locator_params(axis="y", nbins=4)
+
+
+def _room(values: np.ndarray) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    return low - 0.06 * (high - low) - 1e-9, high + 0.06 * (high - low) + 1e-9

@@ -1,0 +1,8 @@
+"""Policies: loaded and saved (`loading`, `checks`), looked into (`inside`), adapted (`lora`)."""
+
+from dpo_lab import face
+
+__getattr__, __dir__ = face(__name__, {
+    "inside": "num_parameters pick_device",
+    "loading": "load_policy save_policy",
+})  # fmt: skip

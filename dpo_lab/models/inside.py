@@ -1,0 +1,94 @@
+"""What is inside a model: the device, the body, the output layer, positions, dropout. Knows no files."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from dpo_lab.preferences.token_data import TokenData
+from dpo_lab.storage.token_files import parts
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is the GPU where there is one. Raises ValueError for a device that is not there.
+
+    Of several processes that were launched together each takes its own GPU.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        picked = torch.device(device)
+        torch.zeros(1, device=picked)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ValueError(f"device {device!r} cannot be used ({reason}); auto takes what is there") from None
+    return picked
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout to zero, an adapter's and the attention's included: policy and reference are scored alike."""
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+        # Layers that call a function keep its rate as a number: attention_dropout, activation_dropout, layerdrop.
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def inner_model(model: nn.Module) -> Any:
+    """The transformers model inside an adapter's wrapper; its layers still hold the adapter."""
+    if not hasattr(model, "get_base_model"):
+        return model
+    settings = getattr(model, "active_peft_config", None)
+    if getattr(settings, "is_prompt_learning", False):
+        raise ValueError(
+            f"{type(settings).__name__} puts made-up tokens before the prompt, outside the model that is scored; "
+            "use an adapter inside the layers, such as LoRA"
+        )
+    return model.get_base_model()  # pyright: ignore[reportCallIssue]
+
+
+def output_layer(model: nn.Module) -> nn.Linear:
+    """The layer that turns hidden states into logits."""
+    return inner_model(model).get_output_embeddings()
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """Most tokens that a model with a table of positions can take, as GPT-2; None where positions are computed."""
+    inner = inner_model(model)
+    limit = getattr(inner.config, "max_position_embeddings", None)
+    tables = [module for module in inner.modules() if isinstance(module, nn.Embedding)]
+    tables = [table for table in tables if table is not inner.get_input_embeddings()]
+    # OPT's table has two rows before its first position.
+    return limit if limit and any(limit <= table.num_embeddings <= limit + 2 for table in tables) else None
+
+
+def check_length(model: nn.Module, longest: int, name: str) -> None:
+    """Refuse `longest` tokens in a row where the model has no position for the last of them."""
+    limit = position_limit(model)
+    if limit is not None and longest > limit:
+        raise ValueError(f"{name} has a row of {longest} tokens, and the model has {limit} positions; "
+                         f"lower max_length to {limit} or less")  # fmt: skip
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Weights of the model, shared ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def check_fit(model: nn.Module, data: TokenData, name: str) -> None:
+    """Every token needs an embedding, and every position a row where positions are a table."""
+    rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportCallIssue]
+    largest = max(int(part.max()) for part in parts(data.ids))
+    if largest >= rows:
+        raise ValueError(
+            f"token id {largest} has no embedding: the model has {rows}; tokenise {name} with this model's tokenizer"
+        )
+    check_length(model, data.longest(), name)

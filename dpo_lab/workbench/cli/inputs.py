@@ -1,0 +1,110 @@
+"""What every command that loads a model or data does first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from dpo_lab.config import TrainingConfig
+from dpo_lab.engine.processes import join
+from dpo_lab.models.inside import num_parameters, pick_device, position_limit
+from dpo_lab.models.loading import load_policy
+from dpo_lab.preferences.token_cache import (
+    DataSettings,
+    Kind,
+    PreparedData,
+    prepare,
+    read_held_out,
+    tokenize_held_out,
+)
+from dpo_lab.preferences.token_data import TokenData
+from dpo_lab.storage.logp_store import token_cache_folder
+from dpo_lab.workbench.cli.options import CacheOptions, InputOptions, RunOptions
+from dpo_lab.workbench.cli.progress import console
+
+Row = dict[str, Any]
+Read = Callable[..., tuple[Sequence[Row], Any]]
+
+
+def settings_of(options: Any, kind: type) -> dict[str, Any]:
+    """The fields of a configuration among a command's options."""
+    return {field.name: getattr(options, field.name) for field in fields(kind)}
+
+
+def load_model(options: InputOptions, device: str) -> tuple[Any, Any]:
+    """The policy and its tokenizer, said on the terminal."""
+    model, tokenizer = load_policy(options.model, device=device, trust_remote_code=options.trust_remote_code)
+    console.print(f"model: {options.model}, {num_parameters(model):,} weights, on {next(model.parameters()).device}")
+    return model, tokenizer
+
+
+def read_rows(options: InputOptions, seed: int, read: Read, *, embedded_split: str) -> list[Row]:
+    """The rows that --pairs names; what was left out is said."""
+    split = options.split or (embedded_split if options.pairs == "embedded" else None)
+    rows, report = read(options.pairs, split=split, on_bad_row=options.on_bad_row, limit=options.limit, seed=seed)
+    say(report)
+    return list(rows)
+
+
+def training_data(options: RunOptions, config: TrainingConfig, tokenizer: Any, kind: Kind) -> PreparedData:
+    """Token ids to train on and to evaluate on, kept for the next run beside the cache of log-probs, or streamed; what
+    was left out or shortened is said."""
+    settings = DataSettings(**settings_of(options, DataSettings))
+    if options.tokens is None:
+        data = prepare(settings, tokenizer, kind, folder=token_cache_folder(options.cache), tell=tell)
+    else:
+        held = read_held_out(settings, kind, tell) or []
+        tokens, report = stream_tokens(options, tokenizer, config.max_length, kind)
+        say(report)
+        data = PreparedData(tokens, tokenize_held_out(held, tokenizer, config.max_length, kind, tell), held)
+    num_held = 0 if data.held is None else len(data.held)
+    console.print(f"data: {len(data.train):,} rows to train on, {num_held:,} held out")
+    return data
+
+
+def stream_tokens(options: RunOptions | CacheOptions, tokenizer: Any, max_length: int, kind: Kind) -> Any:
+    """(token ids mapped from the folder --tokens, the report on them), of rows that are read one by one.
+
+    Of several processes the main one reads and writes; the others map what it wrote.
+    """
+    split = options.split or ("train" if options.pairs == "embedded" else None)
+    folder = options.tokens
+    assert folder is not None
+
+    def written() -> Any:
+        rows, read = kind.stream(options.pairs, split=split, on_bad_row=options.on_bad_row)
+        _, report = kind.tokenize(rows, tokenizer, max_length=max_length, folder=folder)
+        say(read)
+        return report
+
+    device: str = vars(options)["device"]  # of the training's or the scorer's part of the options
+    report = join(pick_device(device)).broadcast_from_main(written)
+    return TokenData.load(folder, verify=False), report
+
+
+def longest_prompt(model: Any, max_length: int, max_new_tokens: int) -> int:
+    """Most tokens of a prompt that is to be answered: where positions are a table, up to half of it is the answer's."""
+    limit = position_limit(model)
+    return max_length if limit is None else min(max_length, limit - min(max_new_tokens, limit // 2))
+
+
+def say(report: Any) -> None:
+    """Print what a report has to tell."""
+    tell(report.summary())
+
+
+def tell(text: str) -> None:
+    """Print something less important."""
+    if text:
+        console.print(text, markup=False, style="dim", soft_wrap=True)
+
+
+def dated_folder(name: str) -> Path:
+    """runs/NAME-DATE-TIME, with a number behind it where the clock has shown that time before."""
+    folder = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    others = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    return folder if not folder.exists() else next(other for other in others if not other.exists())

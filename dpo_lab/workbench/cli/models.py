@@ -1,0 +1,124 @@
+"""`dpo-lab cache`, `evaluate`, `sample`: what a model says, how it scores; `merge`: one model of base and adapter."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from dpo_lab.engine.engine import Engine
+from dpo_lab.engine.processes import join, leave
+from dpo_lab.models.inside import check_length, pick_device
+from dpo_lab.models.loading import load_policy, save_policy
+from dpo_lab.models.lora import base_of, merge_adapter
+from dpo_lab.preferences.chat import prompt_text
+from dpo_lab.preferences.reading import read_preferences
+from dpo_lab.preferences.token_cache import PAIRS
+from dpo_lab.preferences.tokens import tokenize_pairs
+from dpo_lab.reference import ReferenceCache
+from dpo_lab.sampling import generate
+from dpo_lab.workbench.cli.inputs import load_model, longest_prompt, read_rows, say, stream_tokens
+from dpo_lab.workbench.cli.options import CacheOptions, EvaluateOptions, MergeOptions, SampleOptions
+from dpo_lab.workbench.cli.progress import Dashboard, console, number_table
+from dpo_lab.workbench.cli.tables import TABLES, check_output, write_table
+from dpo_lab.workbench.evaluation.kl import kl_from_reference
+from dpo_lab.workbench.evaluation.pairs import evaluate as evaluate_pairs
+
+
+def cache(options: CacheOptions) -> int:
+    """Fill the reference cache; of several processes, each scores its share."""
+    processes = join(pick_device(options.device))
+    console.quiet = not processes.is_main
+    model, tokenizer = load_model(options, options.device)
+    if options.tokens is not None:
+        data, report = stream_tokens(options, tokenizer, options.max_length, PAIRS)
+    else:
+        rows = read_rows(options, options.seed, read_preferences, embedded_split="train")
+        data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length)
+    say(report)
+    check_length(model, report.longest, "--pairs")
+    began = time.perf_counter()
+    with ReferenceCache(options.cache) as store:
+        result = store.logps(
+            model, data, precision=options.precision, tokens_per_pass=options.tokens_per_pass,
+            progress=Dashboard("pairs", 1).reference if processes.is_main else None,
+            engine=Engine(processes.device, processes),
+        )  # fmt: skip
+        seconds = time.perf_counter() - began
+        console.print(f"{result.num_computed:,} pairs computed, {result.num_found:,} found, in {seconds:.1f} s")
+        console.print(f"kept in {store.path}", soft_wrap=True)
+    leave()
+    return 0
+
+
+def evaluate(options: EvaluateOptions) -> int:
+    """Print the metrics of a model on pairs, and write one line per pair if asked to."""
+    if options.table is not None:
+        check_output(options.table, TABLES)
+    model, tokenizer = load_model(options, options.device)
+    reference, own = load_policy(options.reference, device=options.device, trust_remote_code=options.trust_remote_code)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"the reference {options.reference} has another tokenizer than {options.model}, so their log-probs are of "
+            "other tokens; give --reference the model that training began from"
+        )
+    console.print(f"reference: {options.reference}", soft_wrap=True)
+    rows = read_rows(options, options.seed, read_preferences, embedded_split="test")
+    data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length)
+    say(report)
+    check_length(model, report.longest, "--pairs")
+    with ReferenceCache(options.cache) as store:
+        result = evaluate_pairs(
+            model, tokenizer, data, reference=reference, cache=store, loss=options.loss, beta=options.beta,
+            precision=options.precision, tokens_per_pass=options.tokens_per_pass,
+        )  # fmt: skip
+    metrics: dict[str, Any] = {"pairs": f"{len(data):,}", **result.metrics}
+    if options.kl_prompts:
+        estimate = kl_from_reference(
+            model, reference, tokenizer, rows[: options.kl_prompts], seed=options.seed,
+            max_new_tokens=options.max_new_tokens,
+            max_length=longest_prompt(model, options.max_length, options.max_new_tokens),
+        )  # fmt: skip
+        metrics["KL from the reference, nats"] = f"{estimate.mean:.2f} ± {estimate.standard_error:.2f}"
+    console.print(number_table("", metrics))
+    if options.table is not None:
+        write_table(options.table, result.rows())
+        console.print(f"one line per pair: {options.table}", soft_wrap=True)
+    return 0
+
+
+def sample(options: SampleOptions) -> int:
+    """Print answers."""
+    model, tokenizer = load_policy(options.model, device=options.device, trust_remote_code=options.trust_remote_code)
+    if options.pairs is not None:
+        split = "test" if options.pairs == "embedded" else None
+        rows, report = read_preferences(options.pairs, split=split, limit=options.limit, seed=options.seed)
+        say(report)
+        shown = [prompt_text(row) for row in rows]
+    else:
+        shown = list(options.prompts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        if not shown:
+            raise ValueError("nothing to answer: give prompts as arguments, on standard input, or with --pairs")
+        system = [{"role": "system", "content": options.system}] if options.system else []
+        rows = [{"prompt": text if options.raw else [*system, {"role": "user", "content": text}]} for text in shown]
+    answers = generate(
+        model, tokenizer, rows, max_new_tokens=options.max_new_tokens, temperature=options.temperature,
+        top_p=options.top_p, num_samples=options.num_samples, seed=options.seed,
+    )  # fmt: skip
+    for prompt, answer in zip(shown, answers, strict=True):
+        console.rule(style="dim")
+        console.print(prompt, markup=False, soft_wrap=True)
+        for text in answer if isinstance(answer, list) else [answer]:
+            console.print(f"→ {text}", markup=False, style="bold", soft_wrap=True)
+    return 0
+
+
+def merge(options: MergeOptions) -> int:
+    """Write an adapter and its base as one model."""
+    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+        raise ValueError(f"--output {options.output} is not empty; name a new or an empty folder")
+    name = options.model or base_of(options.adapter)
+    base, tokenizer = load_policy(name, device="cpu", trust_remote_code=options.trust_remote_code)
+    save_policy(merge_adapter(base, options.adapter), tokenizer, options.output)
+    console.print(f"{options.adapter} merged into {name}: {options.output}", soft_wrap=True)
+    return 0

@@ -1,0 +1,292 @@
+"""The commands of `dpo-lab` and their options: every option is a field, and its help is the line under the field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dpo_lab.config import DPOConfig, LoRAConfig, LossName, Precision, SFTConfig, TrackerName
+from dpo_lab.workbench.sweeps.settings import SweepSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """Where the model and the data come from."""
+
+    model: str = "embedded"
+    """`embedded`, a folder that save_pretrained wrote (RUN/model), or a Hub id."""
+    pairs: str = "embedded"
+    """`embedded`, a file (.jsonl .json .jsonl.gz .parquet .csv), a folder, or a Hub id."""
+    split: str | None = None
+    """Which split of the data, where it has several; None takes train."""
+    limit: int | None = None
+    """Use at most this many rows, drawn with the seed."""
+    on_bad_row: Literal["raise", "skip"] = "raise"
+    """Stop at a row that cannot be used, or leave it out, count it and list it."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a Hub model. Read it first."""
+    cache: Path | None = None
+    """File or folder of the reference's log-probs, with token ids beside it; None takes ~/.cache/dpo-lab or
+    DPO_LAB_CACHE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(InputOptions):
+    """What a run leaves behind."""
+
+    run: Path | None = None
+    """Folder of the run; None makes runs/COMMAND-DATE-TIME."""
+    tokens: Path | None = None
+    """Stream the rows, and map their token ids from this folder: for more data than memory holds."""
+    resume: bool = False
+    """Go on with the run in --run from its last checkpoint."""
+    held_out: str | None = None
+    """Data to evaluate on; None takes the embedded test split, or splits off --validation."""
+    held_out_split: str | None = None
+    """Which split of --held-out; None takes test where it is the source of --pairs too, else train."""
+    validation: float = 0.1
+    """Share of the data split off for evaluation, by prompt, where --held-out is not given; 0 evaluates nothing."""
+    samples: int = 8
+    """Held-out prompts answered before and after training; 0 samples nothing."""
+    sample_temperature: float = 0.7
+    """Temperature of those answers; 0 is greedy."""
+    max_new_tokens: int = 128
+    """Longest sampled answer, in tokens."""
+    track: TrackerName | None = None
+    """Tell the metrics to this experiment tracker as well; tensorboard writes into the run's folder."""
+    push_to_hub: str | None = None
+    """Upload the trained model to this repository of the Hub (owner/name), made private; needs `hf auth login`."""
+
+    def check(self) -> None:
+        """ValueError for what would strike only after training."""
+        check_stream(self.tokens, self.limit)
+        if self.samples < 0:
+            raise ValueError(f"samples must not be negative, got {self.samples}; 0 samples nothing")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}; 128 is the usual start")
+        if not 0 <= self.validation < 1:
+            raise ValueError(
+                f"validation is a share and must lie in [0, 1), got {self.validation}; 0.1 is usual, 0 holds none out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(DPOConfig, LoRAConfig, RunOptions):
+    """Align a model with preference pairs (DPO and its family)."""
+
+    kl_prompts: int = 64
+    """Held-out prompts on which the KL from the reference is estimated at the end; 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check()
+        self.check_lora(self.dropout)
+        check_kl_prompts(self.kl_prompts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTOptions(SFTConfig, LoRAConfig, RunOptions):
+    """Fine-tune a model on good answers (prompt/completion or messages rows, or the chosen side of pairs)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check()
+        self.check_lora(self.dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(InputOptions):
+    """How a model is run over pairs."""
+
+    max_length: int = 1024
+    """Most tokens of prompt plus one completion, as in training."""
+    precision: Precision = "float32"
+    """Arithmetic of the forward pass, as in training."""
+    tokens_per_pass: int = 16384
+    """Most tokens that go through the model at a time."""
+    device: str = "auto"
+    """`auto` takes the GPU where there is one."""
+    seed: int = 0
+    """Seed of --limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions(ScoreOptions):
+    """Score pairs under the reference once and keep the log-probs, so that training starts at once."""
+
+    tokens: Path | None = None
+    """Stream the rows, and map their token ids from this folder: for more data than memory holds."""
+
+    def __post_init__(self) -> None:
+        check_stream(self.tokens, self.limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ScoreOptions):
+    """Accuracy, margins, rewards and KL of a model on pairs, against its reference."""
+
+    reference: str = "embedded"
+    """The frozen model that rewards are measured against."""
+    loss: LossName = "dpo"
+    """The loss to report, from the table of losses."""
+    beta: float | None = None
+    """Scale of the implicit rewards; None takes the loss's own."""
+    kl_prompts: int = 64
+    """Prompts on which the KL from the reference is estimated; 0 leaves it out."""
+    max_new_tokens: int = 128
+    """Longest sampled answer, in tokens."""
+    table: Path | None = None
+    """Write one line per pair to this .csv or .jsonl file."""
+
+    def __post_init__(self) -> None:
+        check_kl_prompts(self.kl_prompts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """Let a model answer prompts: from the command line, from a file of rows, or from standard input."""
+
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """What to ask; none takes --pairs, or reads one prompt per line from standard input."""
+    model: str = "embedded"
+    """`embedded`, a folder that save_pretrained wrote (RUN/model), or a Hub id."""
+    pairs: str | None = None
+    """Take the prompts of these rows: `embedded`, a file, a folder, or a Hub id."""
+    limit: int | None = 8
+    """At most this many prompts of --pairs."""
+    system: str | None = None
+    """A system turn put before each prompt."""
+    raw: bool = False
+    """Continue the text as it is, without a chat template."""
+    num_samples: int = 1
+    """Answers per prompt."""
+    temperature: float = 0.7
+    """0 is greedy, 1 is the model's own distribution."""
+    top_p: float = 1.0
+    """Keep only the likeliest tokens that together have this probability."""
+    max_new_tokens: int = 128
+    """Longest answer, in tokens."""
+    seed: int = 0
+    """Seed of the sampling."""
+    device: str = "auto"
+    """`auto` takes the GPU where there is one."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a Hub model. Read it first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """Add a LoRA adapter into its base model: the result is one whole model, which every command takes."""
+
+    adapter: Annotated[Path, tyro.conf.Positional]
+    """Folder of the adapter, such as RUN/adapter."""
+    output: Path
+    """Folder for the whole model, new or empty."""
+    model: str | None = None
+    """The base model that the adapter was trained on; None takes the one that the adapter names."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a Hub model. Read it first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Put runs side by side: the settings that differ, the results, the curves."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders."""
+    figure: Path | None = None
+    """Write the overlaid curves to this .png, .pdf or .svg file."""
+    csv: Path | None = None
+    """Write the table to this .csv or .jsonl file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(SweepSettings):
+    """Search for good knobs: several short runs, kept in a study that many processes may work on at once."""
+
+    study: Path | None = None
+    """Folder of the study: a new one begins it, one that is there is joined. None makes runs/sweep-DATE-TIME."""
+    cache: Path | None = None
+    """File or folder of the reference's log-probs; None takes ~/.cache/dpo-lab or DPO_LAB_CACHE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossesOptions:
+    """Print the table of losses: what each does, its knobs, its source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipesOptions:
+    """Print ready settings for models and preference sets of the Hub, each as a line of `dpo-lab train`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """Train on the embedded model and data, and show before and after. Two minutes on a laptop."""
+
+    run: Path | None = None
+    """Folder of the run; None makes runs/demo-DATE-TIME."""
+    seed: int = 0
+    """The one source of randomness."""
+    device: str = "auto"
+    """`auto` takes the GPU where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabOptions:
+    """Open the course in JupyterLab, on this machine only."""
+
+    port: int = 8888
+    """Port on the loopback address; the next free one is taken if it is in use."""
+    browser: bool = True
+    """Open the browser."""
+
+
+def check_stream(tokens: Path | None, limit: int | None) -> None:
+    """A stream is read once, from its beginning to its end."""
+    if tokens is not None and limit is not None:
+        raise ValueError(f"--tokens streams all rows, and --limit {limit} draws among them; leave out one of the two")
+
+
+def check_kl_prompts(number: int) -> None:
+    """The standard error is over prompts, so one alone says nothing."""
+    if number < 0 or number == 1:
+        raise ValueError(f"kl_prompts must be 0 or at least 2, got {number}; 64 is usual, 0 leaves the estimate out")
+
+
+COMMANDS = {
+    "train": TrainOptions,
+    "sft": SFTOptions,
+    "cache": CacheOptions,
+    "evaluate": EvaluateOptions,
+    "sample": SampleOptions,
+    "merge": MergeOptions,
+    "compare": CompareOptions,
+    "sweep": SweepOptions,
+    "losses": LossesOptions,
+    "recipes": RecipesOptions,
+    "demo": DemoOptions,
+    "lab": LabOptions,
+}
+
+HOME = {
+    TrainOptions: ("train", "train"),
+    SFTOptions: ("train", "sft"),
+    CacheOptions: ("models", "cache"),
+    EvaluateOptions: ("models", "evaluate"),
+    SampleOptions: ("models", "sample"),
+    MergeOptions: ("models", "merge"),
+    CompareOptions: ("tables", "compare"),
+    SweepOptions: ("sweep", "sweep"),
+    LossesOptions: ("tables", "losses"),
+    RecipesOptions: ("tables", "recipes"),
+    DemoOptions: ("demo", "demo"),
+    LabOptions: ("lab", "lab"),
+}
+"""The module of `dpo_lab.workbench.cli` and its function that carry out a command."""
+
+TOGETHER = (TrainOptions, SFTOptions, CacheOptions)
+"""The commands that several processes of one launcher carry out together."""

@@ -1,0 +1,27 @@
+"""How good is a policy, how far has it gone from its reference, and what did it learn to reward?
+
+    pairs.py           loss, accuracy, margins and rewards on preference pairs
+    kl.py              KL from the reference, on sampled answers
+    token_rewards.py   the implicit reward of every single token
+    decision.py        where in an answer the decision falls
+    reward_quality.py  implicit against true rewards: calibration, rank correlation, what length explains
+    ranking.py         the policy as a reward model: fresh answers, best of n
+    matched_kl.py      several methods compared at the same KL, with intervals over seeds
+    blocks.py          methods that shared their seeds: which differences are larger than a seed's luck
+    jobs.py            the judge's verdicts split into the numbers of each job: tool calls, refusals, attacks
+    kept_jobs.py       the same from the kept results of data/experiments/jobs.py
+
+Implicit rewards are β·log(π/π_ref), so β is in them; log-probs and KL are in nats.
+"""
+
+from dpo_lab import face
+
+__getattr__, __dir__ = face(__name__, {
+    "kl": "Estimate kl_from_reference kl_of_samples",
+    "pairs": "evaluate usable_pairs",
+    "ranking": "answer_rewards best_of_n",
+    "reward_quality":
+        "Calibration Interval LengthShare agreement calibration coin_sides fit_temperature length_matched "
+        "length_share partial_rank_correlation per_group rank_correlation sigmoid",
+    "token_rewards": "PairTokens TokenRewards token_rewards",
+})  # fmt: skip

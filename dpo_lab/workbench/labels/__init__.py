@@ -1,0 +1,19 @@
+"""Labels of one's own: what is asked, what was chosen, what can be learnt from it.
+
+    questions.py  rows of pairs → questions: a prompt, two answers, hidden sources
+    files.py      lines of JSON that survive a kill
+    book.py       a person's choices, kept as they are made; undo, resume
+    results.py    export for `load_preferences`, win rates, the pull of the left side
+    agreement.py  two books compared: raw share, Cohen's kappa, the questions on which they differ
+
+Pure Python, no torch; the panels are in `dpo_lab.workbench.widgets`.
+"""
+
+from dpo_lab import face
+
+__getattr__, __dir__ = face(__name__, {
+    "agreement": "Agreement CATEGORIES agreement cohen_kappa",
+    "book": "CHOICES Choice LabelBook",
+    "questions": "Question Questions questions_of task_of",
+    "results": "ExportReport Share WinRate export_labels export_rows left_share wilson win_rates",
+})  # fmt: skip

@@ -1,0 +1,156 @@
+"""What a sweep found: the course of its trials, its value against each knob, which knob mattered. Rows in, axes out.
+
+A row is one trial, as `StoredStudy.rows` gives it: {"trial": 3, "state": "complete", "value": 0.81, "beta": 0.2, …}.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from dpo_lab.workbench.plots.style import (
+    BLUE,
+    GREY,
+    INK,
+    TRAINING,
+    VERMILLION,
+    Picture,
+    add_legend,
+    add_title,
+    dress,
+    new_figure,
+    plain,
+)
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def plot_history(rows: Rows, objective: str, *, is_larger_better: bool, ax: Axes | None = None) -> Axes:
+    """Each trial's value in the order of the trials, and the best so far as a line; pruned ones where they stood."""
+    ax = new_figure(5.2, 3.2).subplots() if ax is None else ax
+    done = [row for row in rows if row["state"] == "complete"]
+    if done:
+        numbers, values = zip(*((row["trial"], row["value"]) for row in done), strict=True)
+        best = (np.maximum if is_larger_better else np.minimum).accumulate(values)
+        ax.step(numbers, best, where="post", color=INK, linewidth=1.6, label="best so far")
+        ax.plot(numbers, values, "o", color=TRAINING, markersize=6, markeredgecolor="white", label="complete")
+    pruned = [
+        (row["trial"], last) for row in rows if row["state"] == "pruned" and (last := _last_look(row)) is not None
+    ]
+    if pruned:
+        ax.plot(*zip(*pruned, strict=True), "x", color=VERMILLION, markersize=6, label="pruned, at its last look")
+    dress(ax, "Trials in their order", "trial", plain(objective))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    add_legend(ax)
+    return ax
+
+
+def plot_slice(rows: Rows, knob: str, objective: str, *, is_log: bool = False, ax: Axes | None = None) -> Axes:
+    """The value of each complete trial against one knob, whatever the others were; later trials are darker."""
+    ax = new_figure(3.6, 3.2).subplots() if ax is None else ax
+    done = [row for row in rows if row["state"] == "complete" and (row[knob] is not None or not is_log)]
+    values = [row["value"] for row in done]
+    is_number = bool(done) and all(isinstance(row[knob], int | float) for row in done)
+    names = list(dict.fromkeys(str(row[knob]) for row in done))
+    places = [row[knob] if is_number else names.index(str(row[knob])) for row in done]
+    if done:
+        age = np.linspace(0.25, 1.0, len(done))
+        ax.scatter(places, values, s=42, c=[(*_rgb(BLUE), a) for a in age], edgecolors=INK, linewidths=0.6)
+    dress(ax, plain(knob), "", plain(objective))
+    if is_log and is_number:
+        ax.set_xscale("log")
+        _few_log_ticks(ax, places)
+    elif is_number:
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+    elif names:
+        ax.set_xticks(range(len(names)), [plain(name) for name in names])
+        ax.set_xlim(-0.5, len(names) - 0.5)
+    return ax
+
+
+def plot_importance(importance: Mapping[str, float], *, ax: Axes | None = None) -> Axes:
+    """A bar for each knob: its share in what tells good trials from all."""
+    ax = new_figure(4.2, 3.2).subplots() if ax is None else ax
+    names = sorted(importance, key=lambda name: importance[name])
+    shares = [importance[name] for name in names]
+    ax.barh(range(len(names)), shares, color=TRAINING, height=0.6)
+    for place, share in enumerate(shares):
+        ax.text(share + 0.02, place, f"{share:.0%}", va="center", fontsize=8, color=INK)
+    if not names:
+        text = "to be told after\n4 complete trials that\ndiffer, of 2 knobs"
+        ax.text(0.5, 0.5, text, ha="center", va="center", fontsize=9, color=GREY, transform=ax.transAxes)
+    dress(ax, "What mattered", "share of importance", "")
+    ax.set_yticks(range(len(names)), [plain(name) for name in names])
+    ax.set_xlim(0, 1.15)
+    ax.grid(visible=False, axis="y")
+    return ax
+
+
+def sweep_figure(
+    rows: Rows,
+    knobs: Mapping[str, bool],
+    objective: str,
+    *,
+    is_larger_better: bool = True,
+    importance: Mapping[str, float] | None = None,
+    title: str = "",
+) -> Picture:
+    """History, importance, and one slice per knob. `knobs` maps each knob to whether its axis is logarithmic."""
+    columns = max(2, min(4, len(knobs)))
+    num_rows = 1 + math.ceil(len(knobs) / columns)
+    figure = new_figure(max(7.2, 2.9 * columns), 0.3 + 2.8 * num_rows)
+    grid = figure.add_gridspec(num_rows, columns)
+    history, mattered = figure.add_subplot(grid[0, : columns - 1]), figure.add_subplot(grid[0, columns - 1])
+    plot_history(rows, objective, is_larger_better=is_larger_better, ax=history)
+    plot_importance(importance or {}, ax=mattered)
+    for place, (knob, is_log) in enumerate(knobs.items()):
+        ax = figure.add_subplot(grid[1 + place // columns, place % columns])
+        plot_slice(rows, knob, objective, is_log=is_log, ax=ax)
+    add_title(figure, title)
+    return figure
+
+
+def describe_sweep(rows: Rows, knobs: Sequence[str], objective: str, *, is_larger_better: bool = True) -> str:
+    """What `sweep_figure` shows, in words."""
+    counts = {state: sum(row["state"] == state for row in rows) for state in ("complete", "pruned", "failed")}
+    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none has ended"
+    done = [row for row in rows if row["state"] == "complete"]
+    if not done:
+        return f"{len(rows)} trials, {told}. Nothing to compare yet."
+    best = (max if is_larger_better else min)(done, key=lambda row: row["value"])
+    values = [row["value"] for row in done]
+    at = ", ".join(f"{knob} {_short(best[knob])}" for knob in knobs)
+    return (
+        f"{len(rows)} trials, {told}. {objective}: from {min(values):.3g} to {max(values):.3g}; the best, "
+        f"{best['value']:.3g}, is trial {best['trial']} with {at}."
+    )
+
+
+def _last_look(row: Mapping[str, Any]) -> float | None:
+    looks = list(row.get("looks", {}).values())
+    return looks[-1] if looks else None
+
+
+def _few_log_ticks(ax: Axes, places: Sequence[float]) -> None:
+    """Three round numbers in the range, written out: decades alone may leave an axis with one label."""
+    low, high = min(places), max(places)
+    if low == high:
+        return
+    round_numbers = [m * 10.0**e for e in range(-9, 7) for m in (1, 2, 5)]
+    inside = [value for value in round_numbers if low * 0.999 <= value <= high * 1.001]
+    ticks = inside[:: max(1, math.ceil(len(inside) / 4))] or [low, high]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _rgb(color: str) -> tuple[float, ...]:
+    return tuple(int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,163 @@
+"""What a preference-tuning run is made of, in one record, and the two ways to write it down. No torch."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from dpo_lab.config import DPOConfig, LoRAConfig
+from dpo_lab.preferences.token_cache import DataSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(LoRAConfig):
+    """One run of `dpo-lab train`: where model and pairs come from, what is sampled, and the training's settings.
+
+    The defaults are those of the command line.
+    """
+
+    model: str = "embedded"
+    """`embedded`, a folder that save_pretrained wrote (RUN/model), or a Hub id."""
+    pairs: str = "embedded"
+    """`embedded`, a file (.jsonl .json .jsonl.gz .parquet .csv), a folder, or a Hub id."""
+    limit: int | None = None
+    """Use at most this many rows, drawn with the seed; fewer rows make a quicker run."""
+    validation: float = 0.1
+    """Share of the pairs held out for evaluation, by prompt; the embedded pairs have a test split instead."""
+    samples: int = 8
+    """Held-out prompts that the model answers whenever it is evaluated; 0 samples nothing."""
+    sample_temperature: float = 0.7
+    """Temperature of those answers; 0 is greedy."""
+    max_new_tokens: int = 128
+    """Longest sampled answer, in tokens."""
+    config: DPOConfig = field(default_factory=DPOConfig)
+    """Everything else: loss, β, learning rate and all that a training needs."""
+
+    def __post_init__(self) -> None:
+        for name in ("model", "pairs"):
+            if not str(getattr(self, name)).strip():
+                raise ValueError(f"{name} must name a source, got {getattr(self, name)!r}; 'embedded' comes along")
+        if self.limit is not None and self.limit < 2:
+            raise ValueError(f"limit must be at least 2, got {self.limit}; None takes all rows")
+        if not 0 <= self.validation < 1:
+            raise ValueError(
+                f"validation is a share and must lie in [0, 1), got {self.validation}; 0.1 is usual, 0 holds none out"
+            )
+        if self.samples < 0:
+            raise ValueError(f"samples must not be negative, got {self.samples}; 0 samples nothing")
+        if self.sample_temperature < 0:
+            raise ValueError(f"sample_temperature must not be negative, got {self.sample_temperature}; 0 is greedy")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}; 128 is the usual start")
+        self.check_lora(self.config.dropout)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything by name, flat, as a run folder's config.json keeps it."""
+        own = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "config"}
+        adapter = {entry.name: own.pop(entry.name) for entry in fields(LoRAConfig)}
+        return own | adapter | dict(vars(self.config))
+
+    @property
+    def data(self) -> DataSettings:
+        """What is trained on, and what is held out."""
+        names = {entry.name for entry in fields(DataSettings)}
+        return DataSettings(**{name: value for name, value in self.settings.items() if name in names})
+
+
+def command_line(recipe: Recipe) -> str:
+    """The same run as a line for a terminal: `dpo-lab train` with every setting that differs from its default."""
+    parts = ["dpo-lab", "train"]
+    for name, value in _changed(recipe).items():
+        flag = f"--{name.replace('_', '-')}"
+        match value:
+            case bool():
+                parts.append(flag if value else f"--no-{flag[2:]}")
+            case dict():
+                parts += [flag, *(shlex.quote(str(part)) for pair in value.items() for part in pair)]
+            case tuple():
+                parts += [flag, *map(shlex.quote, value)]
+            case str() if value.startswith("-"):
+                parts.append(shlex.quote(f"{flag}={value}"))
+            case _:
+                parts += [flag, shlex.quote(str(value))]
+    return " ".join(parts)
+
+
+def python_code(recipe: Recipe, folder: str = "runs/by-hand") -> str:
+    """The same run as Python: it trains, keeps the run in `folder` (new or empty), and saves the model there."""
+    config = recipe.config
+    changed = {name: value for name, value in _changed(recipe).items() if name in vars(config)}
+    drawn = f", limit={recipe.limit}, seed={config.seed}" if recipe.limit is not None else ""
+    imports = ["DPOConfig", "ReferenceCache", "Run", "load_policy", "load_preferences", "train_dpo"]
+    lines = [f"from dpo_lab import {', '.join(imports)}"]
+    if recipe.lora is not None:
+        lines += [
+            "from dpo_lab.models.lora import add_lora, save_adapter",
+            "from dpo_lab.models.loading import save_policy",
+        ]
+    if recipe.pairs == "embedded":
+        data = [
+            f'pairs = load_preferences("embedded", split="train"{drawn})',
+            'held_out = load_preferences("embedded", split="test")',
+        ]
+    elif recipe.validation:
+        lines.append("from dpo_lab.preferences import split_rows")
+        data = [
+            f"pairs = load_preferences({_said(recipe.pairs)}{drawn})",
+            f"pairs, held_out = split_rows(pairs, {recipe.validation!r}, seed={config.seed})",
+        ]
+    else:
+        data = [f"pairs = load_preferences({_said(recipe.pairs)}{drawn})", "held_out = None"]
+    return "\n".join([
+        *lines,
+        "",
+        *_call("config = DPOConfig", changed),
+        f"model, tokenizer = load_policy({_said(recipe.model)}, device=config.device)",
+        *_adapter_lines(recipe),
+        *data,
+        f"source = {{\"model\": {_said(recipe.model)}, \"pairs\": {_said(recipe.pairs)}}}",
+        f"run = Run.create({_said(folder)}, {{\"command\": \"train\", \"settings\": source | vars(config)}})",
+        "with ReferenceCache() as cache:",
+        "    events = train_dpo(model, tokenizer, pairs, config, held_out=held_out, cache=cache)",
+        "    for event in run.follow(events):",
+        "        print(event)",
+        "run.write_report()",
+        *_saving_lines(recipe),
+        "",
+    ])  # fmt: skip
+
+
+def _adapter_lines(recipe: Recipe) -> list[str]:
+    """The call of `add_lora`, where the recipe has an adapter."""
+    if recipe.lora is None:
+        return []
+    asked = {"rank": recipe.lora, "alpha": recipe.lora_alpha, "dropout": recipe.lora_dropout,
+             "targets": recipe.lora_targets, "seed": recipe.config.seed}  # fmt: skip
+    return _call("model = add_lora", {name: value for name, value in asked.items() if value}, "model")
+
+
+def _saving_lines(recipe: Recipe) -> list[str]:
+    if recipe.lora is None:
+        return ["model.save_pretrained(run.model_folder)", "tokenizer.save_pretrained(run.model_folder)"]
+    return ["save_policy(model, tokenizer, run.model_folder)  # merged", "save_adapter(model, run.adapter_folder)"]
+
+
+def _changed(recipe: Recipe) -> dict[str, Any]:
+    """The settings that differ from their defaults, sources first."""
+    usual = Recipe().settings
+    return {name: value for name, value in recipe.settings.items() if value != usual[name]}
+
+
+def _call(start: str, arguments: dict[str, Any], *first: str) -> list[str]:
+    """A call with keywords, on one line where it fits."""
+    parts = [*first, *(f"{name}={_said(value)}" for name, value in arguments.items())]
+    line = f"{start}({', '.join(parts)})"
+    return [line] if len(line) <= 100 else [f"{start}(", *(f"    {part}," for part in parts), ")"]
+
+
+def _said(value: Any) -> str:
+    """A value as Python, texts in double quotes."""
+    return json.dumps(value, ensure_ascii=True) if isinstance(value, str) else repr(value)

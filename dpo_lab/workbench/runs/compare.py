@@ -1,0 +1,159 @@
+"""Several runs side by side: the settings that differ, the results, the curves over each other, the answers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpo_lab.storage.files import write_whole
+from dpo_lab.workbench.runs.run import CONFIG, PLACES, Run
+
+if TYPE_CHECKING:
+    import pandas
+
+    from dpo_lab.workbench.plots.style import Picture
+
+FIGURE_METRICS = (
+    "loss", "rewards/accuracies", "rewards/margins", "true_reward", "rewards/chosen", "rewards/rejected", "perplexity",
+    "grad_norm",
+)  # fmt: skip
+
+
+def load_runs(folders: Iterable[str | Path]) -> list[Run]:
+    """Open several runs. A folder that is no run but holds some stands for all of them, by name."""
+    runs: list[Run] = []
+    for folder in map(Path, folders):
+        inside = [] if (folder / CONFIG).exists() else sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+        runs += [Run.load(path) for path in inside or [folder]]
+    if not runs:
+        raise ValueError("there are no runs to load: no folder was given; name one, such as runs/NAME")
+    return runs
+
+
+def compare_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One row per run: its name, the settings in which the runs differ, where it stands, and its last metrics.
+
+    Held-out metrics stand for all where every run has them; otherwise those of training are listed too. None marks
+    what a run does not have.
+    """
+    if not runs:
+        raise ValueError("there are no runs to compare; load at least one")
+    differing = settings_that_differ(runs)
+    summaries = [run.summary() for run in runs]
+    state = ("step", "is_complete", "seconds")
+    unwanted = {*state, "num_steps", "learning_rate", "epoch", "grad_norm"}
+    measured = [name for name in dict.fromkeys(name for one in summaries for name in one) if name not in unwanted]
+    if all(any(name.startswith("eval_") for name in one) for one in summaries):
+        measured = [name for name in measured if not any(f"eval_{name}" in one for one in summaries)]
+    return [
+        {"run": name}
+        | {key: values[i] for key, values in differing.items()}
+        | {key: summary.get(key) for key in state}
+        | {key: summary.get(key) for key in measured}
+        for i, (name, summary) in enumerate(zip(run_names(runs), summaries, strict=True))
+    ]
+
+
+def settings_that_differ(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The settings in which the runs are not all alike, sources first: a value for each run, None where it has none."""
+    settings = [_settings(run) for run in runs]
+    return {
+        name: [one.get(name) for one in settings]
+        for name in dict.fromkeys(name for one in settings for name in one)
+        if any(one.get(name) != settings[0].get(name) for one in settings)
+    }
+
+
+def run_labels(runs: Sequence[Run]) -> list[str]:
+    """A short name for each run with what sets it apart from the others: "run-02: beta 0.1, seed 1"."""
+    differing = settings_that_differ(runs)
+    parts = [
+        [f"{name} {_short(values[i])}" for name, values in differing.items() if values[i] is not None]
+        for i in range(len(runs))
+    ]
+    return [f"{name}: {', '.join(own)}" if own else name for name, own in zip(run_names(runs), parts, strict=True)]
+
+
+def comparison_frame(runs: Sequence[Run]) -> pandas.DataFrame:
+    """`compare_runs` as a pandas table, a row for each run, indexed by its name."""
+    import pandas
+
+    return pandas.DataFrame(compare_runs(runs)).set_index("run")
+
+
+def comparison_csv(runs: Sequence[Run], path: str | Path | None = None) -> str:
+    """`compare_runs` as CSV with a header, a line for each run; written to `path` too where one is given."""
+    rows = compare_runs(runs)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    if path is not None:
+        target = Path(path)
+        if target.suffix != ".csv":
+            raise ValueError(f"{target} must end in .csv; the ending says what it holds")
+        if target.is_dir() or not target.parent.is_dir():
+            raise ValueError(f"{target} cannot be written: give the name of a file in a folder that exists")
+        write_whole(target, text.getvalue().encode())
+    return text.getvalue()
+
+
+def answers_side_by_side(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What several runs answered to the same prompts: one row per prompt that any run was asked, in their order.
+
+    Each row has the prompt, "chosen" and "rejected" where known, and "runs": for each run that answered, by its name,
+    its sample row (before, after, and where known reward_before and reward_after).
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, run in zip(run_names(runs), runs, strict=True):
+        for sample in run.samples:
+            row = found.setdefault(str(sample["prompt"]), {"prompt": str(sample["prompt"]), "runs": {}})
+            row |= {side: sample[side] for side in ("chosen", "rejected") if side in sample}
+            row["runs"][name] = sample
+    return list(found.values())
+
+
+def comparison_figure(runs: Sequence[Run]) -> Picture:
+    """What of `FIGURE_METRICS` was recorded, each of all runs over each other: training lines, held-out markers."""
+    from dpo_lab.workbench.plots.overlays import runs_figure
+
+    rows = dict(zip(run_names(runs), (run.metrics for run in runs), strict=True))
+    measured = {name.removeprefix("eval_") for one in rows.values() for row in one for name in row}
+    metrics = [metric for metric in FIGURE_METRICS if metric in measured]
+    if not metrics:
+        raise ValueError(f"there is nothing to draw: {', '.join(rows) or 'no run'} recorded no metric yet; train first")
+    return runs_figure(rows, metrics)
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """The shortest end of each run's path that tells it from the others, and a number where paths are the same."""
+    parts = [run.folder.resolve().parts for run in runs]
+    longest = max(map(len, parts), default=1)
+    for length in range(1, longest + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{run.folder} ({i})" for i, run in enumerate(runs, start=1)]
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Everything that decides what is computed, by name: sources first, then the settings."""
+    sources = {"command": run.config.get("command"), "model": run.config.get("model")} | run.config.get("data", {})
+    settings = {name: value for name, value in run.config.get("settings", {}).items() if name not in PLACES}
+    return _flat(sources) | _flat(settings)
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"knobs": {"gamma": 1}} as {"knobs.gamma": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        inner = isinstance(value, dict) and value
+        flat |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,133 @@
+"""A picture that is drawn anew when a control changes. Core controls of ipywidgets only; no pyplot, no Output widget.
+
+    LiveFigure(draw, beta=log_slider("β", 0.1, low=0.01, high=10))
+
+`draw(beta=0.1)` returns the picture: a plain function, which a static twin calls with values of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from html import escape
+from math import log10
+from typing import Any
+
+import ipywidgets
+
+from dpo_lab.workbench.plots.style import Picture, to_png
+
+# JupyterLab may run callbacks on another thread than cells. matplotlib's fonts are shared by all figures, so only one
+# thread draws at a time.
+_drawing = threading.RLock()
+
+FULL_WIDTH = "calc(100% - 4px)"
+"""The most room that a control may take: ipywidgets leaves two pixels free on each of its sides."""
+
+
+class LiveFigure(ipywidgets.VBox):
+    """Controls, and under them the picture that `draw(**values)` returns for their values.
+
+    `controls` maps the argument names of `draw` to ipywidgets with a `value`; a control without a description takes
+    its argument's name. `describe(**values)` says in words what the picture shows: the text stands under it, where a
+    screen reader announces each change. Without it the values are told. All controls stay reachable in `controls`:
+    `figure.controls["beta"].value = 1.0` redraws, in a test as in a notebook.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[..., Picture],
+        /,
+        *,
+        describe: Callable[..., str] | None = None,
+        **controls: Any,
+    ) -> None:
+        for name, control in controls.items():
+            if not isinstance(control, ipywidgets.Widget) or not control.has_trait("value"):
+                raise ValueError(f"control {name!r} must be a widget with a value, got {control!r}; "
+                                 f"try slider({name!r}, 1.0, low=0, high=2)")  # fmt: skip
+            if not getattr(control, "description", ""):
+                control.set_trait("description", name)
+        self.controls = controls
+        self._draw, self._describe = draw, describe
+        self.image = ipywidgets.Image(format="png")
+        # Where the page is narrower than the picture, it shrinks and keeps its shape.
+        self.image.layout = ipywidgets.Layout(max_width=FULL_WIDTH, object_fit="contain")
+        self.words = ipywidgets.HTML()
+        super().__init__([*controls.values(), self.image, self.words])
+        self.redraw()
+        for control in controls.values():
+            control.observe(self._on_change, names="value")
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the controls say now: the arguments of `draw`."""
+        return {name: control.value for name, control in self.controls.items()}
+
+    def redraw(self) -> None:
+        """Draw for the present values. A failure stands under the picture, and is raised."""
+        with _drawing:
+            values = self.values  # read under the lock: the last to draw draws the newest values
+            try:
+                picture = self._draw(**values)
+                words = self._describe(**values) if self._describe else _told(self.controls)
+                data = to_png(picture)
+            except Exception as error:
+                self.words.value = _line(f"This could not be drawn: {error}")
+                raise
+            width, height = picture.get_size_inches() * 96
+            # The same size each time, so that the page does not jump.
+            self.image.width, self.image.height = f"{width:.0f}", f"{height:.0f}"
+            self.image.value = data
+            self.words.value = _line(words)
+
+    def _on_change(self, _change: object) -> None:
+        self.redraw()
+
+    def __repr__(self) -> str:
+        # What is shown where widgets are not, such as on GitHub; the picture's bytes would fill the page.
+        return f"LiveFigure({_told(self.controls)})"
+
+
+def slider(
+    label: str, value: float, *, low: float, high: float, step: float = 0.1, is_live: bool = False
+) -> ipywidgets.FloatSlider:
+    """A slider from `low` to `high`. It acts when the mouse is released; `is_live` also draws on the way there."""
+    return ipywidgets.FloatSlider(
+        value=value, min=low, max=high, step=step, description=label, readout_format=".2f", continuous_update=is_live,
+        **_room(),
+    )  # fmt: skip
+
+
+def log_slider(
+    label: str, value: float, *, low: float, high: float, is_live: bool = False
+) -> ipywidgets.FloatLogSlider:
+    """A slider from `low` to `high`, powers of ten both, on which each step is a factor: for β and other positives."""
+    if not 0 < low <= value <= high:
+        raise ValueError(f"a logarithmic slider needs 0 < low <= value <= high, got low {low}, value {value}, "
+                         f"high {high}; slider() takes zero and negative values")  # fmt: skip
+    return ipywidgets.FloatLogSlider(
+        value=value, base=10, min=log10(low), max=log10(high), step=0.05, description=label, readout_format=".3g",
+        continuous_update=is_live, **_room(),
+    )  # fmt: skip
+
+
+def choice(label: str, value: Any, *, options: Sequence[Any]) -> ipywidgets.Dropdown:
+    """A menu of `options`: values, or (text, value) pairs."""
+    return ipywidgets.Dropdown(value=value, options=options, description=label, **_room())
+
+
+def _room() -> dict[str, Any]:
+    """Space for a label of several words."""
+    return {"style": {"description_width": "12em"}, "layout": ipywidgets.Layout(width="34em", max_width=FULL_WIDTH)}
+
+
+def _told(controls: dict[str, Any]) -> str:
+    def one(value: Any) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{control.description} = {one(control.value)}" for control in controls.values())
+
+
+def _line(text: str) -> str:
+    return f'<p role="status" aria-live="polite" style="line-height: 1.4; max-width: 46em">{escape(text)}</p>'

@@ -1,0 +1,96 @@
+"""What panels show as text: tables, answers side by side, code. HTML without scripts and without links outside.
+
+Everything that comes from data, models, settings or errors is escaped here; long texts are folded. No widgets here.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dpo_lab.workbench.runs.page import folded, text
+
+_CELL = "padding: 0.25em 0.7em; vertical-align: top; text-align: left; border-bottom: 1px solid #8886"
+_TEXT = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.35; max-width: 34em"
+
+
+def line(words: str, *, is_error: bool = False) -> str:
+    """A line that a screen reader announces when it changes; an error at once."""
+    role = 'role="alert"' if is_error else 'role="status" aria-live="polite"'
+    mark = "<strong>Error: </strong>" if is_error and words else ""
+    return f'<p {role} style="line-height: 1.4; max-width: 60em; overflow-wrap: anywhere">{mark}{text(words)}</p>'
+
+
+def notes(lines: Sequence[str]) -> str:
+    """Remarks on the data, quietly."""
+    kept = "".join(f'<p style="{_TEXT}; max-width: 60em; margin: 0.2em 0">{text(one)}</p>' for one in lines if one)
+    return f"<details><summary>About the data</summary>{kept}</details>" if kept else ""
+
+
+def block(words: str) -> str:
+    """A text from data or a model as it is, folded where it is long."""
+    return re.sub(r'class="text"', f'style="{_TEXT}"', folded(words))
+
+
+def code(source: str, label: str) -> str:
+    """Source code to read and copy."""
+    return (
+        f'<pre tabindex="0" aria-label="{text(label)}" style="padding: 0.6em; overflow-x: auto; line-height: 1.35; '
+        f'border: 1px solid #8886"><code>{text(source)}</code></pre>'
+    )
+
+
+def table(caption: str, rows: Sequence[Mapping[str, Any]], *, upright: bool = False) -> str:
+    """Rows of a table, columns by name; `upright` puts the rows beside each other, as for a few runs."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    grid = [names, *([row.get(name) for name in names] for row in rows)]
+    grid = [list(column) for column in zip(*grid, strict=True)] if upright else grid
+    lines = []
+    for i, cells in enumerate(grid):
+        kinds = [("th", "col") if i == 0 else ("th", "row") if j == 0 else ("td", "") for j in range(len(cells))]
+        lines.append("<tr>" + "".join(
+            f'<{kind}{f" scope={scope}" if scope else ""} style="{_CELL}">{_cell(cell)}</{kind}>'
+            for (kind, scope), cell in zip(kinds, cells, strict=True)
+        ) + "</tr>")  # fmt: skip
+    return (
+        f'<div style="overflow-x: auto"><table style="border-collapse: collapse; line-height: 1.35">'
+        f'<caption style="text-align: left; padding: 0.3em 0">{text(caption)}</caption>{"".join(lines)}</table></div>'
+    )
+
+
+def answers(prompt: str, columns: Mapping[str, tuple[str | None, float | None]]) -> str:
+    """A prompt, and under it answers side by side; `columns` gives each (text, true reward) its heading."""
+    heads, cells = [], []
+    for name, (words, reward) in columns.items():
+        worth = f'<br><span style="font-weight: normal">true reward {reward:.2f}</span>' if reward is not None else ""
+        heads.append(f'<th scope="col" style="{_CELL}">{text(name)}{worth}</th>')
+        shown = block(words) if words is not None else "<em>not answered</em>"
+        cells.append(f'<td style="{_CELL}">{shown}</td>')
+    return (
+        f'<div style="margin: 0.3em 0"><strong>Prompt</strong>{block(prompt)}</div>'
+        f'<div style="overflow-x: auto"><table style="border-collapse: collapse; table-layout: fixed">'
+        f"<tr>{''.join(heads)}</tr><tr>{''.join(cells)}</tr></table></div>"
+    )
+
+
+def download(name: str, content: str, words: str) -> str:
+    """A link that saves `content` as a file, from the page itself."""
+    data = base64.b64encode(content.encode()).decode()
+    look, address = "text-decoration: underline", f"data:text/csv;charset=utf-8;base64,{data}"
+    return f'<a style="{look}" download="{text(name)}" href="{address}">{text(words)}</a>'
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None:
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return text(f"{value:.4g}".replace("-", "−"))
+        case str():
+            return block(value) if len(value) > 80 else text(value)
+        case _:
+            return text(value)
