@@ -1,4 +1,4 @@
-"""The data of a run, kept on disk: the same as made anew, and made anew whenever anything it is made of has changed."""
+"""The data of a run, cached on disk: as if made anew, and made anew whenever anything it is made of has changed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpo_lab.preferences import token_cache as prepare_module
-from dpo_lab.preferences.token_cache import EXAMPLES, MOST_KEPT, PAIRS, DataSettings, PreparedData, prepare
+from dpo_lab.preferences import token_cache
+from dpo_lab.preferences.token_cache import EXAMPLES, MAX_DATA_SETS, PAIRS, DataSettings, PreparedData, prepare
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.storage.logp_store import token_cache_folder
 from dpo_lab.workbench.cli.options import RunOptions
@@ -49,18 +49,18 @@ def assert_same(one: PreparedData, other: PreparedData) -> None:
     assert one.held_rows == other.held_rows
 
 
-def kept_in(folder: Path) -> list[Path]:
+def saved_in(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.exists() else []
 
 
 @pytest.mark.parametrize("validation", [0.2, 0.0])
-def test_what_was_kept_is_mapped_and_is_what_is_made_anew(settings, counted, tmp_path, validation):
+def test_what_was_saved_is_mapped_and_is_what_is_made_anew(settings, counted, tmp_path, validation):
     settings, (kind, calls) = replace(settings, validation=validation), counted
     notes: dict[str, list[str]] = {"anew": [], "first": [], "second": []}
-    anew = prepare(settings, bpe(), tell=notes["anew"].append)
-    first = prepare(settings, bpe(), kind, folder=tmp_path / "kept", tell=notes["first"].append)
+    anew = prepare(settings, bpe(), log=notes["anew"].append)
+    first = prepare(settings, bpe(), kind, folder=tmp_path / "saved", log=notes["first"].append)
     assert len(calls) == 1
-    second = prepare(settings, bpe(), kind, folder=tmp_path / "kept", tell=notes["second"].append)
+    second = prepare(settings, bpe(), kind, folder=tmp_path / "saved", log=notes["second"].append)
     assert len(calls) == 1
     assert_same(first, anew)
     assert_same(second, anew)
@@ -70,61 +70,70 @@ def test_what_was_kept_is_mapped_and_is_what_is_made_anew(settings, counted, tmp
 
 
 def test_any_change_of_what_the_data_is_made_of_is_another_key(settings, tmp_path, monkeypatch):
-    folder, path = tmp_path / "kept", Path(settings.pairs)
+    folder, path = tmp_path / "saved", Path(settings.pairs)
     template = bpe(template=CHATML, eos="<|im_end|>")
     for changed in (
         settings, replace(settings, max_length=12), replace(settings, seed=3), replace(settings, validation=0.3),
         replace(settings, limit=10), replace(settings, on_bad_row="skip"),
         replace(settings, held_out=str(write_rows(tmp_path / "held.jsonl", some_rows(4)))),
     ):  # fmt: skip
-        before = len(kept_in(folder))
+        before = len(saved_in(folder))
         assert_same(prepare(changed, bpe(), folder=folder), prepare(changed, bpe()))
-        assert len(kept_in(folder)) == before + 1
+        assert len(saved_in(folder)) == before + 1
     prepare(settings, template, folder=folder)
-    assert len(kept_in(folder)) == MOST_KEPT == 8
-    keys = {prepare_module._key(settings, tokenizer, PAIRS) for tokenizer in (bpe(), bpe(bos=True), template)}
-    keys.add(prepare_module._key(settings, bpe(), EXAMPLES))
+    assert len(saved_in(folder)) == MAX_DATA_SETS == 8
+    keys = {token_cache._key(settings, tokenizer, PAIRS) for tokenizer in (bpe(), bpe(bos=True), template)}
+    keys.add(token_cache._key(settings, bpe(), EXAMPLES))
     rows = some_rows(30)
     rows[7]["chosen"] += "!"
     write_rows(path, rows)
-    keys.add(prepare_module._key(settings, bpe(), PAIRS))
-    monkeypatch.setattr(prepare_module, "version", lambda name: "0.0.1")
-    keys.add(prepare_module._key(settings, bpe(), PAIRS))
-    assert len(keys) == 6
+    keys.add(token_cache._key(settings, bpe(), PAIRS))
+    monkeypatch.setattr(token_cache, "version", lambda name: "0.0.1")
+    keys.add(token_cache._key(settings, bpe(), PAIRS))
+    own_code = {path.name: path for path in token_cache._OWN_CODE}
+    assert {"tokens.py", "reading.py", "token_data.py", "token_files.py"} <= own_code.keys()
+    for number, name in enumerate(("tokens.py", "token_files.py")):  # one in this folder, and the one that is not
+        changed = tmp_path / str(number) / name
+        changed.parent.mkdir()
+        changed.write_bytes(own_code[name].read_bytes() + b"# changed\n")
+        code = [changed if path.name == name else path for path in own_code.values()]
+        monkeypatch.setattr(token_cache, "_OWN_CODE", code)
+        keys.add(token_cache._key(settings, bpe(), PAIRS))
+    assert len(keys) == 8
     assert None not in keys
 
 
 def test_a_changed_file_is_read_again(settings, tmp_path):
-    prepare(settings, bpe(), folder=tmp_path / "kept")
+    prepare(settings, bpe(), folder=tmp_path / "saved")
     write_rows(Path(settings.pairs), some_rows(31))
-    data = prepare(settings, bpe(), folder=tmp_path / "kept")
+    data = prepare(settings, bpe(), folder=tmp_path / "saved")
     assert len(data.train) + len(data.held_rows) == 31
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_kept(settings, counted, tmp_path):
+def test_a_file_that_changes_while_it_is_read_is_not_saved(settings, counted, tmp_path):
     def read(*arguments, **options):
         found = PAIRS.read(*arguments, **options)
         write_rows(Path(settings.pairs), some_rows(12))
         return found
 
-    prepare(settings, bpe(), PAIRS._replace(read=read), folder=tmp_path / "kept")
-    assert kept_in(tmp_path / "kept") == []
+    prepare(settings, bpe(), PAIRS._replace(read=read), folder=tmp_path / "saved")
+    assert saved_in(tmp_path / "saved") == []
 
 
 def test_the_seed_plays_no_part_where_nothing_is_drawn(settings, tmp_path):
     settings = replace(settings, held_out=settings.pairs, held_out_split=None, validation=0.0)
     settings = replace(settings, held_out=str(write_rows(tmp_path / "held.jsonl", some_rows(5))))
-    keys = {prepare_module._key(replace(settings, seed=seed), bpe(), PAIRS) for seed in range(3)}
+    keys = {token_cache._key(replace(settings, seed=seed), bpe(), PAIRS) for seed in range(3)}
     assert len(keys) == 1
 
 
 @pytest.mark.parametrize("name", ["prepared.json", "train/ids.npy", "held/bounds.npy"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
-def test_a_damaged_folder_is_told_and_made_again(settings, tmp_path, caplog, name, harm):
-    folder = tmp_path / "kept"
+def test_a_damaged_folder_is_reported_and_made_again(settings, tmp_path, caplog, name, harm):
+    folder = tmp_path / "saved"
     anew = prepare(settings, bpe())
     prepare(settings, bpe(), folder=folder)
-    path = kept_in(folder)[0] / name
+    path = saved_in(folder)[0] / name
     whole = path.read_bytes()
     if harm == "remove":
         path.unlink()
@@ -142,48 +151,48 @@ def test_where_nothing_can_be_written_the_data_is_there_all_the_same(settings, t
     with caplog.at_level(logging.WARNING):
         data = prepare(settings, bpe(), folder=tmp_path / "file" / "tokens")
     assert len(data.train) == 24
-    assert "cannot be kept" in caplog.text
+    assert "cannot be saved" in caplog.text
 
 
-def test_rows_that_json_cannot_give_back_are_not_kept(settings, tmp_path):
+def test_rows_that_json_cannot_give_back_are_not_saved(settings, tmp_path):
     def read(*arguments, **options):
         rows, report = PAIRS.read(*arguments, **options)
         return [row | {"when": {1: "one"}} for row in rows], report  # JSON would make the key a text
 
-    data = prepare(settings, bpe(), PAIRS._replace(read=read), folder=tmp_path / "kept")
+    data = prepare(settings, bpe(), PAIRS._replace(read=read), folder=tmp_path / "saved")
     assert data.held_rows[0]["when"] == {1: "one"}
-    assert kept_in(tmp_path / "kept") == []
+    assert saved_in(tmp_path / "saved") == []
 
 
-def test_a_tokenizer_with_code_of_its_own_is_not_kept(settings, tmp_path):
+def test_a_tokenizer_with_code_of_its_own_is_not_saved(settings, tmp_path):
     class Own(type(bpe())):
         pass
 
     tokenizer = Own(tokenizer_object=bpe().backend_tokenizer, eos_token="<eos>")
-    assert len(prepare(settings, tokenizer, folder=tmp_path / "kept").train) == 24
-    assert kept_in(tmp_path / "kept") == []
+    assert len(prepare(settings, tokenizer, folder=tmp_path / "saved").train) == 24
+    assert saved_in(tmp_path / "saved") == []
 
 
 def test_only_the_data_sets_used_last_stay(settings, tmp_path):
-    folder = tmp_path / "kept"
-    for seed in range(MOST_KEPT + 2):
+    folder = tmp_path / "saved"
+    for seed in range(MAX_DATA_SETS + 2):
         prepare(replace(settings, seed=seed), bpe(), folder=folder)
-    assert len(kept_in(folder)) == MOST_KEPT
-    keys = [prepare_module._key(replace(settings, seed=seed), bpe(), PAIRS) for seed in range(MOST_KEPT + 2)]
-    assert {path.name for path in kept_in(folder)} == set(keys[2:])
+    assert len(saved_in(folder)) == MAX_DATA_SETS
+    keys = [token_cache._key(replace(settings, seed=seed), bpe(), PAIRS) for seed in range(MAX_DATA_SETS + 2)]
+    assert {path.name for path in saved_in(folder)} == set(keys[2:])
 
 
-def test_what_others_keep_in_the_folder_stays_and_what_a_killed_run_left_goes(settings, tmp_path):
-    folder, key = tmp_path / "kept", "0123456789abcdef" * 4
+def test_what_others_have_in_the_folder_stays_and_what_a_killed_run_left_goes(settings, tmp_path):
+    folder, key = tmp_path / "saved", "0123456789abcdef" * 4
     others = [folder / name for name in ("notes", "a.partial", key[:-1], f"{key}.1.partial-of-mine", key.upper())]
     left, written_now = folder / f"{key}.41.partial", folder / f"{key}.42.partial"
     for path in (*others, left, written_now):
         path.mkdir(parents=True)
     for path in (*others, left):
-        os.utime(path, (1, 1))  # older than anything kept
-    for seed in range(MOST_KEPT + 1):
+        os.utime(path, (1, 1))  # older than anything saved
+    for seed in range(MAX_DATA_SETS + 1):
         prepare(replace(settings, seed=seed), bpe(), folder=folder)
-    assert len(kept_in(folder)) == len(others) + MOST_KEPT + 1
+    assert len(saved_in(folder)) == len(others) + MAX_DATA_SETS + 1
     assert all(path.is_dir() for path in (*others, written_now))
 
 
@@ -195,7 +204,7 @@ def test_a_second_run_reads_and_tokenises_nothing_and_is_the_same(capsys, tmp_pa
     first = dpo_lab(capsys, command, *inputs, *quick, "--run", tmp_path / "one")
     assert first.status == 0, first.err
     monkeypatch.setattr("dpo_lab.preferences.tokens._tokenize", None)
-    monkeypatch.setattr("dpo_lab.preferences.reading._read", None)
+    monkeypatch.setattr("dpo_lab.preferences.reading._open", None)
     second = dpo_lab(capsys, command, *inputs, *quick, "--run", tmp_path / "two")
     assert second.status == 0, second.err
     runs = [Run.load(tmp_path / name) for name in ("one", "two")]
@@ -223,7 +232,7 @@ def test_the_settings_are_the_command_lines_options():
     )
 
 
-def test_what_is_kept_is_plain_to_read(settings, tmp_path):
-    prepare(settings, bpe(), folder=tmp_path / "kept")
-    text = (kept_in(tmp_path / "kept")[0] / "prepared.json").read_text()
+def test_what_is_saved_is_plain_to_read(settings, tmp_path):
+    prepare(settings, bpe(), folder=tmp_path / "saved")
+    text = (saved_in(tmp_path / "saved")[0] / "prepared.json").read_text()
     assert len(json.loads(text.partition("\n")[2])["held_rows"]) == 6

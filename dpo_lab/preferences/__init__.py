@@ -5,14 +5,13 @@
     messages.py   what a valid turn is; other dialects → ours
     layouts.py    where the prompt is and where the answers are
     rows.py       a raw row → a row in our shape, or why not
-    reading.py    load_preferences, load_examples, stream_preferences, split_rows
+    reading.py    load_preferences, load_examples, their lists and streams, split_rows
     chat.py       conversations → text, by a chat template
     encoding.py   one tokenizer's start and end tokens
     tokens.py     rows → token ids: border, end token, truncation
-    token_data.py the flat arrays that batches are cut from; token_files.py keeps them on a disk
-    prepare.py    all of this in one call, for a run; what it made is mapped by the next run on the same data
+    token_data.py the flat arrays that batches are cut from
+    token_cache.py  all of this in one call, for a run; the next run on the same data maps what it saved
     reports.py    what was read, shortened, left out
-    labels/       pairs of one's own: a book of choices, export, agreement
 
 No torch here, and nothing about models or losses.
 """

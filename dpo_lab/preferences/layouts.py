@@ -13,16 +13,16 @@ from dpo_lab.preferences.messages import Message, check_messages, last_shared_an
 from dpo_lab.preferences.reports import BadRow, shown
 
 Raw = Mapping[str, Any]
-Said = str | list[Message]  # plain text, or turns
+TextOrTurns = str | list[Message]  # plain text, or turns
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
-class Split(NamedTuple):
+class RowParts(NamedTuple):
     """What a layout found: the prompt, its answers, and the fields it used up."""
 
-    prompt: Said
-    answers: tuple[Said, ...]
+    prompt: TextOrTurns
+    answers: tuple[TextOrTurns, ...]
     used: tuple[str, ...]
     remarks: tuple[str, ...] = ()
 
@@ -33,55 +33,55 @@ def need(raw: Raw, name: str) -> Any:
     return raw[name]
 
 
-def _said(value: object, name: str, from_arrow: bool) -> Said:
+def _text_or_turns(value: object, name: str, from_arrow: bool) -> TextOrTurns:
     return text_of(value, name) if isinstance(value, str) else check_messages(value, name, from_arrow=from_arrow)
 
 
-def as_turns(said: Said, role: str) -> list[Message]:
-    return [{"role": role, "content": said}] if isinstance(said, str) else said
+def as_turns(value: TextOrTurns, role: str) -> list[Message]:
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
-def _explicit(raw: Raw, arrow: bool) -> Split:
+def _explicit(raw: Raw, arrow: bool) -> RowParts:
     """A prompt of its own. Answers that are whole conversations are cut where the prompt ends."""
-    prompt = _said(need(raw, "prompt"), "prompt", arrow)
-    chosen, rejected = (_said(need(raw, name), name, arrow) for name in ("chosen", "rejected"))
+    prompt = _text_or_turns(need(raw, "prompt"), "prompt", arrow)
+    chosen, rejected = (_text_or_turns(need(raw, name), name, arrow) for name in ("chosen", "rejected"))
     used = ("prompt", "chosen", "rejected")
     if all(isinstance(part, str) for part in (prompt, chosen, rejected)):
-        return Split(prompt, (chosen, rejected), used)
+        return RowParts(prompt, (chosen, rejected), used)
     # One list among the three makes the row a conversation.
     chosen, rejected = as_turns(chosen, "assistant"), as_turns(rejected, "assistant")
     if isinstance(prompt, list):
         size = len(prompt)
         if chosen[:size] == prompt == rejected[:size]:
             chosen, rejected = chosen[size:], rejected[size:]
-        return Split(prompt, (chosen, rejected), used)
+        return RowParts(prompt, (chosen, rejected), used)
     if chosen[0]["role"] == "assistant" == rejected[0]["role"]:
-        return Split(as_turns(prompt, "user"), (chosen, rejected), used)
+        return RowParts(as_turns(prompt, "user"), (chosen, rejected), used)
     whole = _whole_conversations(chosen, rejected)
     if not any(turn.get("content", "").strip() == prompt.strip() for turn in whole.prompt if isinstance(turn, dict)):
         raise BadRow("prompt", f"is not among the turns that chosen and rejected share, got {shown(prompt)}",
                      "take it out, or make chosen and rejected the answers alone")  # fmt: skip
-    return Split(whole.prompt, whole.answers, used, whole.remarks)
+    return RowParts(whole.prompt, whole.answers, used, whole.remarks)
 
 
-def _whole_conversations(chosen: list[Message], rejected: list[Message]) -> Split:
+def _whole_conversations(chosen: list[Message], rejected: list[Message]) -> RowParts:
     at = last_shared_answer(chosen, rejected)
     answers = chosen[at:], rejected[at:]
     late = [sum(turn["role"] == "assistant" for turn in answer) > 1 for answer in answers]
-    return Split(chosen[:at], answers, ("chosen", "rejected"), _parting(*late))
+    return RowParts(chosen[:at], answers, ("chosen", "rejected"), _parting(*late))
 
 
 def _parting(chosen_goes_on: bool, rejected_goes_on: bool) -> tuple[str, ...]:
     return ("split_early",) if chosen_goes_on else ("run_on",) if rejected_goes_on else ()
 
 
-def _implicit(raw: Raw, arrow: bool) -> Split:
+def _implicit(raw: Raw, arrow: bool) -> RowParts:
     """chosen and rejected are whole message lists: split at the last assistant turn before which they agree."""
     chosen, rejected = (check_messages(need(raw, name), name, from_arrow=arrow) for name in ("chosen", "rejected"))
     return _whole_conversations(chosen, rejected)
 
 
-def _transcript(raw: Raw, arrow: bool) -> Split:
+def _transcript(raw: Raw, arrow: bool) -> RowParts:
     r"""chosen and rejected are texts of `\n\nHuman:` and `\n\nAssistant:` turns, as in hh-rlhf.
 
     The border is the last `\n\nAssistant:` up to which both texts agree, never a common character prefix: that
@@ -103,7 +103,7 @@ def _transcript(raw: Raw, arrow: bool) -> Split:
             raise BadRow(name, "ends with a human turn", "end the transcript with the assistant's answer")
     late = [ASSISTANT in answer for answer in answers]
     silent = () if all(answer.strip() for answer in answers) else ("silent",)
-    return Split(chosen[:at], answers, ("chosen", "rejected"), _parting(*late) + silent)
+    return RowParts(chosen[:at], answers, ("chosen", "rejected"), _parting(*late) + silent)
 
 
 def _instruction_prompt(raw: Raw) -> tuple[list[Message], tuple[str, ...]]:
@@ -125,28 +125,31 @@ def _instruction_prompt(raw: Raw) -> tuple[list[Message], tuple[str, ...]]:
     return [*turns, {"role": "user", "content": text}], (name, "input", "history")
 
 
-def _instruction(raw: Raw, arrow: bool) -> Split:
-    """instruction, input, output + chosen and rejected. `output` is kept as a column; it takes no part."""
+def _answer_turns(raw: Raw, arrow: bool) -> tuple[list[Message], ...]:
+    names = ("chosen", "rejected")
+    return tuple(as_turns(_text_or_turns(need(raw, name), name, arrow), "assistant") for name in names)
+
+
+def _instruction(raw: Raw, arrow: bool) -> RowParts:
+    """instruction, input, output + chosen and rejected. `output` stays a column; it takes no part."""
     prompt, used = _instruction_prompt(raw)
-    answers = tuple(as_turns(_said(need(raw, name), name, arrow), "assistant") for name in ("chosen", "rejected"))
-    return Split(prompt, answers, (*used, "chosen", "rejected"))
+    return RowParts(prompt, _answer_turns(raw, arrow), (*used, "chosen", "rejected"))
 
 
-def _sharegpt(raw: Raw, arrow: bool) -> Split:
+def _sharegpt(raw: Raw, arrow: bool) -> RowParts:
     """ShareGPT: conversations of {from, value} + chosen and rejected turns."""
     prompt = check_messages(need(raw, "conversations"), "conversations", from_arrow=arrow)
-    answers = tuple(as_turns(_said(need(raw, name), name, arrow), "assistant") for name in ("chosen", "rejected"))
-    return Split(prompt, answers, ("conversations", "chosen", "rejected"))
+    return RowParts(prompt, _answer_turns(raw, arrow), ("conversations", "chosen", "rejected"))
 
 
-def _openai(raw: Raw, arrow: bool) -> Split:
+def _openai(raw: Raw, arrow: bool) -> RowParts:
     """OpenAI's fine-tuning files: input.messages, preferred_output, non_preferred_output."""
     request = need(raw, "input")
     if not isinstance(request, dict) or "messages" not in request:
         raise BadRow("input", f"must hold messages, got {shown(request)}", 'write {"messages": [...]}')
     names = ("preferred_output", "non_preferred_output")
     answers = tuple(check_messages(need(raw, name), name, from_arrow=arrow) for name in names)
-    return Split(check_messages(request["messages"], "input.messages", from_arrow=arrow), answers, ("input", *names))
+    return RowParts(check_messages(request["messages"], "input.messages", from_arrow=arrow), answers, ("input", *names))
 
 
 def _has(*names: str) -> Callable[[Raw], bool]:
@@ -157,54 +160,54 @@ def _pair_of(kind: type) -> Callable[[Raw], bool]:
     return lambda raw: isinstance(raw.get("chosen"), kind) or isinstance(raw.get("rejected"), kind)
 
 
-class Layout(NamedTuple):
+class RowLayout(NamedTuple):
     """When it applies, how it is taken apart, and how to describe it to somebody whose row fits none."""
 
     applies: Callable[[Raw], bool]
-    split: Callable[[Raw, bool], Split]
+    split: Callable[[Raw, bool], RowParts]
     fields: str
 
 
 # The first that applies wins; a field of its own for the prompt says most.
-LAYOUTS: dict[str, Layout] = {
-    "explicit": Layout(_has("prompt"), _explicit, "prompt, chosen, rejected"),
-    "sharegpt": Layout(_has("conversations"), _sharegpt, "conversations, chosen, rejected"),
-    "openai": Layout(_has("preferred_output"), _openai, "input, preferred_output, non_preferred_output"),
-    "instruction": Layout(lambda raw: _has("instruction")(raw) or _has("question")(raw), _instruction,
+LAYOUTS: dict[str, RowLayout] = {
+    "explicit": RowLayout(_has("prompt"), _explicit, "prompt, chosen, rejected"),
+    "sharegpt": RowLayout(_has("conversations"), _sharegpt, "conversations, chosen, rejected"),
+    "openai": RowLayout(_has("preferred_output"), _openai, "input, preferred_output, non_preferred_output"),
+    "instruction": RowLayout(lambda raw: _has("instruction")(raw) or _has("question")(raw), _instruction,
                           "instruction (or question), input, chosen, rejected"),
-    "implicit": Layout(_pair_of(list), _implicit, "chosen, rejected (whole message lists)"),
-    "transcript": Layout(_pair_of(str), _transcript, r"chosen, rejected (texts with \n\nHuman: and \n\nAssistant:)"),
+    "implicit": RowLayout(_pair_of(list), _implicit, "chosen, rejected (whole message lists)"),
+    "transcript": RowLayout(_pair_of(str), _transcript, r"chosen, rejected (texts with \n\nHuman: and \n\nAssistant:)"),
 }  # fmt: skip
 
 
-def _completion(raw: Raw, arrow: bool) -> Split:
-    prompt, completion = (_said(need(raw, name), name, arrow) for name in ("prompt", "completion"))
+def _completion(raw: Raw, arrow: bool) -> RowParts:
+    prompt, completion = (_text_or_turns(need(raw, name), name, arrow) for name in ("prompt", "completion"))
     if isinstance(prompt, list) or isinstance(completion, list):
         prompt, completion = as_turns(prompt, "user"), as_turns(completion, "assistant")
-    return Split(prompt, (completion,), ("prompt", "completion"))
+    return RowParts(prompt, (completion,), ("prompt", "completion"))
 
 
-def _conversation(name: str) -> Callable[[Raw, bool], Split]:
-    def split(raw: Raw, arrow: bool) -> Split:
+def _conversation(name: str) -> Callable[[Raw, bool], RowParts]:
+    def split(raw: Raw, arrow: bool) -> RowParts:
         """The last assistant turn is the completion, all before it the prompt."""
         turns = check_messages(need(raw, name), name, from_arrow=arrow)
         if turns[-1]["role"] != "assistant":
             raise BadRow(name, f"must end with an assistant turn, ends with one of the {turns[-1]['role']}",
                          "add the answer that is to be learnt")  # fmt: skip
-        return Split(turns[:-1], (turns[-1:],), (name,))
+        return RowParts(turns[:-1], (turns[-1:],), (name,))
 
     return split
 
 
-def _alpaca(raw: Raw, arrow: bool) -> Split:
+def _alpaca(raw: Raw, arrow: bool) -> RowParts:
     prompt, used = _instruction_prompt(raw)
     answer = as_turns(text_of(need(raw, "output"), "output"), "assistant")
-    return Split(prompt, (answer,), (*used, "output"))
+    return RowParts(prompt, (answer,), (*used, "output"))
 
 
-EXAMPLE_LAYOUTS: dict[str, Layout] = {
-    "completion": Layout(_has("prompt", "completion"), _completion, "prompt, completion"),
-    "messages": Layout(_has("messages"), _conversation("messages"), "messages"),
-    "conversations": Layout(_has("conversations"), _conversation("conversations"), "conversations"),
-    "alpaca": Layout(_has("instruction", "output"), _alpaca, "instruction, input, output"),
+EXAMPLE_LAYOUTS: dict[str, RowLayout] = {
+    "completion": RowLayout(_has("prompt", "completion"), _completion, "prompt, completion"),
+    "messages": RowLayout(_has("messages"), _conversation("messages"), "messages"),
+    "conversations": RowLayout(_has("conversations"), _conversation("conversations"), "conversations"),
+    "alpaca": RowLayout(_has("instruction", "output"), _alpaca, "instruction, input, output"),
 }

@@ -1,4 +1,7 @@
-"""Sources → rows with prompt, chosen, rejected (pairs) or prompt, completion (examples), and the report on them."""
+"""Sources → rows with prompt, chosen, rejected (pairs) or prompt, completion (examples), and the report on them.
+
+Rows are read as a list, as a stream, or loaded as a `datasets.Dataset`; each way exists for pairs and for examples.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ import json
 import logging
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from dpo_lab.preferences.layouts import EXAMPLE_LAYOUTS, LAYOUTS
 from dpo_lab.preferences.reports import BadRow, Place, ReadReport
-from dpo_lab.preferences.rows import Row, example_row, pair_row
+from dpo_lab.preferences.rows import ParsedRow, example_row, pair_row
 from dpo_lab.preferences.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -23,66 +27,16 @@ OnBadRow = Literal["raise", "skip"]
 Rows = TypeVar("Rows", bound="Sequence[dict[str, Any]] | datasets.Dataset")
 
 
-def read_preferences(
-    source: object,
-    split: str | None = None,
-    *,
-    layout: str | None = None,
-    on_bad_row: OnBadRow = "raise",
-    limit: int | None = None,
-    seed: int = 0,
-) -> tuple[list[dict[str, Any]], ReadReport]:
-    """Rows of prompt, chosen, rejected, and what was left out on the way.
+class RowKind(NamedTuple):
+    """What a source is read for: how a row is parsed, under which layouts, and the splits read first."""
 
-    `source` is a file (.jsonl, .json, .jsonl.gz, .json.gz, .parquet, .csv), a folder of such files, a Hub id
-    (`owner/name` or `owner/name:configuration`), "embedded", a `datasets.Dataset`, a mapping of splits, or a list of
-    dicts. Without `split`, the training split is read. `layout` is found row by row (see `LAYOUTS`) unless given.
-
-    Prompt and answers are plain text where the source has plain text, else message lists. Instruction rows are
-    conversations of one user turn. `system`, `tools` and `weight` stay beside them, and so do all other columns.
-
-    A row that cannot be used raises BadRow, or with on_bad_row="skip" is left out and listed in the report. Rows whose
-    chosen equals rejected are always left out and listed. `limit` draws that many usable rows, evenly by `seed`.
-    """
-    return _read(source, split, pair_row, ("train",), _known(layout, LAYOUTS), on_bad_row, limit, seed)
+    parse: Callable[..., ParsedRow]
+    layouts: Collection[str]
+    splits: tuple[str, ...]
 
 
-def read_examples(
-    source: object,
-    split: str | None = None,
-    *,
-    layout: str | None = None,
-    on_bad_row: OnBadRow = "raise",
-    limit: int | None = None,
-    seed: int = 0,
-) -> tuple[list[dict[str, Any]], ReadReport]:
-    """Rows of prompt, completion for supervised fine-tuning; arguments as in `read_preferences`.
-
-    Of a conversation the last assistant turn is the completion, of a preference row the chosen answer. Without
-    `split`, a split called sft is read before the training split.
-    """
-    known = _known(layout, EXAMPLE_LAYOUTS | LAYOUTS)
-    return _read(source, split, example_row, ("sft", "train"), known, on_bad_row, limit, seed)
-
-
-def stream_preferences(
-    source: object, split: str | None = None, *, layout: str | None = None, on_bad_row: OnBadRow = "raise"
-) -> tuple[Iterator[dict[str, Any]], ReadReport]:
-    """`read_preferences` row by row: nothing is held, however many rows there are; the report fills as they are read.
-
-    Rows of .jsonl(.gz) and .parquet files and of `datasets` come one by one; .json lists and .csv files are parsed
-    whole first. Repeated rows are not looked for, since that would need a memory of all rows; the reference cache
-    finds them. `tokenize_pairs(rows, tokenizer, folder=...)` takes the stream.
-    """
-    return _stream(source, split, pair_row, ("train",), _known(layout, LAYOUTS), on_bad_row)
-
-
-def stream_examples(
-    source: object, split: str | None = None, *, layout: str | None = None, on_bad_row: OnBadRow = "raise"
-) -> tuple[Iterator[dict[str, Any]], ReadReport]:
-    """`read_examples` row by row, like `stream_preferences`."""
-    known = _known(layout, EXAMPLE_LAYOUTS | LAYOUTS)
-    return _stream(source, split, example_row, ("sft", "train"), known, on_bad_row)
+PREFERENCES = RowKind(pair_row, LAYOUTS, ("train",))
+EXAMPLES = RowKind(example_row, EXAMPLE_LAYOUTS | LAYOUTS, ("sft", "train"))
 
 
 def load_preferences(
@@ -94,12 +48,23 @@ def load_preferences(
     limit: int | None = None,
     seed: int = 0,
 ) -> datasets.Dataset | list[dict[str, Any]]:
-    """`read_preferences` as a `datasets.Dataset`; the report is logged where anything was left out or split early.
+    """Rows of prompt, chosen, rejected; the report is logged where anything was left out or split early.
 
-    Where `datasets` is not installed, or cannot hold the values exactly, the rows come as a list of dicts.
+    `source` is a file (.jsonl, .json, .jsonl.gz, .json.gz, .parquet, .csv), a folder of such files, a Hub id
+    (`owner/name` or `owner/name:configuration`), "embedded", a `datasets.Dataset`, a mapping of splits, or a list of
+    dicts. Without `split`, the training split is read. `layout` is found row by row (see `LAYOUTS`) unless given.
+
+    Prompt and answers are plain text where the source has plain text, else message lists. Instruction rows are
+    conversations of one user turn. `system`, `tools` and `weight` stay beside them, and so do all other columns.
+
+    A row that cannot be used raises BadRow, or with on_bad_row="skip" is left out and listed in the report. Rows whose
+    chosen equals rejected are always left out and listed. `limit` draws that many usable rows, evenly by `seed`.
+
+    The rows come as a `datasets.Dataset`, or as a list of dicts where `datasets` is not installed or cannot hold the
+    values exactly. `read_preferences` returns the list and its report, `stream_preferences` yields row by row.
     """
-    rows, report = read_preferences(source, split, layout=layout, on_bad_row=on_bad_row, limit=limit, seed=seed)
-    return _told(rows, report)
+    read = read_rows(PREFERENCES, source, split, layout=layout, on_bad_row=on_bad_row, limit=limit, seed=seed)
+    return _as_dataset_with_warning(*read)
 
 
 def load_examples(
@@ -111,40 +76,32 @@ def load_examples(
     limit: int | None = None,
     seed: int = 0,
 ) -> datasets.Dataset | list[dict[str, Any]]:
-    """`read_examples` as a `datasets.Dataset`, like `load_preferences`."""
-    rows, report = read_examples(source, split, layout=layout, on_bad_row=on_bad_row, limit=limit, seed=seed)
-    return _told(rows, report)
+    """Rows of prompt, completion for supervised fine-tuning, read as `load_preferences` reads pairs.
+
+    Of a conversation the last assistant turn is the completion, of a preference row the chosen answer. Without
+    `split`, a split called sft is read before the training split.
+    """
+    read = read_rows(EXAMPLES, source, split, layout=layout, on_bad_row=on_bad_row, limit=limit, seed=seed)
+    return _as_dataset_with_warning(*read)
 
 
-def check_on_bad_row(on_bad_row: str) -> None:
-    if on_bad_row not in ("raise", "skip"):
-        raise ValueError(f"on_bad_row must be 'raise' or 'skip', got {on_bad_row!r}; skip counts and lists such rows")
-
-
-def _known(layout: str | None, layouts: Collection[str]) -> str | None:
-    if layout is not None and layout not in layouts:
-        raise ValueError(f"layout {layout!r} is not known; choose one of {', '.join(layouts)}, or None to find it")
-    return layout
-
-
-def _read(
+def read_rows(
+    kind: RowKind,
     source: object,
-    split: str | None,
-    convert: Callable[..., Row],
-    prefer: tuple[str, ...],
-    layout: str | None,
-    on_bad_row: OnBadRow,
-    limit: int | None,
-    seed: int,
+    split: str | None = None,
+    *,
+    layout: str | None = None,
+    on_bad_row: OnBadRow = "raise",
+    limit: int | None = None,
+    seed: int = 0,
 ) -> tuple[list[dict[str, Any]], ReadReport]:
-    check_on_bad_row(on_bad_row)
+    """All rows of a source, and the report on what was left out; arguments as in `load_preferences`."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}; None keeps all rows")
-    opened = open_source(source, split, prefer)
-    report = ReadReport(opened.name, opened.split, notes=opened.notes)
+    opened, report = _open(kind, source, split, layout, on_bad_row)
     rows: list[dict[str, Any]] = []
     seen: set[bytes] = set()
-    for place, fields in _usable(opened, report, convert, layout, on_bad_row):
+    for place, fields in _usable(opened, report, kind.parse, layout, on_bad_row):
         fingerprint = _fingerprint(fields)
         if fingerprint in seen:
             report.duplicates.append(place)
@@ -157,37 +114,60 @@ def _read(
     return rows, report
 
 
-def _stream(
+def stream_rows(
+    kind: RowKind,
     source: object,
-    split: str | None,
-    convert: Callable[..., Row],
-    prefer: tuple[str, ...],
-    layout: str | None,
-    on_bad_row: OnBadRow,
+    split: str | None = None,
+    *,
+    layout: str | None = None,
+    on_bad_row: OnBadRow = "raise",
 ) -> tuple[Iterator[dict[str, Any]], ReadReport]:
-    check_on_bad_row(on_bad_row)
-    opened = open_source(source, split, prefer)
-    report = ReadReport(opened.name, opened.split, notes=opened.notes)
+    """The rows one by one: nothing is held, however many rows there are; the report fills as they are read.
+
+    Rows of .jsonl(.gz) and .parquet files and of `datasets` come one by one; .json lists and .csv files are parsed
+    whole first. Repeated rows are not looked for, since that would need a memory of all rows; the reference cache
+    finds them. `tokenize_pairs(rows, tokenizer, folder=...)` takes the stream.
+    """
+    opened, report = _open(kind, source, split, layout, on_bad_row)
 
     def rows() -> Iterator[dict[str, Any]]:
-        for _, fields in _usable(opened, report, convert, layout, on_bad_row):
+        for _, fields in _usable(opened, report, kind.parse, layout, on_bad_row):
             report.rows_kept += 1
             yield fields
 
     return rows(), report
 
 
+read_preferences, read_examples = partial(read_rows, PREFERENCES), partial(read_rows, EXAMPLES)
+stream_preferences, stream_examples = partial(stream_rows, PREFERENCES), partial(stream_rows, EXAMPLES)
+
+
+def check_on_bad_row(on_bad_row: str) -> None:
+    if on_bad_row not in ("raise", "skip"):
+        raise ValueError(f"on_bad_row must be 'raise' or 'skip', got {on_bad_row!r}; skip counts and lists such rows")
+
+
+def _open(
+    kind: RowKind, source: object, split: str | None, layout: str | None, on_bad_row: OnBadRow
+) -> tuple[Source, ReadReport]:
+    if layout is not None and layout not in kind.layouts:
+        raise ValueError(f"layout {layout!r} is not known; choose one of {', '.join(kind.layouts)}, or None to find it")
+    check_on_bad_row(on_bad_row)
+    opened = open_source(source, split, kind.splits)
+    return opened, ReadReport(opened.name, opened.split, notes=opened.notes)
+
+
 def _usable(
-    opened: Source, report: ReadReport, convert: Callable[..., Row], layout: str | None, on_bad_row: OnBadRow
+    opened: Source, report: ReadReport, parse: Callable[..., ParsedRow], layout: str | None, on_bad_row: OnBadRow
 ) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """The rows that state a preference, in our shape; all others are told in the report, or raise."""
+    """The rows that state a preference, in our shape; all others are listed in the report, or raise."""
     num_usable = 0
     for place, raw in opened.rows:
         report.rows_read += 1
         try:
             if isinstance(raw, BadRow):
                 raise raw
-            row = convert(raw, layout, from_arrow=opened.from_arrow)
+            row = parse(raw, layout, from_arrow=opened.from_arrow)
         except BadRow as problem:
             problem = problem if problem.place else problem.at(place)
             if on_bad_row == "raise":
@@ -216,7 +196,7 @@ def _content(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, default=str).encode()
 
 
-def _told(rows: list[dict[str, Any]], report: ReadReport) -> datasets.Dataset | list[dict[str, Any]]:
+def _as_dataset_with_warning(rows: list[dict[str, Any]], report: ReadReport) -> datasets.Dataset | list[dict[str, Any]]:
     if report.is_remarkable:
         logger.warning(report.summary())
     try:

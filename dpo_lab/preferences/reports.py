@@ -56,8 +56,12 @@ def _listed(items: Sequence[str], most: int = 6) -> str:
     return ", ".join(items[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _places(places: Sequence[Place]) -> str:
-    return _listed([place.short for place in places])
+def _left_out(bad: Sequence[BadRow], where: str) -> list[str]:
+    """The lines of a summary about rows that cannot be used: how many, and the first five."""
+    if not bad:
+        return []
+    more = [f"  and {len(bad) - 5:,} more in `{where}`"] if len(bad) > 5 else []
+    return [f"left out, unusable: {len(bad):,}", *(f"  {problem}" for problem in bad[:5]), *more]
 
 
 @dataclass
@@ -99,11 +103,7 @@ class ReadReport:
         split = f" [{self.split}]" if self.split else ""
         lines = [f"{self.source}{split}: {_counted(self.rows_read, 'row')} read, {self.rows_kept:,} kept"
                  + (f" (layout: {layouts})" if layouts else "")]  # fmt: skip
-        if self.bad:
-            lines.append(f"left out, unusable: {len(self.bad):,}")
-            lines += [f"  {problem}" for problem in self.bad[:5]]
-            if len(self.bad) > 5:
-                lines.append(f"  and {len(self.bad) - 5:,} more in `report.bad`")
+        lines += _left_out(self.bad, "report.bad")
         for places, what in (
             (self.identical, "left out, chosen = rejected states no preference"),
             (self.split_early, "split early, the answers part before the last assistant turn"),
@@ -113,7 +113,7 @@ class ReadReport:
             (self.duplicates, "repeats of an earlier row, kept"),
         ):
             if places:
-                lines.append(f"{what}: {len(places):,} ({_places(places)})")
+                lines.append(f"{what}: {len(places):,} ({_listed([place.short for place in places])})")
         if self.not_drawn:
             lines.append(f"not drawn, beyond the limit: {self.not_drawn:,}")
         return "\n".join([*lines, *self.notes])
@@ -184,9 +184,4 @@ class TokenReport:
         if self.identical:
             rows = _listed([f"row {row}" for row in self.identical])
             lines.append(f"left out, both answers have the same tokens: {len(self.identical):,} ({rows})")
-        if self.dropped:
-            lines.append(f"left out, unusable: {len(self.dropped):,}")
-            lines += [f"  {problem}" for problem in self.dropped[:5]]
-            if len(self.dropped) > 5:
-                lines.append(f"  and {len(self.dropped) - 5:,} more in `report.dropped`")
-        return "\n".join(lines)
+        return "\n".join(lines + _left_out(self.dropped, "report.dropped"))

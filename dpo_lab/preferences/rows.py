@@ -6,21 +6,24 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpo_lab.preferences.layouts import EXAMPLE_LAYOUTS, LAYOUTS, Layout, Raw, Said, Split, as_turns, need
+from dpo_lab.preferences.layouts import EXAMPLE_LAYOUTS, LAYOUTS, Raw, RowLayout, RowParts, TextOrTurns, as_turns, need
 from dpo_lab.preferences.messages import check_tools, is_empty, text_of
 from dpo_lab.preferences.reports import BadRow, shown
 
+Row = dict[str, Any]
+"""A row in our shape: prompt with chosen and rejected, or with completion, and the columns beside them."""
+
 
 @dataclass
-class Row:
+class ParsedRow:
     """A row in our shape, with the name of its layout and what is worth reporting about it."""
 
-    fields: dict[str, Any]
+    fields: Row
     layout: str
     remarks: set[str] = field(default_factory=set)
 
 
-def pair_row(raw: Raw, layout: str | None = None, *, from_arrow: bool = False) -> Row:
+def pair_row(raw: Raw, layout: str | None = None, *, from_arrow: bool = False) -> ParsedRow:
     """A raw row as prompt, chosen, rejected, and optionally system, tools, weight; other fields are kept."""
     if layout is None:
         _refuse_unpaired(raw)
@@ -28,7 +31,7 @@ def pair_row(raw: Raw, layout: str | None = None, *, from_arrow: bool = False) -
     return _finished(raw, layout, LAYOUTS[layout].split(raw, from_arrow), ("chosen", "rejected"), from_arrow)
 
 
-def example_row(raw: Raw, layout: str | None = None, *, from_arrow: bool = False) -> Row:
+def example_row(raw: Raw, layout: str | None = None, *, from_arrow: bool = False) -> ParsedRow:
     """A raw row as prompt and completion; of a preference row the chosen answer."""
     is_pair = raw.get("chosen") is not None or raw.get("preferred_output") is not None
     if layout in LAYOUTS or (layout is None and is_pair):
@@ -50,7 +53,7 @@ def _refuse_unpaired(raw: Raw) -> None:
                      "join a good and a bad answer of each prompt to a row with chosen and rejected")  # fmt: skip
 
 
-def _find(raw: Raw, layouts: dict[str, Layout]) -> str:
+def _find(raw: Raw, layouts: dict[str, RowLayout]) -> str:
     names = [name for name in ("chosen", "rejected") if name in raw]
     for name, layout in layouts.items():
         if layout.applies(raw):
@@ -65,9 +68,9 @@ def _find(raw: Raw, layouts: dict[str, Layout]) -> str:
     raise BadRow(None, f"fits no layout, its fields are {', '.join(map(str, raw)) or 'none'}", f"known are: {known}")
 
 
-def _finished(raw: Raw, layout: str, split: Split, names: tuple[str, ...], from_arrow: bool) -> Row:
+def _finished(raw: Raw, layout: str, parts: RowParts, names: tuple[str, ...], from_arrow: bool) -> ParsedRow:
     """The checks that all layouts share, and the columns beside the pair."""
-    prompt, answers, remarks = split.prompt, list(split.answers), set(split.remarks)
+    prompt, answers, remarks = parts.prompt, list(parts.answers), set(parts.remarks)
     if prompt == []:
         raise BadRow("prompt", "has no turn: the conversation begins with the answer", "add the turn that is answered")
     extras = _extras(raw, prompt, from_arrow)
@@ -77,11 +80,11 @@ def _finished(raw: Raw, layout: str, split: Split, names: tuple[str, ...], from_
     for name, answer in zip(names, answers, strict=True):
         _check_answer(answer, name, may_be_silent="silent" in remarks)
     fields = {"prompt": prompt, **dict(zip(names, answers, strict=True)), **extras}
-    known = {*fields, *split.used, "system", "tools", "weight"}
-    return Row(fields | {key: value for key, value in raw.items() if key not in known}, layout, remarks)
+    known = {*fields, *parts.used, "system", "tools", "weight"}
+    return ParsedRow(fields | {key: value for key, value in raw.items() if key not in known}, layout, remarks)
 
 
-def _check_answer(answer: Said, name: str, *, may_be_silent: bool) -> None:
+def _check_answer(answer: TextOrTurns, name: str, *, may_be_silent: bool) -> None:
     if isinstance(answer, str):
         empty = not answer.strip() and not may_be_silent
     elif not answer:
@@ -94,14 +97,14 @@ def _check_answer(answer: Said, name: str, *, may_be_silent: bool) -> None:
         raise BadRow(name, f"must not be empty, got {shown(answer)}", "write the answer, or leave the row out")
 
 
-def _extras(raw: Raw, prompt: Said, from_arrow: bool) -> dict[str, Any]:
+def _extras(raw: Raw, prompt: TextOrTurns, from_arrow: bool) -> dict[str, Any]:
     extras: dict[str, Any] = {}
     if raw.get("system") not in (None, ""):
         extras["system"] = text_of(raw["system"], "system")
         if isinstance(prompt, list) and prompt and prompt[0]["role"] == "system":
             if prompt[0].get("content") != extras["system"]:
                 raise BadRow("system", "differs from the system turn with which the prompt begins", "keep one of them")
-            del extras["system"]  # said twice, kept once
+            del extras["system"]  # it stands in the prompt already
     if raw.get("tools") not in (None, "", []):
         extras["tools"] = check_tools(raw["tools"], from_arrow=from_arrow)
     if raw.get("weight") not in (None, ""):

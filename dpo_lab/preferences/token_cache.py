@@ -1,9 +1,9 @@
 """From a source to the token ids of a run in one call; and on disk, so that the next run on the same data maps them.
 
-Rendering and tokenising take longer than everything else before the first step. What a run trains on is therefore kept
-in a folder under a key, the SHA-256 of all that it is made of: the files' bytes, the settings, the tokenizer, the code
-that reads and tokenises. A change of any of them is another key, so nothing stale is ever served. β, the loss and the
-learning rate are not in it.
+Rendering and tokenising take longer than everything else before the first step. What a run trains on is therefore
+cached in a folder under a key, the SHA-256 of all that it is made of: the files' bytes, the settings, the tokenizer,
+the code that reads and tokenises. A change of any of them is another key, so nothing stale is ever served. β, the loss
+and the learning rate are not in it.
 """
 
 from __future__ import annotations
@@ -31,35 +31,38 @@ from dpo_lab.preferences.reading import (
     stream_examples,
     stream_preferences,
 )
+from dpo_lab.preferences.rows import Row
 from dpo_lab.preferences.sources import source_files
 from dpo_lab.preferences.token_data import TokenData
 from dpo_lab.preferences.tokens import tokenize_examples, tokenize_pairs
+from dpo_lab.storage import token_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("dpo_lab")
 
-Row = dict[str, Any]
-
-MOST_KEPT = 8
+MAX_DATA_SETS = 8
 """Data sets that stay on disk; beyond it the one that was not used for longest goes."""
 A_DAY = 86_400.0  # seconds after which nobody still writes a folder
 _BODY = "prepared.json"
 _OUR_NAME = re.compile(r"[0-9a-f]{64}(\.\d+\.partial)?")  # a key; with a process's number while it is written
 _PACKAGES = ("transformers", "tokenizers", "jinja2")
+# All that decides what is in the files of a data set: this folder, and how arrays are written.
+_OWN_CODE = [*sorted(Path(__file__).parent.glob("*.py")), Path(token_files.__file__)]
 
 
 class Kind(NamedTuple):
     """How rows of a kind are read, read one by one, and tokenised."""
 
+    name: str
     read: Callable[..., tuple[Sequence[Row], Any]]
     stream: Callable[..., Any]
     tokenize: Callable[..., tuple[TokenData, Any]]
 
 
-PAIRS = Kind(read_preferences, stream_preferences, tokenize_pairs)
-EXAMPLES = Kind(read_examples, stream_examples, tokenize_examples)
+PAIRS = Kind("pairs", read_preferences, stream_preferences, tokenize_pairs)
+EXAMPLES = Kind("examples", read_examples, stream_examples, tokenize_examples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +108,12 @@ def prepare(
     kind: Kind = PAIRS,
     *,
     folder: Path | None = None,
-    tell: Callable[[str], None] = lambda note: None,
+    log: Callable[[str], None] = lambda note: None,
     check: Callable[[], None] = lambda: None,
 ) -> PreparedData:
     """Read, split and tokenise; or map what an earlier call with the same key has left in `folder`.
 
-    tell: called with what there is to say of the rows, what was left out or shortened; the same words both times.
+    log: called with each report on the rows, what was left out or shortened; with the same text both times.
     check: called between the stages; what it raises breaks off.
 
     A source that is not a file or folder here, such as a data set of the Hub, is read anew each time.
@@ -118,60 +121,61 @@ def prepare(
     key = None if folder is None else _key(settings, tokenizer, kind)
     if folder is not None and key is not None and (found := _load(folder / key)) is not None:
         for note in found[1]:
-            tell(note)
+            log(note)
         return found[0]
     notes: list[str] = []
 
-    def say(note: str) -> None:
+    def log_and_save(note: str) -> None:
         notes.append(note)
-        tell(note)
+        log(note)
 
     rows, report = kind.read(
         settings.pairs, split=settings.train_split, on_bad_row=settings.on_bad_row, limit=settings.limit,
         seed=settings.seed,
     )  # fmt: skip
-    say(report.summary())
-    held = read_held_out(settings, kind, say)
+    log_and_save(report.summary())
+    held = read_held_out(settings, kind, log_and_save)
     if held is None:
         rows, held = split_rows(list(rows), settings.validation, settings.seed) if settings.validation else (rows, [])
     check()
     train, report = kind.tokenize(rows, tokenizer, max_length=settings.max_length)
-    say(report.summary())
+    log_and_save(report.summary())
     check()
-    data = PreparedData(train, tokenize_held_out(held, tokenizer, settings.max_length, kind, say), list(held))
+    held_tokens = tokenize_held_out(held, tokenizer, settings.max_length, kind, log_and_save)
+    data = PreparedData(train, held_tokens, list(held))
     # A file that changed while it was read is not what the key says.
     if folder is not None and key is not None and len(train) and key == _key(settings, tokenizer, kind):
-        _keep(folder, key, data, notes)
-        kept = _load(folder / key)  # mapped, so that it need not stay in memory while training
-        return data if kept is None else kept[0]
+        _save(folder, key, data, notes)
+        saved = _load(folder / key)  # mapped, so that it need not stay in memory while training
+        return data if saved is None else saved[0]
     return data
 
 
-def read_held_out(settings: DataSettings, kind: Kind, say: Callable[[str], None]) -> list[Row] | None:
+def read_held_out(settings: DataSettings, kind: Kind, log: Callable[[str], None]) -> list[Row] | None:
     """The rows of a source of their own; None where there is none."""
     source = settings.held_out_source
     if source is None:
         return None
     held, report = kind.read(source[0], split=source[1], on_bad_row=settings.on_bad_row)
     if settings.held_out is not None:
-        say(report.summary())
+        log(report.summary())
     return list(held)
 
 
 def tokenize_held_out(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, kind: Kind, say: Callable[[str], None]
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, kind: Kind, log: Callable[[str], None]
 ) -> TokenData | None:
-    """None without rows; what was left out of them is said."""
+    """None without rows; what was left out of them is logged."""
     if not rows:
         return None
     tokens, report = kind.tokenize(rows, tokenizer, max_length=max_length)
     if report.dropped or report.identical:
-        say(report.summary())
+        log(report.summary())
     return tokens
 
 
 def _key(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, kind: Kind) -> str | None:
-    """None where the source or the tokenizer cannot be told from another without using it."""
+    """None where source and tokenizer cannot be identified without using them."""
     sources = [settings.pairs]
     if held := settings.held_out_source:
         sources.append(held[0])
@@ -182,17 +186,16 @@ def _key(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, kind: Kind)
     draws = settings.limit is not None or held is None
     what = {
         "settings": asdict(replace(settings, seed=settings.seed if draws else 0)),
-        "kind": kind.read.__name__,
+        "kind": kind.name,
         "tokenizer": about,
         "packages": [_version(name) for name in _PACKAGES],
     }
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=repr).encode())
-    own_code = sorted(Path(__file__).parent.glob("*.py"))
     try:
-        for path in [*own_code, *(path for paths in files for path in paths or ())]:
+        for path in [*_OWN_CODE, *(path for paths in files for path in paths or ())]:
             with path.open("rb") as file:
                 digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    except OSError:  # reading it will tell
+    except OSError:  # reading it explains why
         return None
     return digest.hexdigest()
 
@@ -204,7 +207,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _keep(folder: Path, key: str, data: PreparedData, notes: list[str]) -> None:
+def _save(folder: Path, key: str, data: PreparedData, notes: list[str]) -> None:
     """Write everything beside its place, then move it there: others see the whole or nothing."""
     body = {"notes": notes, "held_rows": data.held_rows, "is_held": data.held is not None}
     partial = folder / f"{key}.{os.getpid()}.partial"
@@ -217,13 +220,13 @@ def _keep(folder: Path, key: str, data: PreparedData, notes: list[str]) -> None:
         if data.held is not None:
             data.held.save(partial / "held")
         (partial / _BODY).write_text(f"{_sha256(text)}\n{text}", encoding="utf-8")
-        with suppress(OSError):  # another run has just kept the same
+        with suppress(OSError):  # another run has just saved the same
             partial.rename(folder / key)
         _trim(folder)
     except TypeError:  # rows with values that JSON does not know
         return
     except OSError as error:
-        logger.warning("the token ids cannot be kept in %s (%s): the next run makes them again", folder, error)
+        logger.warning("the token ids cannot be saved in %s (%s): the next run makes them again", folder, error)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -241,7 +244,7 @@ def _load(folder: Path) -> tuple[PreparedData, list[str]] | None:
         with suppress(OSError):
             os.utime(folder)  # used just now
     except (OSError, ValueError) as error:
-        logger.warning("the token ids kept in %s cannot be used (%s): they are made again", folder, error)
+        logger.warning("the token ids saved in %s cannot be used (%s): they are made again", folder, error)
         shutil.rmtree(folder, ignore_errors=True)
         return None
     return PreparedData(train, held, body["held_rows"]), body["notes"]
@@ -251,9 +254,9 @@ def _trim(folder: Path) -> None:
     """Remove the data sets that were not used for longest, and what a run that was killed left half written. Nothing
     that does not have our own kind of name is touched: the folder may be anybody's."""
     ours = [path for path in folder.iterdir() if _OUR_NAME.fullmatch(path.name) and path.is_dir()]
-    kept = sorted((path for path in ours if path.suffix == ""), key=_last_used)
+    finished = sorted((path for path in ours if path.suffix == ""), key=_last_used)
     abandoned = [path for path in ours if path.suffix and time.time() - _last_used(path) > A_DAY]
-    for path in [*kept[:-MOST_KEPT], *abandoned]:
+    for path in [*finished[:-MAX_DATA_SETS], *abandoned]:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
-Row = Mapping[str, Any]
-
 _CHUNK = 256  # rows per call of the tokenizer: enough to fill its threads, few enough to keep the memory flat
 
 
@@ -34,7 +32,7 @@ class Texts(NamedTuple):
     """One row, rendered: the prompt as it is continued, and with each of its answers."""
 
     number: int
-    row: Row
+    row: Mapping[str, Any]
     is_chat: bool
     weight: float
     prompt: str
@@ -42,7 +40,7 @@ class Texts(NamedTuple):
 
 
 def tokenize_pairs(
-    rows: Iterable[Row] | datasets.Dataset,
+    rows: Iterable[Mapping[str, Any]] | datasets.Dataset,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int = 1024,
@@ -58,11 +56,13 @@ def tokenize_pairs(
     folder: the ids are written there as they come, and mapped from there: with rows that are streamed
         (`stream_preferences`) the memory does not grow with their number. `TokenData.load(folder)` opens them again.
     """
-    return _tokenize(cast("Iterable[Row]", rows), ("chosen", "rejected"), tokenizer, max_length, on_bad_row, folder)
+    return _tokenize(
+        cast("Iterable[Mapping[str, Any]]", rows), ("chosen", "rejected"), tokenizer, max_length, on_bad_row, folder
+    )
 
 
 def tokenize_examples(
-    rows: Iterable[Row] | datasets.Dataset,
+    rows: Iterable[Mapping[str, Any]] | datasets.Dataset,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int = 1024,
@@ -73,14 +73,16 @@ def tokenize_examples(
 
     Preference rows (no completion, but chosen) are taken by their chosen answer.
     """
-    stream = iter(cast("Iterable[Row]", rows))
+    stream = iter(cast("Iterable[Mapping[str, Any]]", rows))
     first = list(islice(stream, 1))
     columns = first[0] if first else {}
     answer = "chosen" if "chosen" in columns and "completion" not in columns else "completion"
     return _tokenize(chain(first, stream), (answer,), tokenizer, max_length, on_bad_row, folder)
 
 
-def encode_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> list[int]:
+def encode_prompt(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+) -> list[int]:
     """The prompt alone, for sampling; shortened as in training where it is longer than max_length."""
     encoder = Encoder(tokenizer)
     ids = encoder.started(encoder.ids([render_prompt(row, tokenizer)])[0], is_chat=is_conversation(row))
@@ -115,7 +117,7 @@ def shorten(
 
 
 def _tokenize(
-    rows: Iterable[Row],
+    rows: Iterable[Mapping[str, Any]],
     names: tuple[str, ...],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
@@ -162,7 +164,7 @@ def _tokenize(
     return data, report
 
 
-def _rendered(index: int, row: Row, names: tuple[str, ...], encoder: Encoder) -> Texts:
+def _rendered(index: int, row: Mapping[str, Any], names: tuple[str, ...], encoder: Encoder) -> Texts:
     for name in ("prompt", *names):
         value = row.get(name)
         if not isinstance(value, str | list):

@@ -55,7 +55,7 @@ def training_data(options: RunOptions, config: TrainingConfig, tokenizer: Any, k
     was left out or shortened is said."""
     settings = DataSettings(**settings_of(options, DataSettings))
     if options.tokens is None:
-        data = prepare(settings, tokenizer, kind, folder=token_cache_folder(options.cache), tell=tell)
+        data = prepare(settings, tokenizer, kind, folder=token_cache_folder(options.cache), log=tell)
     else:
         held = read_held_out(settings, kind, tell) or []
         tokens, report = stream_tokens(options, tokenizer, config.max_length, kind)

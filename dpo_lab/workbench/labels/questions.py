@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dpo_lab.preferences.chat import completion_text, prompt_text
-from dpo_lab.preferences.layouts import Said
+from dpo_lab.preferences.layouts import TextOrTurns
 from dpo_lab.preferences.reports import BadRow, Place, shown
 from dpo_lab.preferences.rows import pair_row
 
@@ -24,8 +24,8 @@ SOURCES = ("chosen", "rejected")
 class Question:
     """A prompt and two answers, 0 and 1. Which of them stands on the left is the book's business."""
 
-    prompt: Said
-    answers: tuple[Said, Said]
+    prompt: TextOrTurns
+    answers: tuple[TextOrTurns, TextOrTurns]
     sources: tuple[str, str] = SOURCES
     columns: dict[str, Any] = field(default_factory=dict)
     """What else the row has: system, tools, and columns that are carried along."""

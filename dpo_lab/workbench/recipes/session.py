@@ -133,7 +133,7 @@ class _Session:
             self.check()
             notes: list[str] = []
             pairs, held_pairs, held = prepare(
-                recipe.data, tokenizer, folder=token_cache_folder(self.cache), tell=notes.append, check=self.check
+                recipe.data, tokenizer, folder=token_cache_folder(self.cache), log=notes.append, check=self.check
             )
             self.rows = held[: recipe.samples]
             self.check()
