@@ -168,10 +168,12 @@ class TokenObjective:
         )
 
     def begin_step(self, examples: np.ndarray) -> tuple[np.ndarray, float]:
-        if self.is_mapped:  # the pages that the last step was read from need not stay in memory
-            release(self.data.ids)
-            release(self.data.bounds)
         return examples, float(len(examples))
+
+    def release(self) -> None:
+        """The pages of mapped data that a batch was read from need not stay in memory."""
+        release(self.data.ids)
+        release(self.data.bounds)
 
     def score_held(self, model: nn.Module, held: TokenData) -> np.ndarray:
         """Log-probs of the held-out completions, (N, K), under the model as it is now."""
@@ -202,6 +204,8 @@ class DPOObjective(TokenObjective):
 
     def loss(self, scorer: nn.Module, rows: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
         batch = self.make_batch(self.data, rows).to(device)
+        if self.is_mapped:
+            self.release()
         policy = sum_per_sequence(scorer(batch), batch)  # (B, 2), float32: bf16 sums drift on long replies
         reference = torch.from_numpy(self.reference[rows]).to(device)
         scores = PairScores(*policy.unbind(1), *reference.unbind(1), *batch.lengths.float().unbind(1))
@@ -226,11 +230,12 @@ class SFTObjective(TokenObjective):
     """Cross-entropy of completions: one completion per prompt, and a mean over their tokens."""
 
     def begin_step(self, examples: np.ndarray) -> tuple[np.ndarray, float]:
-        super().begin_step(examples)
         return examples, float(scored_lengths(self.data.select(examples)).sum())
 
     def loss(self, scorer: nn.Module, rows: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
         batch = self.make_batch(self.data, rows).to(device)
+        if self.is_mapped:
+            self.release()
         per_example = -sum_per_sequence(scorer(batch), batch)[:, 0] * batch.weights  # (B,)
         return per_example.sum(), {"loss": per_example.detach().sum()}
 

@@ -133,9 +133,9 @@ def counted_cache(kind: Any, wrote: list[str]) -> Any:
     """A reference cache that notes the keys of the pairs that this process scored."""
 
     class Counted(kind):
-        def _write(self, keys: list[bytes], values: Any) -> None:
+        def write(self, keys: list[bytes], values: Any) -> None:
             wrote.extend(key.hex() for key in keys)
-            super()._write(keys, values)
+            super().write(keys, values)
 
     return Counted()
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from dpo_lab.batching import separate_rows, shared_rows
-from dpo_lab.engine import attention, compiling
-from dpo_lab.engine import output_layer as target_logps
+from dpo_lab.engine import attention, compiling, output_layer
 from dpo_lab.logprobs import score, scoring_path, sequence_logps, sum_per_sequence, token_logps, usable_layout
 from dpo_lab.preferences import TokenData
 from tests.conftest import random_pairs, tiny_llama
@@ -61,8 +60,8 @@ def test_a_sequence_scores_the_same_alone_batched_padded_and_chunked(model, monk
         shared_rows(data, range(6)),
     ):
         torch.testing.assert_close(sequence_logps(model, batch)[3], expected, atol=1e-5, rtol=1e-5)
-    monkeypatch.setattr(target_logps, "LOGITS_AT_ONCE", 64 * 3)
-    monkeypatch.setattr(target_logps, "ROWS_AT_LEAST", 1)  # three tokens at a time
+    monkeypatch.setattr(output_layer, "LOGITS_AT_ONCE", 64 * 3)
+    monkeypatch.setattr(output_layer, "ROWS_AT_LEAST", 1)  # three tokens at a time
     torch.testing.assert_close(sequence_logps(model, shared_rows(data, range(6)))[3], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -71,8 +70,8 @@ def test_chunks_change_no_gradient(settings, monkeypatch):
     model, data = tiny_llama(**settings), random_pairs(6)
     grads = []
     for at_once, at_least in ((2**25, 128), (64 * 3, 1), (1, 5)):  # all, three and five tokens at a time
-        monkeypatch.setattr(target_logps, "LOGITS_AT_ONCE", at_once)
-        monkeypatch.setattr(target_logps, "ROWS_AT_LEAST", at_least)
+        monkeypatch.setattr(output_layer, "LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr(output_layer, "ROWS_AT_LEAST", at_least)
         grads.append(gradient(model, sequence_logps(model, shared_rows(data, range(6))).square().sum()))
     for other in grads[1:]:
         torch.testing.assert_close(grads[0], other, rtol=1e-4, atol=1e-5 * float(grads[0].abs().max()))
@@ -80,21 +79,23 @@ def test_chunks_change_no_gradient(settings, monkeypatch):
 
 @pytest.mark.parametrize(("vocabulary", "rows"), [(8192, 256), (50_000, 128), (150_000, 128)])
 def test_a_chunk_is_never_so_short_that_weights_cost_more_than_logits(vocabulary, rows):
-    hidden, weight = torch.empty(300, 1), torch.empty(vocabulary, 1)
-    lengths = [chunk.stop - chunk.start for chunk in target_logps._chunks(hidden, weight)]
-    assert lengths == [rows] * (300 // rows) + [300 % rows]
+    hidden = torch.empty(300, 1)
+    chunks = output_layer._chunks(hidden, vocabulary, output_layer.ROWS_AT_LEAST)
+    lengths = [chunk.stop - chunk.start for chunk in chunks]
+    assert set(lengths) == {rows}
+    assert len(lengths) == -(-300 // rows)
 
 
 @pytest.mark.parametrize("tile", [None, 2, 9], ids=["chunks", "tiles of two tokens", "one tile"])
 def test_the_output_layer_gradient_equals_autograd(tile, monkeypatch):
     if tile is not None:  # six rows of nine tokens in tiles of two rows
         for name, value in (("TILE", min(tile, 8)), ("LOGITS_AT_ONCE", 2 * tile), ("LOGITS_IN_CACHE", 2 * tile)):
-            monkeypatch.setattr(target_logps, name, value)
+            monkeypatch.setattr(output_layer, name, value)
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 4, generator=generator, dtype=torch.float64, requires_grad=True) for n in (6, 9))
     bias = torch.randn(9, generator=generator, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([0, 8, 3, 3, 5, 1])
-    fast = lambda h, w, b: target_logps.TargetLogps.apply(h, w, b, targets)
+    fast = lambda h, w, b: output_layer.TargetLogps.apply(h, w, b, targets)
     plain = lambda h, w, b: (h @ w.T + b).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     upstream = torch.randn(6, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(fast(hidden, weight, bias).double(), plain(hidden, weight, bias), rtol=1e-6, atol=1e-6)
@@ -110,11 +111,11 @@ def test_the_output_layer_gradient_equals_autograd(tile, monkeypatch):
 def test_a_bfloat16_output_layer_is_as_exact_as_its_numbers(tile, monkeypatch):
     if tile is not None:
         for name, value in (("TILE", tile), ("LOGITS_AT_ONCE", 1), ("LOGITS_IN_CACHE", 4 * tile)):
-            monkeypatch.setattr(target_logps, name, value)
+            monkeypatch.setattr(output_layer, name, value)
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 16, generator=generator, requires_grad=True) for n in (40, 300))
     targets = torch.randint(0, 300, (40,), generator=generator)
-    logps = target_logps.TargetLogps.apply(hidden.bfloat16(), weight, None, targets)
+    logps = output_layer.TargetLogps.apply(hidden.bfloat16(), weight, None, targets)
     plain = (hidden @ weight.T).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     assert logps.dtype is torch.float32
     torch.testing.assert_close(logps, plain, atol=0.1, rtol=0.02)

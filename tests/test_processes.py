@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 
+from dpo_lab.config import DPOConfig
+from dpo_lab.engine.engine import Engine
 from dpo_lab.engine.processes import ALONE, Processes, ProcessLost, join, make_accelerator
 from dpo_lab.models import pick_device
 from dpo_lab.storage.checkpoints import latest_checkpoint, list_checkpoints
@@ -56,25 +58,35 @@ def assert_close(one: list[dict[str, float]], other: list[dict[str, float]], tol
 
 @pytest.mark.parametrize("num", [1, 2, 5, 8])
 def test_every_example_of_a_batch_counts_once_and_all_make_as_many_passes(num):
-    indices = np.arange(10, 10 + num)
-    cut = lambda share: [share[i : i + 3] for i in range(0, len(share), 3)]
-    passes = [one.passes(cut, indices) for one in TWO]
+    rows = np.arange(10, 10 + num)
+    passes = [list(engine_of(one).passes(rows, np.ones(100))) for one in TWO]
     assert len(passes[0]) == len(passes[1])
-    counted = np.concatenate([part for own in passes for part, counts in own if counts])
-    assert sorted(counted) == list(indices)
-    assert all(len(part) == 1 for own in passes for part, counts in own if not counts)
+    counted = np.concatenate([part for own in passes for (part,), weight in own if weight])
+    assert sorted(counted) == list(rows)
+    assert {weight for own in passes for _, weight in own} <= {2.0, 0.0}  # the mean over two processes is taken
+    assert all(len(part) == 1 for own in passes for (part,), weight in own if not weight)
 
 
 def test_one_process_cuts_a_batch_as_it_is():
-    cut = lambda share: [share[:2], share[2:]]
-    parts = ALONE.passes(cut, np.arange(5))
-    assert [(part.tolist(), counts) for part, counts in parts] == [([0, 1], 1.0), ([2, 3, 4], 1.0)]
+    passes = engine_of(ALONE).passes(np.arange(5), np.ones(5))
+    assert [([part.tolist() for part in parts], weight) for parts, weight in passes] == [
+        ([[0, 1, 2]], 1.0),
+        ([[3, 4]], 1.0),
+    ]
+
+
+def engine_of(processes: Processes) -> Engine:
+    """An engine that cuts a batch into passes of three rows."""
+    engine = Engine(torch.device("cpu"), processes)
+    engine.config, engine.is_halved = DPOConfig(micro_batch_size=3), False
+    engine.shards = object()  # split weights meet in every pass
+    return engine
 
 
 def test_one_process_asks_nobody():
     values = np.array([1.0, 2.0])
     assert ALONE.sum(values) is values
-    assert (ALONE.any(True), ALONE.any(False), ALONE.broadcast_from_main(lambda: 3)) == (True, False, 3)
+    assert (ALONE.any_process(True), ALONE.any_process(False), ALONE.broadcast_from_main(lambda: 3)) == (True, False, 3)
     ALONE.check_same({"data": "any"})
     assert join(torch.device("cpu")).count == 1
     assert not torch.distributed.is_initialized()

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_lab import reference
 from dpo_lab.config import DPOConfig
 from dpo_lab.logprobs import score
 from dpo_lab.loop import Step
 from dpo_lab.models.inside import disable_dropout
 from dpo_lab.preferences import TokenData, tokenize_pairs
 from dpo_lab.reference import ReferenceCache, fingerprint, row_keys, scoring_conditions
+from dpo_lab.storage import logp_store
 from dpo_lab.storage.logp_store import default_cache_path
 from dpo_lab.training import train_dpo
 from tests.conftest import random_pairs, tiny_llama
@@ -452,7 +452,7 @@ def test_a_store_that_many_open_at_the_same_moment_is_made_once(tmp_path):
 
 def test_a_store_that_another_process_holds_is_told(path, monkeypatch):
     ReferenceCache(path).close()
-    monkeypatch.setattr(reference, "_PATIENCE", 0.05)
+    monkeypatch.setattr(logp_store, "_PATIENCE", 0.05)
     holder = sqlite3.connect(path)
     holder.execute("PRAGMA locking_mode = EXCLUSIVE")
     holder.execute("BEGIN EXCLUSIVE")

@@ -18,17 +18,26 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "dpo_lab"
 
 
+HOUSES = ("workbench", "course")  # their rooms have floors of their own
+
+
 def floors() -> dict[str, int]:
-    """Room → floor, read from the table in the package's map."""
+    """Room → floor, read from the tables in the package's map."""
     text = (PACKAGE / "README.md").read_text()
-    rows = re.findall(r"^\| (\d+) \| `([a-z_]+)(?:\.py|/)` \|", text, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| \[?`([a-z_/]+?)(?:\.py|/)`", text, re.MULTILINE)
     return {name: int(floor) for floor, name in rows}
 
 
+def room_of(parts: tuple[str, ...]) -> str:
+    """The room that a file or module of the package is in: a flat file, a folder, or a room of a house."""
+    return "/".join(parts[:2] if parts[0] in HOUSES else parts[:1]).removesuffix(".py")
+
+
 def rooms() -> set[str]:
-    """Every module or folder of the package, but for the lazy front door."""
-    entries = (p for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file())
-    return {p.stem for p in entries} - {"__init__", "__main__"}
+    """Every file or folder of the package that has a floor, but for the faces."""
+    paths = [path.relative_to(PACKAGE).parts for path in PACKAGE.rglob("*.py")]
+    faces = {"__init__", "__main__", *(f"{house}/__init__" for house in HOUSES)}
+    return {room_of(parts) for parts in paths if parts[0] != "_data"} - faces
 
 
 def imports_of(path: Path) -> set[str]:
@@ -56,16 +65,31 @@ def test_the_map_lists_every_room_and_no_other():
 def test_imports_go_to_lower_floors_only():
     level, wrong = floors(), []
     for path in PACKAGE.rglob("*.py"):
-        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if room in ("__init__", "__main__", "_data"):
+        parts = path.relative_to(PACKAGE).parts
+        if (room := room_of(parts)) not in level:  # a face, which loads lazily what it names
             continue
         for target in imports_of(path):
-            parts = target.split(".")
-            if len(parts) > 1 and parts[1] in level and parts[1] != room and level[parts[1]] >= level[room]:
-                wrong.append(
-                    f"{path.relative_to(ROOT)} (floor {level[room]}) imports {target} (floor {level[parts[1]]})"
-                )
+            other = room_of(tuple(target.split(".")[1:]) or ("__init__",))
+            if other != room and other in level and level[other] >= level[room]:
+                wrong.append(f"{path.relative_to(ROOT)} (floor {level[room]}) imports {target} (floor {level[other]})")
+            assert not (room.startswith("workbench") and other.startswith("course")), f"{path} imports {target}"
+            assert "/" in room or "/" not in other, f"{path}, below both houses, imports {target}"
     assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_the_core_is_read_in_an_evening():
+    flat = [path for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "__main__")]
+    lines = lambda paths: sum(len(path.read_text().splitlines()) for path in paths)
+    assert len(flat) <= 10
+    assert lines(flat) <= 2000
+    assert lines([PACKAGE / "dpo.py"]) <= 90
+    assert lines(PACKAGE.rglob("*.py")) <= 28_000
+
+
+def test_training_loads_only_what_it_needs():
+    code = "import dpo_lab.training, sys; print(sum(m.startswith('dpo_lab') for m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 32
 
 
 def test_no_two_modules_import_each_other():
@@ -97,7 +121,7 @@ def test_every_configuration_field_has_its_line_of_documentation():
     from dpo_lab.workbench.cli import options
 
     missing = []
-    for path in (PACKAGE / "config.py", PACKAGE / "cli" / "options.py"):
+    for path in (PACKAGE / "config.py", PACKAGE / "workbench" / "cli" / "options.py"):
         for node in ast.parse(path.read_text()).body:
             if not isinstance(node, ast.ClassDef):
                 continue

@@ -373,7 +373,7 @@ def test_a_reward_that_is_none_is_refused(reward, words):
 
 
 def test_every_setting_has_its_line_of_documentation():
-    tree = ast.parse((ROOT / "dpo_lab" / "rlhf" / "config.py").read_text())
+    tree = ast.parse((ROOT / "dpo_lab" / "course" / "rlhf" / "config.py").read_text())
     for node in (node for node in tree.body if isinstance(node, ast.ClassDef)):
         for field, following in zip(node.body, [*node.body[1:], None], strict=True):
             if isinstance(field, ast.AnnAssign):

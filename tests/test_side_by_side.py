@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,13 +12,15 @@ import torch
 from torch import nn
 
 from dpo_lab.config import DPOConfig, SFTConfig
+from dpo_lab.engine import paths
 from dpo_lab.engine import two_halves as module
+from dpo_lab.engine.engine import Engine
 from dpo_lab.engine.two_halves import TwoThreads, halves, two_threads
-from dpo_lab.logprobs import Scorer, score
+from dpo_lab.logprobs import Scorer, score, scoring_path
 from dpo_lab.loop import Checkpoint, Step
 from dpo_lab.losses.table import loss_of
 from dpo_lab.preferences import TokenData
-from dpo_lab.training import ExampleWork, PreferenceWork, train_dpo, train_sft
+from dpo_lab.training import DPOObjective, SFTObjective, train_dpo, train_sft
 from tests.conftest import random_pairs, tiny_llama
 from tests.tiny import tiny_tokenizer
 
@@ -25,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def two_threads(monkeypatch):
+def small_halves(monkeypatch):
     """Two threads, and passes of a few tokens that are worth halving."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -38,7 +41,7 @@ def two_threads(monkeypatch):
 def seen(monkeypatch):
     """In which threads losses were computed, and with how many threads of torch."""
     found: set[tuple[str, int]] = set()
-    for work in (ExampleWork, PreferenceWork):
+    for work in (SFTObjective, DPOObjective):
         own = work.loss
 
         def loss(self, *arguments, own=own):
@@ -80,7 +83,7 @@ def test_two_calls_run_at_the_same_time_and_come_back_in_order():
 
 
 @pytest.mark.parametrize("failing", ["one", "other"])
-def test_an_error_in_either_half_is_raised_when_both_have_ended(failing, two_threads):
+def test_an_error_in_either_half_is_raised_when_both_have_ended(failing, small_halves):
     ended = []
 
     def call(item: str) -> None:
@@ -116,13 +119,13 @@ def test_a_small_pass_stays_whole():
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_without_an_even_number_of_threads_there_are_no_workers(model, threads, two_threads):
+def test_without_an_even_number_of_threads_there_are_no_workers(model, threads, small_halves):
     assert two_threads(model, CPU) is not None
     torch.set_num_threads(threads)
     assert two_threads(model, CPU) is None
 
 
-def test_only_models_that_a_forward_pass_leaves_as_they_are(model, two_threads):
+def test_only_models_that_a_forward_pass_leaves_as_they_are(model, small_halves):
     assert two_threads(nn.Sequential(model), CPU) is not None  # a critic beside a policy, say
     assert two_threads(nn.Linear(2, 2), CPU) is None
     assert two_threads(model, torch.device("meta")) is None
@@ -149,25 +152,26 @@ def test_every_rotation_that_a_forward_pass_rewrites_is_left_out():
     assert set(ROPE_INIT_FUNCTIONS) - set(module.STEADY_ROTATIONS) <= {"dynamic", "longrope"}
 
 
-def test_the_gradient_is_that_of_the_whole_batch(two_threads):
+def test_the_gradient_is_that_of_the_whole_batch(small_halves):
     data, config = random_pairs(24, longest=20), DPOConfig(batch_size=24, device="cpu")
     model = tiny_llama()
     noise = np.random.default_rng(1).normal(0, 5, (24, 2)).astype(np.float32)
     reference = score(model, data) + noise  # a margin, and so a slope of the loss, of its own for each pair
     _, loss, beta = loss_of(config)
-    work, scorer = PreferenceWork(data, None, loss, beta, reference, None, config, "shared", "none"), Scorer(model)
+    work = DPOObjective(data, None, config, "shared", Engine(CPU), loss, beta, reference, reference)
+    scorer = Scorer(model)
     gradients = []
-    for parts in ([np.arange(24)], work.halves(np.arange(24))):
+    for parts in ([np.arange(24)], halves(np.arange(24), work.lengths)):
         model.zero_grad()
         TwoThreads().map(lambda part: work.loss(scorer, part, CPU)[0].backward(), parts)
         gradients.append([parameter.grad for parameter in model.parameters()])
-    assert len(work.halves(np.arange(24))) == 2
+    assert len(halves(np.arange(24), work.lengths)) == 2
     for halved, whole in zip(gradients[1], gradients[0], strict=True):
         torch.testing.assert_close(halved, whole, rtol=1e-5, atol=1e-5 * float(whole.abs().max()))
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
-def test_the_whole_curve_is_that_of_whole_passes(layout, two_threads, seen):
+def test_the_whole_curve_is_that_of_whole_passes(layout, small_halves, seen):
     data = random_pairs(60, longest=20)
     config = DPOConfig(batch_size=12, epochs=2, learning_rate=1e-3, layout=layout, device="cpu")
     found = curve(tiny_llama(), data, config)
@@ -179,7 +183,7 @@ def test_the_whole_curve_is_that_of_whole_passes(layout, two_threads, seen):
         assert mine == pytest.approx(theirs, rel=2e-4, abs=2e-5)
 
 
-def test_sft_too(two_threads, seen):
+def test_sft_too(small_halves, seen):
     data = random_pairs(40, longest=20)
     data = TokenData.from_rows([(data.row(i).prompt, data.row(i).completions[:1]) for i in range(len(data))])
     config = SFTConfig(batch_size=10, learning_rate=1e-3, device="cpu")
@@ -190,7 +194,7 @@ def test_sft_too(two_threads, seen):
     assert [step["loss"] for step in found] == pytest.approx([step["loss"] for step in plain], rel=1e-5)
 
 
-def test_the_same_seed_gives_the_same_bits_resumed_or_not(two_threads, seen, tmp_path):
+def test_the_same_seed_gives_the_same_bits_resumed_or_not(small_halves, seen, tmp_path):
     data = random_pairs(48, longest=20)
     config = DPOConfig(batch_size=8, epochs=2, learning_rate=1e-3, checkpoint_every=5, device="cpu")
     runs = []
@@ -210,7 +214,7 @@ def test_the_same_seed_gives_the_same_bits_resumed_or_not(two_threads, seen, tmp
         assert all(map(torch.equal, runs[0][1], other))
 
 
-def test_a_batch_of_several_passes_is_not_halved(two_threads, seen):
+def test_a_batch_of_several_passes_is_not_halved(small_halves, seen):
     """Three gradients and more have an order in which they are added."""
     data = random_pairs(16, longest=20)
     curve(tiny_llama(), data, DPOConfig(batch_size=16, tokens_per_pass=200, device="cpu"))
@@ -218,13 +222,13 @@ def test_a_batch_of_several_passes_is_not_halved(two_threads, seen):
 
 
 @pytest.mark.parametrize("setting", [{"dropout": True}, {"gradient_checkpointing": True}])
-def test_what_keeps_state_is_not_halved(setting, two_threads, seen):
+def test_what_keeps_state_is_not_halved(setting, small_halves, seen):
     curve(tiny_llama(), random_pairs(8, longest=20), DPOConfig(batch_size=8, device="cpu", **setting))
     assert seen == {("MainThread", 2)}
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
-def test_scoring_two_passes_at_once_gives_the_values_of_one(two_threads, layout):
+def test_scoring_two_passes_at_once_gives_the_values_of_one(small_halves, layout):
     data, told = random_pairs(50, longest=20), []
     found = score(tiny_llama(), data, layout=layout, tokens_per_pass=300, progress=lambda *some: told.append(some))
     torch.set_num_threads(1)
@@ -235,32 +239,28 @@ def test_scoring_two_passes_at_once_gives_the_values_of_one(two_threads, layout)
         np.testing.assert_array_equal(values, found[indices])
 
 
-def test_what_a_model_can_do_is_found_out_by_one_thread_only(two_threads, monkeypatch):
+def test_what_a_model_can_do_is_found_out_by_one_thread_only(small_halves, monkeypatch):
     """The other waits: half found out, a fast path that is wrong for this model would be taken."""
-    from dpo_lab import logprobs
+    own, calls = paths._probe_paths, []
 
-    own, calls = logprobs._try_paths, []
-
-    def slowly(model, path):
+    def slowly(*arguments):
         calls.append(threading.current_thread().name)
-        path.chunked = True
         time.sleep(0.3)
-        own(model, path)
-        path.chunked = False
+        return replace(own(*arguments), chunked=False)
 
-    monkeypatch.setattr(logprobs, "_try_paths", slowly)
+    monkeypatch.setattr(paths, "_probe_paths", slowly)
     model = tiny_llama()
-    assert [path.chunked for path in TwoThreads().map(logprobs.scoring_path, [model, model])] == [False, False]
+    assert [path.chunked for path in TwoThreads().map(scoring_path, [model, model])] == [False, False]
     assert len(calls) == 1
 
 
 @pytest.mark.parametrize("kind", ["rloo", "ppo"])
-def test_the_steps_of_reinforcement_learning_are_those_of_whole_passes(two_threads, monkeypatch, kind):
+def test_the_steps_of_reinforcement_learning_are_those_of_whole_passes(small_halves, monkeypatch, kind):
     """Their rollout changes from batch to batch, and PPO puts two models through a pass."""
     from dpo_lab.course.rlhf import PPOConfig, RLOOConfig, train_ppo, train_rloo
     from dpo_lab.course.rlhf import objectives as works
 
-    work = works.RLOOWork if kind == "rloo" else works.PPOWork
+    work = works.RLOOObjective if kind == "rloo" else works.PPOObjective
     own, found, threads = work.loss, [], set()
 
     def loss(self, *arguments):

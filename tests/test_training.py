@@ -275,7 +275,7 @@ def test_schedules_at_their_ends():
             return [np.arange(1)] * 10
 
     rates = lambda **s: [
-        Schedule(Ten(), SFTConfig(learning_rate=1.0, epochs=1, **s)).learning_rate(i) for i in range(10)
+        Schedule(Ten(), SFTConfig(learning_rate=1.0, epochs=1, **s)).plan(i).learning_rate for i in range(10)
     ]
     assert rates(schedule="constant", warmup=0) == [1.0] * 10
     assert rates(schedule="linear", warmup=0) == pytest.approx([1 - i / 10 for i in range(10)])
@@ -370,7 +370,7 @@ def test_the_pages_of_mapped_tokens_do_not_pile_up(tmp_path):
 
 def test_before_the_first_step_the_policy_is_its_own_reference_and_is_not_scored_again(monkeypatch):
     scored = []
-    monkeypatch.setattr("dpo_lab.logprobs.score", lambda *a, **k: scored.append(len(a[1])) or score(*a, **k))
+    monkeypatch.setattr("dpo_lab.training.score", lambda *a, **k: scored.append(len(a[1])) or score(*a, **k))
     data, held = random_pairs(20), random_pairs(7, seed=9)
     _, events = run(data=data, held_out=held)
     first = events[0]

@@ -255,14 +255,14 @@ def in_peace(strike: Strike) -> float:
 
 def command_told(command: tuple[str, ...], scored: Path) -> None:
     """Carry out a command; every pass through the reference leaves a line before it is stored."""
-    write = ReferenceCache._write
+    write = ReferenceCache.write
 
     def noted(self: ReferenceCache, keys: list[bytes], values: Any) -> None:
         with scored.open("a") as file:
             file.write(" ".join(key.hex() for key in keys) + "\n")
         write(self, keys, values)
 
-    ReferenceCache._write = noted
+    ReferenceCache.write = noted
     assert main(list(command)) == 0
 
 

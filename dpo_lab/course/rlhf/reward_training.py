@@ -57,6 +57,8 @@ class RewardObjective(TokenObjective):
 
     def loss(self, scorer: nn.Module, rows: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
         batch = self.make_batch(self.data, rows).to(device)
+        if self.is_mapped:
+            self.release()
         with autocast(device, self.config.precision):
             rewards = scorer(batch)  # (B, 2)
         losses = bradley_terry_loss(rewards)
