@@ -1,8 +1,8 @@
 """Losses: `PairScores` in, one loss per pair out. No models, no tokenizers, no means over the batch.
 
-Read in this order: `pairs` (what a loss sees), `gap` (DPO and what sees the gap only), `anchored`, `reference_free`,
-`modifiers` (divergences, LD-DPO, WPO), `table` (all of them by name, with formulas and sources). Beside them `curves`
-(a loss as a curve, its pulls, where it rests) and `assumptions` (what each takes for granted about its labels).
+What a loss sees (`PairScores`) and the DPO loss itself are in `dpo_lab.loss`. Then read in this order: `gap` (what
+sees the gap of the log-ratios only), `anchored`, `reference_free`, `modifiers` (divergences, LD-DPO, WPO), `table` (all
+of them by name, with formulas, sources, and what each assumes).
 """
 
 from dpo_lab import face
@@ -15,5 +15,5 @@ __getattr__, __dir__ = face(__name__, {
         "DIVERGENCES Divergence alpha_divergence discount_tail divergence_named forward_kl jensen_shannon "
         "reverse_kl under_divergence wpo_weights",
     "reference_free": "cpo orpo simpo",
-    "table": "LOSSES LossSpec SYMBOLS loss_named loss_of reward_beta",
+    "table": "LOSSES LossSpec SYMBOLS loss_of reward_beta",
 })  # fmt: skip

@@ -46,7 +46,7 @@ class LossSpec:
     """`(PairScores, *, knobs) -> (B,)`."""
     formula: str
     """The loss of one pair in LaTeX, in the symbols of `SYMBOLS`."""
-    needs_reference: bool
+    needs_reference: bool = True
     """Whether it reads the reference's log-probabilities; where not, no reference pass is needed."""
     takes_divergence: bool = False
     """Whether it sees the policy only through the difference of the log-ratios, so that f-divergences make sense."""
@@ -59,7 +59,9 @@ class LossSpec:
     equation: str
     """Authors, year and place in the paper."""
     summary: str
-    """One sentence."""
+    """What it is, in one sentence."""
+    assumes: str
+    """What it assumes of labels or answers, in one sentence, read from its formula and its paper's argument."""
 
     @property
     def name(self) -> str:
@@ -116,6 +118,9 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 _DRIFT = "smaller values allow more drift from the reference"
 _TARGET = "smaller values ask for more drift from the reference"
+_TRUST = "larger values trust the labels less and stop at a smaller margin"
+_WIDER = "ask for a wider margin per token, gamma / beta"
+_IMITATE = "larger values imitate the chosen completions more"
 
 # β of the DPO paper's experiments: 0.1, and 0.5 for summarization. The three that follow start at 0.5, which did best
 # in the sweep that the other defaults come from (data/results/defaults_sweep.md).
@@ -123,32 +128,28 @@ LOSSES: dict[str, LossSpec] = {
     "dpo": LossSpec(
         function=dpo,
         formula=r"-\log \sigma(z)",
-        needs_reference=True,
         takes_divergence=True,
         knobs={"beta": 0.5},
         directions={"beta": _DRIFT},
         paper="2305.18290",
         equation="Rafailov et al. 2023, Eq. 7",
         summary="Logistic regression on which of two completions was chosen, with the policy as the reward model.",
+        assumes="Labels are Bradley–Terry votes; a pair on which all agree may be pulled apart without end.",
     ),
     "cdpo": LossSpec(
         function=gap.cdpo,
         formula=r"-(1-\varepsilon) \log \sigma(z) - \varepsilon \log \sigma(-z)",
-        needs_reference=True,
         takes_divergence=True,
         knobs={"beta": 0.5, "label_smoothing": 0.1},
-        directions={
-            "beta": _DRIFT,
-            "label_smoothing": "larger values trust the labels less and stop at a smaller margin",
-        },
+        directions={"beta": _DRIFT, "label_smoothing": _TRUST},
         paper="https://ericmitchell.ai/cdpo.pdf",
         equation="Mitchell 2023, the conservative DPO loss",
         summary="DPO that believes each label with probability 1 − ε only, and so stops at a finite margin.",
+        assumes="Every label is right with the same probability 1 − ε.",
     ),
     "robust": LossSpec(
         function=gap.robust,
         formula=r"\frac{-(1-\varepsilon) \log \sigma(z) + \varepsilon \log \sigma(-z)}{1 - 2\varepsilon}",
-        needs_reference=True,
         takes_divergence=True,
         knobs={"beta": 0.5, "label_smoothing": 0.1},
         directions={
@@ -158,11 +159,11 @@ LOSSES: dict[str, LossSpec] = {
         paper="2403.00409",
         equation="Chowdhury et al. 2024, Section 3.1",
         summary="DPO whose average over labels flipped at rate ε equals DPO on clean labels.",
+        assumes="Labels are flipped at a known rate ε, whatever the pair.",
     ),
     "ipo": LossSpec(
         function=gap.ipo,
         formula=r"\left(\frac{a}{|y_w|^p} - \frac{b}{|y_l|^p} - \frac{1}{2\beta}\right)^2",
-        needs_reference=True,
         takes_divergence=True,
         knobs={"beta": 0.1, "length_power": 1.0},
         directions={
@@ -172,123 +173,121 @@ LOSSES: dict[str, LossSpec] = {
         paper="2310.12036",
         equation="Azar et al. 2023, Eq. 17",
         summary="Regression of the gap on a fixed target, so that even certain labels do not drive it to infinity.",
+        assumes="A vote is worth a fixed gap, sure or not; nothing is said about Bradley–Terry.",
     ),
     "hinge": LossSpec(
         function=gap.hinge,
         formula=r"\max(0, 1 - z)",
-        needs_reference=True,
         takes_divergence=True,
         knobs={"beta": 0.1},
         directions={"beta": _TARGET},
         paper="2309.06657",
         equation="Liu et al. 2023, hinge-norm; after SLiC-HF (2305.10425)",
         summary="A support-vector margin: pairs with a margin of 1 are done.",
+        assumes="A margin of 1 is enough, for every pair.",
     ),
     "sigmoid_norm": LossSpec(
         function=gap.sigmoid_norm,
         formula=r"-\log \sigma\left(\beta \left(\frac{a}{|y_w|} - \frac{b}{|y_l|}\right)\right)",
-        needs_reference=True,
         takes_divergence=True,
         knobs={"beta": 5.0},
         directions={"beta": _DRIFT},
         paper="2411.15124",
         equation="Lambert et al. 2024, Section 5, length-normalized DPO",
         summary="DPO on log-ratios per token, so that length alone earns nothing.",
+        assumes="What is good shows in every token; length should earn nothing.",
     ),
     "exo_pair": LossSpec(
         function=gap.exo_pair,
         formula=r"\sigma(z) \log \frac{\sigma(z)}{1-\varepsilon} + \sigma(-z) \log \frac{\sigma(-z)}{\varepsilon}",
-        needs_reference=True,
         takes_divergence=True,
         knobs={"beta": 0.1, "label_smoothing": 0.001},
-        directions={
-            "beta": _DRIFT,
-            "label_smoothing": "larger values trust the labels less and stop at a smaller margin",
-        },
+        directions={"beta": _DRIFT, "label_smoothing": _TRUST},
         paper="2402.00856",
         equation="Ji et al. 2024, Eq. 16",
         summary="The reverse KL from the label to the policy's own choice: mode-seeking where DPO covers.",
+        assumes="Labels as in cdpo; few good answers are better than some of all.",
     ),
     "nca_pair": LossSpec(
         function=anchored.nca_pair,
         formula=r"-\log \sigma(\beta a) - \frac{1}{2} \log \sigma(-\beta a) - \frac{1}{2} \log \sigma(-\beta b)",
-        needs_reference=True,
         knobs={"beta": 0.1},
         directions={"beta": _DRIFT},
         paper="2402.05369",
         equation="Chen et al. 2024, Section 4.1",
         summary="Noise-contrastive estimation: the chosen reward settles at log 2 and does not sink with the rejected.",
+        assumes="Chosen answers are good, not only better than the rejected ones.",
     ),
     "bco_pair": LossSpec(
         function=anchored.bco_pair,
         formula=r"-\log \sigma(\beta a) - \log \sigma(-\beta b)",
-        needs_reference=True,
         knobs={"beta": 0.1},
         directions={"beta": _DRIFT},
         paper="2404.04656",
         equation="Jung et al. 2024, Section 4, without the reward shift",
         summary="Two yes-or-no questions in place of one comparison: chosen above zero, rejected below.",
+        assumes="Chosen answers are good and rejected ones bad, each by itself.",
     ),
     "sppo_hard": LossSpec(
         function=anchored.sppo_hard,
         formula=r"\left(a - \frac{1}{2\beta}\right)^2 + \left(b + \frac{1}{2\beta}\right)^2",
-        needs_reference=True,
         knobs={"beta": 0.1},
         directions={"beta": _TARGET},
         paper="2405.00675",
         equation="Wu et al. 2024, Eq. 4.7 with win probabilities 1 and 0",
         summary="Self-play against the last policy: each log-ratio is regressed on its own target.",
+        assumes="The chosen answer would win and the rejected one lose against the policy's usual answer.",
     ),
     "apo_zero": LossSpec(
         function=anchored.apo_zero,
         formula=r"1 - \sigma(\beta a) + \sigma(\beta b)",
-        needs_reference=True,
         knobs={"beta": 0.1},
         directions={"beta": _DRIFT},
         paper="2408.06266",
         equation="D'Oosterlinck et al. 2024, Eq. 7",
         summary="Chosen up and rejected down, for chosen answers better than the policy's own.",
+        assumes="Chosen answers are better than what the policy writes.",
     ),
     "apo_down": LossSpec(
         function=anchored.apo_down,
         formula=r"\sigma(\beta a) + 1 - \sigma(z)",
-        needs_reference=True,
         knobs={"beta": 0.1},
         directions={"beta": _DRIFT},
         paper="2408.06266",
         equation="D'Oosterlinck et al. 2024, Eq. 8",
         summary="Both down, the rejected more, for chosen answers worse than the policy's own.",
+        assumes="Chosen answers are worse than what the policy writes, and the rejected ones more so.",
     ),
     "discopop": LossSpec(
         function=gap.discopop,
         formula=r"-(1 - \sigma(z/\tau)) \log \sigma(z) + \sigma(z/\tau)\, e^{-z}",
-        needs_reference=True,
         takes_divergence=True,
         knobs={"beta": 0.1, "tau": 0.05},
         directions={"beta": _DRIFT, "tau": "smaller values switch more abruptly between the two parts"},
         paper="2406.08414",
         equation="Lu et al. 2024, Section 4, LRML",
         summary="A blend of logistic and exponential loss that a language model's search came up with.",
+        assumes="Nothing: its shape was found by trying, on other data.",
     ),
     "dpop": LossSpec(
         function=anchored.dpop,
         formula=r"-\log \sigma(\beta (a - b - \lambda \max(0, -a)))",
-        needs_reference=True,
         knobs={"beta": 0.1, "lam": 50.0},
         directions={"beta": _DRIFT, "lam": "larger values defend the chosen log-probability harder"},
         paper="2402.13228",
         equation="Pal et al. 2024, Eq. 3",
         summary="DPO that pays when the chosen completion becomes less likely than under the reference.",
+        assumes="A chosen answer must never become less likely.",
     ),
     "rpo": LossSpec(
         function=anchored.rpo,
         formula=r"-\log \sigma(z) - \alpha \frac{\log \pi(y_w|x)}{|y_w|}",
-        needs_reference=True,
         knobs={"beta": 0.1, "alpha": 1.0},
-        directions={"beta": _DRIFT, "alpha": "larger values imitate the chosen completions more"},
+        directions={"beta": _DRIFT, "alpha": _IMITATE},
         paper="2404.19733",
         equation="Pang et al. 2024, Eq. 1",
         summary="DPO plus the cross-entropy of the chosen completion.",
+        assumes="Chosen answers are worth imitating, every one.",
     ),
     "simpo": LossSpec(
         function=reference_free.simpo,
@@ -296,13 +295,11 @@ LOSSES: dict[str, LossSpec] = {
         r" - \gamma\right)",
         needs_reference=False,
         knobs={"beta": 2.0, "gamma": 1.0},
-        directions={
-            "beta": "smaller values ask for a wider margin per token, gamma / beta",
-            "gamma": "larger values ask for a wider margin per token, gamma / beta",
-        },
+        directions={"beta": f"smaller values {_WIDER}", "gamma": f"larger values {_WIDER}"},
         paper="2405.14734",
         equation="Meng et al. 2024, Eq. 6",
         summary="Compare mean log-probabilities and ask for a margin, without a reference.",
+        assumes="Mean nats per token say how good an answer is; the start need not be remembered.",
     ),
     "orpo": LossSpec(
         function=reference_free.orpo,
@@ -314,52 +311,21 @@ LOSSES: dict[str, LossSpec] = {
         paper="2403.07691",
         equation="Hong et al. 2024, Eqs. 6 and 7",
         summary="Supervised fine-tuning with an odds-ratio term that pushes the rejected completion away.",
+        assumes="Chosen answers are worth imitating; task and preference are learnt in one go.",
     ),
     "cpo": LossSpec(
         function=reference_free.cpo,
         formula=r"-\log \sigma(\beta (\log \pi(y_w|x) - \log \pi(y_l|x))) - \alpha \frac{\log \pi(y_w|x)}{|y_w|}",
         needs_reference=False,
         knobs={"beta": 0.1, "alpha": 1.0},
-        directions={
-            "beta": "smaller values let the log-probabilities part further",
-            "alpha": "larger values imitate the chosen completions more",
-        },
+        directions={"beta": "smaller values let the log-probabilities part further", "alpha": _IMITATE},
         paper="2401.08417",
         equation="Xu et al. 2024, Section 3",
         summary="DPO under a uniform reference, held in place by the cross-entropy of the chosen completion.",
+        assumes="Chosen answers are worth imitating; all answers were as likely before.",
     ),
 }
 """Every loss by name; the names are `config.LossName`."""
-
-
-def loss_named(name: str) -> LossSpec:
-    """The entry of that name, or a ValueError that lists the names."""
-    if name not in LOSSES:
-        raise ValueError(f"loss is not known, got {name!r}; choose one of {', '.join(LOSSES)}")
-    return LOSSES[name]
-
-
-ASSUMES: dict[str, str] = {
-    "dpo": "Labels are Bradley–Terry votes; a pair on which all agree may be pulled apart without end.",
-    "cdpo": "Every label is right with the same probability 1 − ε.",
-    "robust": "Labels are flipped at a known rate ε, whatever the pair.",
-    "ipo": "A vote is worth a fixed gap, sure or not; nothing is said about Bradley–Terry.",
-    "hinge": "A margin of 1 is enough, for every pair.",
-    "sigmoid_norm": "What is good shows in every token; length should earn nothing.",
-    "exo_pair": "Labels as in cdpo; few good answers are better than some of all.",
-    "nca_pair": "Chosen answers are good, not only better than the rejected ones.",
-    "bco_pair": "Chosen answers are good and rejected ones bad, each by itself.",
-    "sppo_hard": "The chosen answer would win and the rejected one lose against the policy's usual answer.",
-    "apo_zero": "Chosen answers are better than what the policy writes.",
-    "apo_down": "Chosen answers are worse than what the policy writes, and the rejected ones more so.",
-    "discopop": "Nothing: its shape was found by trying, on other data.",
-    "dpop": "A chosen answer must never become less likely.",
-    "rpo": "Chosen answers are worth imitating, every one.",
-    "simpo": "Mean nats per token say how good an answer is; the start need not be remembered.",
-    "orpo": "Chosen answers are worth imitating; task and preference are learnt in one go.",
-    "cpo": "Chosen answers are worth imitating; all answers were as likely before.",
-}
-"""One sentence per entry of `LOSSES`, read from its formula and its paper's argument."""
 
 
 def reward_beta(spec: Any, knobs: dict[str, float]) -> float:
