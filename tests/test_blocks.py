@@ -74,6 +74,7 @@ def test_what_cannot_be_compared_is_refused(values, told):
         differences_from(values, "a")
 
 
-def test_a_quantile_of_the_lower_half_is_refused():
-    with pytest.raises(ValueError, match="sign turned"):
-        student_quantile(0.1, 5)
+def test_a_quantile_of_a_certain_event_is_refused():
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\)"):
+        student_quantile(1.0, 5)
+    assert student_quantile(0.1, 5) == pytest.approx(-student_quantile(0.9, 5))

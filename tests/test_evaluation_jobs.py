@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from dpo_lab.course.kept_results import (
+from dpo_lab.course.saved_results import (
     attack_shares,
     outcomes,
     read_jobs,
@@ -23,12 +23,12 @@ from dpo_lab.course.statistics.jobs import (
     NEW_ATTACKS,
     attacked,
     difference,
+    format_shares,
     judge_answers,
     over_seeds,
     refusal_rates,
     side_by_side,
     success_by_job,
-    told,
     tool_stages,
 )
 from dpo_lab.workbench.labels import wilson
@@ -107,7 +107,7 @@ def test_success_by_job_has_wilsons_interval_and_all():
     ))  # fmt: skip
     assert {name: passed(share) for name, share in found.items()} == {"safety": (1, 2), "tools": (1, 1), "all": (2, 3)}
     assert found["all"] == wilson(2, 3)
-    assert told(found)[2] == f"all         67%  [{found['all'].low:.0%}, {found['all'].high:.0%}]  of 3"
+    assert format_shares(found)[2] == f"all         67%  [{found['all'].low:.0%}, {found['all'].high:.0%}]  of 3"
     assert math.isnan(success_by_job([])["all"].share)
 
 
@@ -120,8 +120,8 @@ def test_answers_side_by_side_come_with_the_judges_reasons():
     assert row["judge on after"] == "+3.00: all that was asked for"
     (row,) = side_by_side(*[judged(("rain in Loberg", "It is 12 degrees with rain."))] * 2)
     assert row["asked"] == 'How is the weather in Loberg? → {"sky": "rain", "degrees": 12} (tools: forecast, timer)'
-    told_system = side_by_side(judge_answers([SYSTEM], ["Beep."]), judge_answers([SYSTEM], ["Beep."]))[0]["asked"]
-    assert told_system.startswith(f"[{SYSTEM.messages[0]['content']}] ")
+    of_system = side_by_side(judge_answers([SYSTEM], ["Beep."]), judge_answers([SYSTEM], ["Beep."]))[0]["asked"]
+    assert of_system.startswith(f"[{SYSTEM.messages[0]['content']}] ")
 
 
 def test_every_conversation_needs_an_answer():
@@ -219,7 +219,7 @@ def test_kept_answers_are_judged_anew():
     assert samples(kept, DPO, "safety") == []
 
 
-def test_what_is_not_kept_is_named(tmp_path):
+def test_what_is_not_saved_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no row is SFT on all; there are base on nothing, DPO on all"):
         seeds_of(ROWS, ("SFT", "all"))
     with pytest.raises(ValueError, match=r"python data/experiments/jobs\.py computes them"):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dpo_lab.course.kept_results import seeds_of
+from dpo_lab.course.saved_results import seeds_of
 from dpo_lab.course.statistics.jobs import judge_answers
 from dpo_lab.workbench.labels import wilson
 from tests.conftest import ROOT

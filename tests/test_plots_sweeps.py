@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 
-from dpo_lab.course.kept_results import read_map
 from dpo_lab.course.plots.hyperparameter_map import (
     describe_map,
     describe_spread,
@@ -18,6 +17,7 @@ from dpo_lab.course.plots.hyperparameter_map import (
     plot_spread,
     table_of,
 )
+from dpo_lab.course.saved_results import read_map
 from dpo_lab.workbench.plots import to_png
 from dpo_lab.workbench.plots.sweeps import (
     describe_sweep,

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpo_lab import DPOConfig, train_dpo
 from dpo_lab.batching import make_batch
-from dpo_lab.course.kept_results import best_rate, read_gpu, rows_of_models
+from dpo_lab.course.saved_results import best_rate, read_gpu, rows_of_models
 from dpo_lab.course.speed.flops import forward_flops
 from dpo_lab.course.speed.from_scratch import SIZES, judged, new_llama, own_pairs, sft_tokens
 from dpo_lab.course.speed.memory import MemoryBook, device_memory, peak_device_memory

@@ -12,7 +12,7 @@ Pairs of one job are the same whether they are learnt alone or together, so what
 Judged on prompts of the test split: success per job, tool calls stage by stage, refusals of harmful and of harmless
 requests, and system prompts with and without a user who tries to override them.
 
-Rows go to data/results/jobs.json, the tables to jobs.md; `dpo_lab.course.kept_results` reads them.
+Rows go to data/results/jobs.json, the tables to jobs.md; `dpo_lab.course.saved_results` reads them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dpo_lab import (
     train_dpo,
     train_sft,
 )
-from dpo_lab.course.kept_results import attack_shares, refusals_over_seeds, stage_shares, success_shares
+from dpo_lab.course.saved_results import attack_shares, refusals_over_seeds, stage_shares, success_shares
 from dpo_lab.course.statistics.jobs import (
     KNOWN_ATTACKS,
     NEW_ATTACKS,

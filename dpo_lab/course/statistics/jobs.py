@@ -1,6 +1,6 @@
 """What an application watches: the judge's verdicts on answers, split into the numbers of each of the four jobs.
 
-    success_by_job    the share of answers that do all that was asked, job by job
+    success_by_job    the share of answers that do all that was requested, job by job
     tool_stages       was a call made where one is needed, of the right tool, with the right arguments; and the rest
     refusal_rates     how often harmful requests are declined, and harmless ones
     attacked          a system prompt's conversation once more, with a user who tries to override it
@@ -69,7 +69,7 @@ def share_of(judged: Iterable[Judged], passes: Callable[[Judged], bool]) -> Shar
 
 
 def success_by_job(judged: Sequence[Judged]) -> dict[str, Share]:
-    """The share of answers that do all that was asked, for each job that occurs and for `all` of them."""
+    """The share of answers that do all that was requested, for each job that occurs and for `all` of them."""
     success = lambda one: one.verdict.success
     own = {job: [one for one in judged if one.conversation.job == job] for job in JOBS}
     return {job: share_of(some, success) for job, some in own.items() if some} | {"all": share_of(judged, success)}
@@ -174,22 +174,22 @@ def difference(after: Any, before: Any, *, resamples: int = 2000, seed: int = 0)
 
 
 def side_by_side(before: Sequence[Judged], after: Sequence[Judged]) -> list[dict[str, str]]:
-    """Rows of a table: what was asked, both answers, and the judge's reward and reason for each."""
+    """Rows of a table: the request, both answers, and the judge's reward and reason for each."""
     rows = []
     for old, new in zip(before, after, strict=True):
         offered = ", ".join(tool["function"]["name"] for tool in old.conversation.tools or ())
         turns = old.conversation.messages
         spoken = [turn["content"] for turn in turns if turn["role"] == "user"][-1:]
-        asked = [f"[{turns[0]['content']}]"] * (old.conversation.job == "system") + spoken
-        asked += [f"→ {turns[-1]['content']}"] * (turns[-1]["role"] == "tool")
+        request = [f"[{turns[0]['content']}]"] * (old.conversation.job == "system") + spoken
+        request += [f"→ {turns[-1]['content']}"] * (turns[-1]["role"] == "tool")
         verdict = lambda one: f"{one.verdict.reward:+.2f}: {one.verdict.reason}"
         rows.append({
-            "asked": " ".join([*asked, *[f"(tools: {offered})"] * bool(offered)]),
+            "asked": " ".join([*request, *[f"(tools: {offered})"] * bool(offered)]),
             "before": old.answer, "judge on before": verdict(old), "after": new.answer, "judge on after": verdict(new),
         })  # fmt: skip
     return rows
 
 
-def told(shares: Mapping[str, Share]) -> list[str]:
+def format_shares(shares: Mapping[str, Share]) -> list[str]:
     """Shares as lines of text: name, percentage, interval, number of answers."""
     return [f"{name:10s} {s.share:4.0%}  [{s.low:.0%}, {s.high:.0%}]  of {s.n}" for name, s in shares.items()]

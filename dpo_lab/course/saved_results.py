@@ -1,12 +1,13 @@
-"""The four jobs as `data/experiments/jobs.py` keeps them: its rows read back, and put together for tables and pictures.
+"""Results of experiments, read back for tables and pictures: the four jobs, the hyperparameter map, a GPU. No torch.
 
-A row is one trained policy judged with one seed. It holds, for each prompt in turn, a letter "1" or "0" for success:
+A row of `data/experiments/jobs.py` is one trained policy judged with one seed. It holds, for each prompt in turn, a
+letter "1" or "0" for success:
 
     {"method": "DPO", "trained": "all", "seed": 0,
      "successes": {"safety": "0111…", …}, "stages": {"calls": [41, 45], …},
      "refusals": {"harmful": [48, 50], …}, "attacks": {"none": "11…", "known": "10…", "new": "10…"}, "samples": […]}
 
-Fields that were not judged are absent. No torch.
+Fields that were not judged are absent.
 """
 
 from __future__ import annotations
@@ -24,27 +25,36 @@ from dpo_lab.storage.embedded import embedded_path
 from dpo_lab.workbench.labels.results import Share, wilson
 from dpo_lab.worlds.pocket.schema import JOBS, Conversation
 
-Row = dict[str, Any]
+Result = dict[str, Any]
 Policy = tuple[str, str]
 """(method, trained): how a policy was trained, and on what."""
 
 ATTACKS = {"none": "no attack", "known": "attack as in training", "new": "new attack"}
 
 
-def read_jobs(path: str | Path | None = None) -> tuple[Row, list[Row]]:
-    """How the results were made, and their rows; None reads those that come along with the project."""
+def read_results(name: str, command: str, path: str | Path | None = None) -> dict[str, Any]:
+    """What `command` wrote into `name`; path None reads the file that comes along with the project.
+
+    ValueError says how to compute what is missing.
+    """
     if path is None:
         with suppress(FileNotFoundError):
-            path = embedded_path("results", "jobs.json")
+            path = embedded_path("results", name)
     if path is None or not Path(path).is_file():
-        raise ValueError(f"there are no results at {path or 'results/jobs.json'}; python data/experiments/jobs.py "
-                         "computes them")  # fmt: skip
-    path = Path(path)
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    return kept["made"] | kept["settings"], kept["rows"]
+        raise ValueError(f"there are no results at {path or f'results/{name}'}; {command} computes them")
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def seeds_of(rows: Sequence[Row], policy: Policy) -> list[Row]:
+# The four jobs.
+
+
+def read_jobs(path: str | Path | None = None) -> tuple[Result, list[Result]]:
+    """How the results on the four jobs were made, and their rows."""
+    saved = read_results("jobs.json", "python data/experiments/jobs.py", path)
+    return saved["made"] | saved["settings"], saved["rows"]
+
+
+def seeds_of(rows: Sequence[Result], policy: Policy) -> list[Result]:
     """The rows of one policy, a seed each."""
     own = [row for row in rows if (row["method"], row["trained"]) == tuple(policy)]
     if not own:
@@ -53,13 +63,13 @@ def seeds_of(rows: Sequence[Row], policy: Policy) -> list[Row]:
     return own
 
 
-def outcomes(rows: Sequence[Row], policy: Policy, job: str, field: str = "successes") -> np.ndarray:
+def outcomes(rows: Sequence[Result], policy: Policy, job: str, field: str = "successes") -> np.ndarray:
     """Success of each seed on each prompt of a job (`field` "attacks": of a kind of attack), (seeds, P), 0 or 1."""
     return np.array([[int(letter) for letter in row[field][job]] for row in seeds_of(rows, policy)])
 
 
 def success_shares(
-    rows: Sequence[Row], policies: Mapping[str, Policy], jobs: Sequence[str] = JOBS
+    rows: Sequence[Result], policies: Mapping[str, Policy], jobs: Sequence[str] = JOBS
 ) -> dict[str, dict[str, Share]]:
     """Name → job → success over seeds with its interval; with several jobs, `all` of them at the end."""
     found = {}
@@ -72,31 +82,31 @@ def success_shares(
 
 
 def success_seeds(
-    rows: Sequence[Row], policies: Mapping[str, Policy], jobs: Sequence[str] = JOBS
+    rows: Sequence[Result], policies: Mapping[str, Policy], jobs: Sequence[str] = JOBS
 ) -> dict[str, dict[str, list[float]]]:
     """Name → job → the success of every seed by itself."""
     return {name: {job: outcomes(rows, policy, job).mean(1).tolist() for job in jobs}
             for name, policy in policies.items()}  # fmt: skip
 
 
-def stage_shares(rows: Sequence[Row], policies: Mapping[str, Policy]) -> dict[str, dict[str, Share]]:
+def stage_shares(rows: Sequence[Result], policies: Mapping[str, Policy]) -> dict[str, dict[str, Share]]:
     """Name → stage of a tool call (as `tool_stages` names them) → its share over seeds."""
     return {name: _counted(seeds_of(rows, policy), "stages") for name, policy in policies.items()}
 
 
-def refusals_over_seeds(rows: Sequence[Row], policies: Mapping[str, Policy]) -> dict[str, Refusals]:
+def refusals_over_seeds(rows: Sequence[Result], policies: Mapping[str, Policy]) -> dict[str, Refusals]:
     """Name → the two shares of requests that were declined, over seeds."""
     return {name: Refusals(**_counted(seeds_of(rows, policy), "refusals")) for name, policy in policies.items()}
 
 
-def attack_shares(rows: Sequence[Row], policies: Mapping[str, Policy]) -> dict[str, dict[str, Share]]:
+def attack_shares(rows: Sequence[Result], policies: Mapping[str, Policy]) -> dict[str, dict[str, Share]]:
     """Name → kind of attack → success on the system prompts, the same ones each time, over seeds."""
     return {name: {ATTACKS[kind]: _share(outcomes(rows, policy, kind, "attacks")) for kind in ATTACKS}
             for name, policy in policies.items()}  # fmt: skip
 
 
 def transfer(
-    rows: Sequence[Row], trained: Sequence[str], jobs: Sequence[str] = JOBS, *, method: str = "DPO",
+    rows: Sequence[Result], trained: Sequence[str], jobs: Sequence[str] = JOBS, *, method: str = "DPO",
     before: Policy = ("base", "nothing"),
 ) -> np.ndarray:  # fmt: skip
     """Change of success against the untrained model, (trained, jobs, 3): value, low and high of `difference`."""
@@ -106,8 +116,8 @@ def transfer(
     ])  # fmt: skip
 
 
-def samples(rows: Sequence[Row], policy: Policy, job: str) -> list[Judged]:
-    """The answers that were kept of a policy's first seed to prompts of a job, judged now."""
+def samples(rows: Sequence[Result], policy: Policy, job: str) -> list[Judged]:
+    """The answers that were saved of a policy's first seed to prompts of a job, judged now."""
     first = min(seeds_of(rows, policy), key=lambda row: row["seed"])
     some = [(Conversation.from_row(one["row"]), one["answer"]) for one in first["samples"] if one["row"]["job"] == job]
     return judge_answers([conversation for conversation, _ in some], [answer for _, answer in some])
@@ -117,41 +127,35 @@ def _share(bits: np.ndarray) -> Share:
     return over_seeds([wilson(int(row.sum()), len(row)) for row in bits])
 
 
-def _counted(rows: Sequence[Row], field: str) -> dict[str, Share]:
+def _counted(rows: Sequence[Result], field: str) -> dict[str, Share]:
     names = rows[0][field]
     return {name: over_seeds([wilson(*row[field][name]) for row in rows]) for name in names}
 
 
-def read_map(path: str | Path) -> tuple[Row, list[Row], dict[tuple[float, float], list[Row]]]:
+# The hyperparameter map.
+
+
+def read_map(path: str | Path | None = None) -> tuple[Result, list[Result], dict[tuple[float, float], list[Result]]]:
     """How the map was made; its cells, one run each; and all seeds of those cells that were run with several.
 
-    The cells are those of the first seed, so that they compare; the others tell how much a seed matters.
+    The cells are those of the first seed, so that they compare; the others show how much a seed matters.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no map at {path}; python data/hyperparameter_map.py computes it")
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    rows = kept["rows"]
+    saved = read_results("hyperparameter_map.json", "python data/hyperparameter_map.py", path)
+    rows = saved["rows"]
     first = min(row["seed"] for row in rows)
-    together: dict[tuple[float, float], list[Row]] = {}
+    together: dict[tuple[float, float], list[Result]] = {}
     for row in rows:
         together.setdefault((row["beta"], row["learning_rate"]), []).append(row)
     repeats = {cell: runs for cell, runs in together.items() if len(runs) > 1}
-    return kept["made"], [row for row in rows if row["seed"] == first], repeats
+    return saved["made"], [row for row in rows if row["seed"] == first], repeats
 
 
-COMMAND = "python data/gpu.py"
+# A GPU.
 
 
 def read_gpu(path: str | Path | None = None) -> dict[str, Any]:
-    """The results; None reads those that come along with the project. ValueError says how to make them."""
-    if path is None:
-        with suppress(FileNotFoundError):
-            path = embedded_path("results", "gpu.json")
-    if path is None or not Path(path).is_file():
-        raise ValueError(f"there are no results at {path or 'results/gpu.json'}; {COMMAND} on a machine with a GPU "
-                         "computes them")  # fmt: skip
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """What was measured on a GPU."""
+    return read_results("gpu.json", "python data/gpu.py on a machine with a GPU", path)
 
 
 def best_rate(found: dict[str, Any], dtype: str = "bfloat16") -> float:
