@@ -56,7 +56,7 @@ def main() -> None:
     held = tokenize_pairs(rows.select(range(len(rows) - NUM_HELD_OUT, len(rows))), tokenizer)[0]
     conversations = corpus.prompts(arguments.prompts, split="train", seed=VALIDATION_SEED)
     identity = {"model": fingerprint(base)[:16], "pairs": content_hash(train)[:16], "prompts": arguments.prompts}
-    kept, _ = read_lines(CELLS)
+    kept = read_lines(CELLS).rows
     done = {(row["beta"], row["learning_rate"], row["seed"]): row for row in kept if row["identity"] == identity}
     wanted = cells_wanted(arguments)
     CELLS.parent.mkdir(parents=True, exist_ok=True)

@@ -216,7 +216,7 @@ def test_a_terminal_shows_a_bar_and_a_file_shows_lines(tell, inputs, monkeypatch
 
 STRIKE = """
 import os, signal
-from dpo_lab.cli.progress import Dashboard
+from dpo_lab.workbench.cli.progress import Dashboard
 follow = Dashboard.follow
 def struck(self, events):
     for event in follow(self, events):
@@ -459,7 +459,7 @@ def test_the_lab_listens_on_the_loopback_address_behind_its_token(tell, monkeypa
 
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "README.md").write_text("# The course\n")
-    monkeypatch.setattr(lab, "__file__", str(tmp_path / "dpo_lab" / "cli" / "lab.py"))
+    monkeypatch.setattr(lab, "__file__", str(tmp_path / "dpo_lab" / "workbench" / "cli" / "lab.py"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     options = parse(["lab", "--port", "9999", "--no-browser"])
     assert isinstance(options, LabOptions)

@@ -215,7 +215,7 @@ def test_a_kill_while_the_book_begins_leaves_no_book(tmp_path, monkeypatch):
 
 KILLED = """
 import os, sys
-from dpo_lab.preferences.labels import LabelBook
+from dpo_lab.workbench.labels import LabelBook
 rows = [{"prompt": f"Question {i}?", "answers": [" a", " b"]} for i in range(1000)]
 book = LabelBook.open(sys.argv[1], rows)
 while True:

@@ -316,7 +316,7 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 from dpo_lab.config import DPOConfig
 from dpo_lab.loop import Step
-from dpo_lab.recipes import Recipe, carry_out
+from dpo_lab.workbench.recipes import Recipe, carry_out
 recipe = Recipe(model={small.model!r}, pairs={small.pairs!r}, samples=1, max_new_tokens=2,
                 config=DPOConfig(batch_size=4, epochs=1000, device="cpu"))
 for event in carry_out(recipe, {str(tmp_path / "run")!r}):

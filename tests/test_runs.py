@@ -270,7 +270,7 @@ def test_other_damage_is_refused_by_line(run: Run):
 
 WRITER = """
 import sys
-from dpo_lab.runs.files import append_line
+from dpo_lab.storage.files import append_line
 from pathlib import Path
 path, i = Path(sys.argv[1]), 0
 while True:
@@ -287,7 +287,7 @@ def test_a_killed_writer_loses_at_most_its_last_line(tmp_path: Path):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    rows, _ = read_lines(path)
+    rows = read_lines(path).rows
     assert [row["step"] for row in rows] == list(range(len(rows)))
     assert len(rows) >= 30
 
@@ -521,7 +521,7 @@ def test_the_comparison_is_drawn(tmp_path: Path):
 def test_looking_at_runs_loads_neither_torch_nor_matplotlib(run: Run):
     record(run, whole_run())
     code = (
-        "import sys; from dpo_lab.workbench.runs import *; compare_runs(load_runs(sys.argv[1:]))\n"
+        "import sys; from dpo_lab.workbench.runs import compare_runs, load_runs; compare_runs(load_runs(sys.argv[1:]))\n"
         "print([name for name in ('torch', 'transformers', 'matplotlib', 'numpy') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code, str(run.folder)]

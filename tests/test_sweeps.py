@@ -284,7 +284,7 @@ def test_an_error_ends_the_sweep_and_is_told_in_the_trial(given, tmp_path, monke
     def broken(*_, **__):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("dpo_lab.training.train_dpo", broken)
+    monkeypatch.setattr("dpo_lab.workbench.sweeps.sweep.train_dpo", broken)
     with pytest.raises(OSError, match="the disk is full"):
         events_of(settings(given), tmp_path / "study")
     (row,) = StoredStudy.load(tmp_path / "study").rows()
@@ -341,7 +341,7 @@ def test_importance_points_to_the_knob_that_decides(given, tmp_path):
 WORK = """
 import sys, time
 from pathlib import Path
-from dpo_lab.sweeps.study import StoredStudy
+from dpo_lab.workbench.sweeps.study import StoredStudy
 study = StoredStudy.load(Path(sys.argv[1]))
 with study.worker():
     while (trial := study.take()) is not None:

@@ -36,6 +36,7 @@ from dpo_lab.preferences.sources import source_files
 from dpo_lab.preferences.token_data import TokenData
 from dpo_lab.preferences.tokens import tokenize_examples, tokenize_pairs
 from dpo_lab.storage import token_files
+from dpo_lab.storage.files import sha256_of_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -193,8 +194,7 @@ def _key(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, kind: Kind)
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=repr).encode())
     try:
         for path in [*_OWN_CODE, *(path for paths in files for path in paths or ())]:
-            with path.open("rb") as file:
-                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            digest.update(f"{path.name} {sha256_of_file(path)}\n".encode())
     except OSError:  # reading it explains why
         return None
     return digest.hexdigest()

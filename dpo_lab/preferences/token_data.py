@@ -23,8 +23,8 @@ from dpo_lab.storage.token_files import (
     GrowingArrays,
     check_manifest,
     parts,
-    told,
     write_manifest,
+    writing_tokens,
 )
 
 _PENDING = 4096  # rows that are collected before their arrays are joined
@@ -123,7 +123,7 @@ class TokenData:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Four .npy files and a manifest with their SHA-256, which is written last: half a save does not load."""
         folder = Path(folder)
-        with told(folder):
+        with writing_tokens(folder):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / MANIFEST).unlink(missing_ok=True)
             for name in ARRAYS:

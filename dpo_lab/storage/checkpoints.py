@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import pickle
 import shutil
 from pathlib import Path
@@ -21,9 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
+from dpo_lab.storage.files import flat, flush, sha256_of_file
+
 logger = logging.getLogger("dpo_lab")
 
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+UNREADABLE = (
+    pickle.UnpicklingError, SafetensorError, RuntimeError, ValueError, LookupError, TypeError, EOFError,
+)  # fmt: skip
+"""What torch and safetensors raise for a state that is another model's, or not a state at all."""
 
 
 def save_checkpoint(
@@ -37,14 +42,14 @@ def save_checkpoint(
         partial.mkdir(parents=True)
         _save_weights(model, partial / WEIGHTS)
         _save_state({"optimizer": optimizer.state_dict(), "random": _random_state()}, partial / STATE)
-        sums = {name: _sha256(partial / name) for name in (WEIGHTS, STATE)}
+        sums = {name: sha256_of_file(partial / name) for name in (WEIGHTS, STATE)}
         manifest = {"step": step, "identity": identity, "sha256": sums}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         for entry in partial.iterdir():
-            _flush(entry)
+            flush(entry)
         shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same step makes way
         partial.rename(path)
-        _flush(folder)
+        flush(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
@@ -74,15 +79,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Any, identity: dict
         _load_weights(model, path / WEIGHTS)
         optimizer.load_state_dict(state["optimizer"])
         _set_random_state(state["random"])
-    except (
-        pickle.UnpicklingError,
-        SafetensorError,
-        RuntimeError,
-        ValueError,
-        LookupError,
-        TypeError,
-        EOFError,
-    ) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"checkpoint {path} does not fit this model and optimiser, or was not written here "
             f"({str(error).strip().splitlines()[0]}); resume from another one"
@@ -111,7 +108,11 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def _broken_files(path: Path, manifest: dict[str, Any]) -> list[str]:
     sums = manifest["sha256"]
-    return [name for name in (WEIGHTS, STATE) if not (path / name).is_file() or _sha256(path / name) != sums.get(name)]
+    return [
+        name
+        for name in (WEIGHTS, STATE)
+        if not (path / name).is_file() or sha256_of_file(path / name) != sums.get(name)
+    ]
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _compare(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    flat_saved, flat_now = _flat(saved), _flat(now)
+    flat_saved, flat_now = flat(saved), flat(now)
     different = [
         f"{name} was {flat_saved.get(name)!r} and is {flat_now.get(name)!r}"
         for name in sorted(flat_saved.keys() | flat_now.keys())
@@ -141,13 +142,6 @@ def _compare(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
             f"checkpoint {path} belongs to another run: {'; '.join(different)}; resume with the same settings and "
             "data, or begin a new run from its model"
         )
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
-    return flat
 
 
 def frozen_hash(model: nn.Module) -> str | None:
@@ -206,16 +200,3 @@ def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

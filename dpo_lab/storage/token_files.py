@@ -6,16 +6,16 @@ not load. Knows arrays only, not what stands in them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from dpo_lab.storage.files import explain_os_error, flush, sha256_of_file, write_whole
 
 ARRAYS = {"ids": "int32", "bounds": "int64", "weights": "float32", "source_rows": "int64"}
 MANIFEST = "token_data.json"
@@ -31,8 +31,8 @@ def parts(array: np.ndarray, at_once: int = AT_ONCE) -> Iterator[np.ndarray]:
 
 
 def release(array: np.ndarray) -> None:
-    """Tell the system that a mapped array's pages need not stay in memory: the file keeps them for when they are asked
-    for again. Nothing happens to an array that is not mapped."""
+    """Let the system drop a mapped array's pages from memory: the file has them when they are read again. Nothing
+    happens to an array that is not mapped."""
     mapped = getattr(array, "_mmap", None)
     if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise"):  # not on Windows
         with suppress(ValueError, OSError):
@@ -47,7 +47,7 @@ class GrowingArrays:
         self._pieces: dict[str, list[np.ndarray]] = {name: [] for name in ARRAYS}
         self._files: dict[str, _GrowingFile] = {}
         if folder is not None:
-            with told(folder):
+            with writing_tokens(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / MANIFEST).unlink(missing_ok=True)  # what stands there is no longer whole
 
@@ -57,7 +57,7 @@ class GrowingArrays:
             if self.folder is None:
                 self._pieces[name].append(piece)
                 continue
-            with told(self.folder):
+            with writing_tokens(self.folder):
                 if name not in self._files:
                     self._files[name] = _GrowingFile(self.folder / f"{name}.npy", piece.dtype, piece.shape[1:])
                 self._files[name].extend(piece)
@@ -69,13 +69,13 @@ class GrowingArrays:
     def close(self, completions: int) -> None:
         """End the files and write the manifest: the folder can be loaded from now on."""
         assert self.folder is not None
-        with told(self.folder):
+        with writing_tokens(self.folder):
             for file in self._files.values():
                 file.close()
             write_manifest(self.folder, self._files["bounds"].rows, completions)
 
     def abandon(self) -> None:
-        """Let go of the files; without a manifest they do not load."""
+        """Close the files; without a manifest they do not load."""
         for file in self._files.values():
             with suppress(OSError):
                 file.file.close()
@@ -86,7 +86,7 @@ class _GrowingFile:
 
     def __init__(self, path: Path, dtype: np.dtype, inner: tuple[int, ...]) -> None:
         self.rows, self.dtype, self.inner = 0, dtype, inner
-        self.file = path.open("wb")
+        self.path, self.file = path, path.open("wb")
         self._header()
         self._start = self.file.tell()
 
@@ -100,9 +100,8 @@ class _GrowingFile:
         self.file.seek(0)
         self._header()
         assert self.file.tell() == self._start, "the header has another length than it had"
-        self.file.flush()
-        os.fsync(self.file.fileno())
         self.file.close()
+        flush(self.path)
 
     def _header(self) -> None:
         shape = (self.rows, *self.inner)
@@ -113,12 +112,9 @@ class _GrowingFile:
 def write_manifest(folder: Path, rows: int, completions: int) -> None:
     """What the folder holds, with the size and the SHA-256 of each file."""
     paths = [folder / f"{name}.npy" for name in ARRAYS]
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
-    partial = folder / f"{MANIFEST}.partial"
-    partial.write_text(
-        json.dumps({"version": VERSION, "rows": rows, "completions": completions, "files": files}, indent=1)
-    )
-    partial.replace(folder / MANIFEST)
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)} for path in paths}
+    manifest = {"version": VERSION, "rows": rows, "completions": completions, "files": files}
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode(), remedy=None)
 
 
 def check_manifest(folder: Path, *, verify: bool) -> None:
@@ -135,7 +131,7 @@ def check_manifest(folder: Path, *, verify: bool) -> None:
         size = path.stat().st_size if path.exists() else None
         if size != expected.get("bytes"):
             raise ValueError(f"{path} should have {expected.get('bytes')} bytes, has {size or 'none'}; tokenise again")
-        if verify and _sha256(path) != expected.get("sha256"):
+        if verify and sha256_of_file(path) != expected.get("sha256"):
             raise ValueError(f"{path} has changed since it was saved (its SHA-256 differs); tokenise again")
 
 
@@ -149,18 +145,7 @@ def _read(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path} is damaged: it is no manifest of token data; tokenise again")
 
 
-@contextmanager
-def told(folder: Path) -> Iterator[None]:
+def writing_tokens(folder: Path) -> AbstractContextManager[None]:
     """Gives an OSError the folder, the reason and the remedy."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"the token ids cannot be written to {folder} ({error.strerror or error}); free space or permissions "
-            "there, or name another folder"
-        ) from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    remedy = "free space or permissions there, or name another folder"
+    return explain_os_error(f"the token ids cannot be written to {folder}", remedy)

@@ -1,8 +1,7 @@
-"""Labels of one's own: what is asked, what was chosen, what can be learnt from it.
+"""Labels of one's own: the questions, the choices, and what can be learnt from them.
 
     questions.py  rows of pairs → questions: a prompt, two answers, hidden sources
-    files.py      lines of JSON that survive a kill
-    book.py       a person's choices, kept as they are made; undo, resume
+    book.py       a person's choices, written as they are made; undo, resume
     results.py    export for `load_preferences`, win rates, the pull of the left side
     agreement.py  two books compared: raw share, Cohen's kappa, the questions on which they differ
 

@@ -22,13 +22,14 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from dpo_lab.workbench.labels.files import append_line, mend, read_lines, write_whole
+from dpo_lab.storage.files import append_line, mend, read_lines, write_lines
 from dpo_lab.workbench.labels.questions import Question, questions_of, task_of
 
 logger = logging.getLogger("dpo_lab")
 
 CHOICES = ("left", "right", "tie", "skip")
 VERSION = 1
+REMEDY = "free space or permissions there, or name another file; what was chosen before is safe"
 
 
 class Choice(NamedTuple):
@@ -93,7 +94,7 @@ class LabelBook:
         header = {"kind": "book", "version": VERSION, "who": _name(who), "seed": seed, "task": task_of(questions),
                   "num_questions": len(questions), "left_out": left_out, "when": _now()}  # fmt: skip
         lines = [header, *({"kind": "question", **question.as_json()} for question in questions)]
-        write_whole(path, lines)
+        write_lines(path, lines, remedy=REMEDY)
         if left_out:
             logger.warning("%d of %d rows have the same answer twice and are not asked: rows %s", len(left_out),
                            len(questions) + len(left_out), ", ".join(map(str, left_out[:8])))  # fmt: skip
@@ -194,7 +195,9 @@ class LabelBook:
             if not book._apply(event):
                 raise ValueError(f"{path}, line {number} doesn't follow from the lines before it; restore the file, "
                                  "or delete this line and those after it")  # fmt: skip
-        book._size, book.torn = mend(path, found), found.torn
+        book._size, book.torn = mend(path, found, remedy=REMEDY), found.torn
+        if book.torn:
+            logger.warning("%s ended in a line that was cut off after %d bytes; it is removed", path, book.torn)
         return book
 
     def _check(self, rows: Iterable[Mapping[str, Any]] | None, who: str | None) -> None:
@@ -206,7 +209,7 @@ class LabelBook:
                              "leave the rows out to go on with it, or begin another file")  # fmt: skip
 
     def _add(self, event: dict[str, Any]) -> None:
-        self._size = append_line(self.path, event, self._size)
+        self._size = append_line(self.path, event, expected_size=self._size, remedy=REMEDY)
         assert self._apply(event)
 
     def _apply(self, event: dict[str, Any]) -> bool:

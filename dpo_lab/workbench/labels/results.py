@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
-from dpo_lab.workbench.labels.book import LabelBook
-from dpo_lab.workbench.labels.files import write_whole
+from dpo_lab.storage.files import write_lines
+from dpo_lab.workbench.labels.book import REMEDY, LabelBook
 
 Ties = Literal["leave out", "both ways"]
 
@@ -81,7 +81,7 @@ def export_labels(
         raise ValueError(f"labels are exported as .jsonl, one row per line, got {str(path)!r}; name it LABELS.jsonl")
     if not rows:
         raise ValueError(f"there is no preference to export yet ({report.summary()}); label some questions first")
-    write_whole(Path(path), rows)
+    write_lines(Path(path), rows, remedy=REMEDY)
     return report
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_lab.storage.files import write_whole
+from dpo_lab.storage.files import flat, write_whole
 from dpo_lab.workbench.runs.run import CONFIG, PLACES, Run
 
 if TYPE_CHECKING:
@@ -143,16 +143,7 @@ def _settings(run: Run) -> dict[str, Any]:
     """Everything that decides what is computed, by name: sources first, then the settings."""
     sources = {"command": run.config.get("command"), "model": run.config.get("model")} | run.config.get("data", {})
     settings = {name: value for name, value in run.config.get("settings", {}).items() if name not in PLACES}
-    return _flat(sources) | _flat(settings)
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"knobs": {"gamma": 1}} as {"knobs.gamma": 1}."""
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        inner = isinstance(value, dict) and value
-        flat |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
-    return flat
+    return flat(sources) | flat(settings)
 
 
 def _short(value: Any) -> str:

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_lab.storage.files import (
+    Lines,
     append_line,
+    flush,
+    mend,
     number,
     read_lines,
-    sync,
     to_json,
     write_lines,
     write_whole,
@@ -126,13 +128,15 @@ class Run:
         return self._follow(events, rows)
 
     def _follow(self, events: Iterable[Event], rows: list[dict[str, Any]]) -> Iterator[Event]:
-        seconds_before = max((row["seconds"] for row in rows), default=0.0)
+        metrics, seconds_before = self.folder / METRICS, max((row["seconds"] for row in rows), default=0.0)
         last_step = max((row["step"] for row in rows if row["kind"] == "step"), default=0)
         evaluated = {row["step"] for row in rows if row["kind"] == "evaluation"}
         for event in events:
             row = row_of(event)
             if row is None:  # a checkpoint: what it will be resumed with must be on the disk too
-                sync(self.folder / METRICS)
+                if metrics.exists():
+                    with writing(metrics):
+                        flush(metrics)
             elif row["kind"] == "step" and row["step"] <= last_step:
                 raise ValueError(
                     f"{self.folder} already records step {last_step}, got step {row['step']}; call rewind(step) with "
@@ -142,7 +146,7 @@ class Run:
                 if margins := getattr(event, "margins", ()):
                     rounded = [float(f"{margin:.7g}") for margin in margins]  # float32 has no more digits
                     append_line(self.folder / MARGINS, {"step": row["step"], "margins": rounded})
-                append_line(self.folder / METRICS, row | {"seconds": round(row["seconds"] + seconds_before, 3)})
+                append_line(metrics, row | {"seconds": round(row["seconds"] + seconds_before, 3)})
             yield event
 
     def rewind(self, step: int) -> None:
@@ -203,17 +207,17 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl as they stand now."""
-        return self._read(METRICS)[0]
+        return self._read(METRICS).rows
 
     @property
     def margins(self) -> dict[int, list[float]]:
         """The margins of the held-out pairs, by the step of the evaluation."""
-        return {row["step"]: [number(margin) for margin in row["margins"]] for row in self._read(MARGINS)[0]}
+        return {row["step"]: [number(margin) for margin in row["margins"]] for row in self._read(MARGINS).rows}
 
     @property
     def samples(self) -> list[dict[str, Any]]:
         """The rows of samples.jsonl."""
-        return self._read(SAMPLES)[0]
+        return self._read(SAMPLES).rows
 
     def series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of a metric, such as "loss" or "eval_rewards/margins"; empty where it was not measured."""
@@ -245,27 +249,25 @@ class Run:
         """Where the adapter alone lies, where one was trained; `model_folder` holds it merged into its base."""
         return self.folder / ADAPTER
 
-    def _read(self, name: str) -> tuple[list[dict[str, Any]], bool]:
+    def _read(self, name: str) -> Lines:
         path = self.folder / name
-        rows, is_cut = read_lines(path)
+        lines = read_lines(path)
         needed = {METRICS: {"kind": str, "step": int}, MARGINS: {"step": int, "margins": list}}.get(name, {})
-        for i, row in enumerate(rows):
+        for i, row in enumerate(lines.rows):
             for field, kind in needed.items():
                 if not isinstance(row.get(field), kind):
                     raise ValueError(f"{path}, line {i + 1} must have a {field} ({kind.__name__}); restore the file")
             if name == METRICS:
-                rows[i] = {key: value if key == "kind" else number(value) for key, value in row.items()}
-        if is_cut:
+                lines.rows[i] = {key: value if key == "kind" else number(value) for key, value in row.items()}
+        if lines.torn:
             logger.warning("%s ends in a line that was cut off; it is left out", path)
-        return rows, is_cut
+        return lines
 
     def _repaired(self, name: str) -> list[dict[str, Any]]:
-        """The rows, after a last line that was cut off or not ended has been put right in the file."""
-        rows, is_cut = self._read(name)
-        path = self.folder / name
-        if is_cut or (rows and not path.read_bytes().endswith(b"\n")):
-            write_lines(path, rows)
-        return rows
+        """The rows, after a last line that was cut off or not ended has been repaired in the file."""
+        lines = self._read(name)
+        mend(self.folder / name, lines)
+        return lines.rows
 
 
 def row_of(event: Event) -> dict[str, Any] | None:

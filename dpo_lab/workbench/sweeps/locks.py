@@ -1,42 +1,38 @@
-"""Locks between processes that the operating system lets go when their holder dies, however it dies.
-
-A lock is a transaction on an SQLite file: it works wherever Python does, and needs no clock to tell the dead from the
-slow.
-"""
+"""Locks between processes that the operating system lets go when their holder dies, however it dies."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 @contextmanager
 def locked(path: Path, *, patience: float = 60.0) -> Iterator[None]:
     """Hold the lock `path`; OSError where another process holds it for longer than `patience` seconds."""
     # One thread may begin what another ends: a panel's generator is closed by whoever drops it.
-    connection = sqlite3.connect(path, timeout=patience, isolation_level=None, check_same_thread=False)
-    with closing(connection):
-        try:
-            connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            raise OSError(
-                f"{path} is held by another process, or can't be written ({error}); wait for that process, or give "
-                "yourself permission to write there"
-            ) from error
+    lock = FileLock(path, timeout=patience, thread_local=False)
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise OSError(
+            f"{path} is held by another process, or can't be written ({error}); wait for that process, or give "
+            "yourself permission to write there"
+        ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def is_held(path: Path) -> bool:
     """Whether some living process holds the lock. A lock that nobody ever took is not held."""
     if not path.exists():
         return False
-    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as connection:
-        try:
-            connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                return True
-            raise
-    return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
