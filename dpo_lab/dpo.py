@@ -50,7 +50,7 @@ def dpo_step(policy, reference, optimizer, pairs, beta, max_grad_norm=1.0):
     optimizer.step()
     optimizer.zero_grad()
     rewards = beta * (logps.detach() - frozen)
-    return float(loss), float((rewards[:, 0] - rewards[:, 1]).mean())
+    return loss.item(), (rewards[:, 0] - rewards[:, 1]).mean().item()
 
 
 def train(policy, reference, pairs, *, beta=0.1, learning_rate=1e-6, batch_size=32, epochs=1, warmup=0.1, seed=0):

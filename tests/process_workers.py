@@ -83,6 +83,7 @@ def train(
     seeds: tuple[int, int] = (0, 0),
     model: dict[str, Any] | None = None,
     spoil: bool = False,
+    keep_weights: bool = False,
     stop: Callable[[int], Callable[[], bool]] | None = None,
     watch: Callable[[int, Any], None] | None = None,
     stream: dict[str, Any] | None = None,
@@ -91,10 +92,13 @@ def train(
     """A worker that trains a tiny model on `num` pairs and writes what it saw to `path-INDEX.json`.
 
     seeds: of the data of process 0 and 1. spoil: process 1 breaks its own weights after step 2.
+    keep_weights: write them to `path-INDEX.pt`.
     stop, watch: given the process's index; the latter sees every event.
     """
 
     def work(index: int) -> None:
+        import torch
+
         from dpo_lab.config import DPOConfig, SFTConfig
         from dpo_lab.preferences import TokenData
         from dpo_lab.reference import ReferenceCache, fingerprint
@@ -123,6 +127,8 @@ def train(
                         policy.lm_head.weight.data.fill_(float("inf"))
         except Exception as error:
             told["error"] = [type(error).__name__, str(error)]
+        if keep_weights:
+            torch.save(policy.state_dict(), path.with_name(f"{path.name}-{index}.pt"))
         told |= {"weights": fingerprint(policy), "seconds": time.monotonic() - began}
         path.with_name(f"{path.name}-{index}.json").write_text(json.dumps(told))
 
@@ -159,6 +165,12 @@ def curves(
             count, environment = (1, {}) if way == "one" else (2, FSDP if way == "fsdp" else {})
             options = {"num": 17, "epochs": 100, "max_steps": steps, "micro_batch_size": 3} | settings
             assert run(folder, f"{kind}-{way}", count, environment, kind=kind, **options) == [0] * count
+
+
+def like_the_page(folder: Path) -> None:
+    """51 steps of DPO in two processes, in the order of `dpo.py`, and the weights after them."""
+    options = {"num": 17, "epochs": 17, "group_by_length": False, "keep_weights": True}
+    assert run(folder, "page", 2, **options) == [0, 0]
 
 
 def all_curves(folder: Path) -> None:
@@ -274,6 +286,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
 SCENARIOS = {
     "command": command,
     "curves": curves,
+    "like_the_page": like_the_page,
     "all_curves": all_curves,
     "compiled_curves": compiled_curves,
     "agreement": agreement,
