@@ -85,7 +85,7 @@ WRONG = [
     (check_two_responses, pi_as(lambda p, a, b, t: 1 / (1 + math.exp((b - a) / t))), "right only where p = 1/2"),
     (check_two_responses, pi_as(lambda p, a, b, t: math.exp(a / t) / two_responses(p, a, b, t)[0]),
      "missing in the numerator"),
-    (check_two_responses, lambda p, a, b, t: two_responses(p, a, b, t)[0], "should return two numbers"),
+    (check_two_responses, lambda p, a, b, t: two_responses(p, a, b, t)[0], "return two numbers"),
     (check_two_responses, lambda *args: (7.0, 0.5), "compare term by term"),
     (check_two_responses, pi_as(lambda *args: 0.123), "share of a's term"),
     (check_two_responses, pi_as(lambda *args: math.nan), "should be finite"),

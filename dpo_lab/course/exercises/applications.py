@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from dpo_lab.course.exercises.checking import NotYet, as_number, call, right
-
-__all__ = ["check_attack_cost", "check_json_checker", "check_refusal_rates", "check_same_call"]
+from dpo_lab.course.exercises.checking import NotYet, as_number, as_parts, as_truth, call, hint_for, right
 
 _KEYS = ["name", "town"]
 # An answer, whether it is right, and what to say to a checker that says otherwise.
@@ -35,10 +34,10 @@ _JSON_CASES = (
 def check_json_checker(answer: Callable[..., Any]) -> None:
     """`answer(text, keys)` → whether the text is one JSON object with exactly these keys, and nothing else."""
     for text, is_right, why in _JSON_CASES:
-        given = _truth(call(answer, text, list(_KEYS)), "your checker")
+        given = as_truth(call(answer, text, list(_KEYS)), "your checker")
         if given != is_right:
             raise NotYet(f"Your checker says {given} to {text!r} for the keys {_KEYS}. {why}")
-    if _truth(call(answer, '{"name": "Mira", "town": "Loberg"}', ["name"]), "your checker"):
+    if as_truth(call(answer, '{"name": "Mira", "town": "Loberg"}', ["name"]), "your checker"):
         raise NotYet("Your checker takes the same two keys whatever it is asked for; compare with `keys`.")
     right("a checker that parses, compares and forgives nothing that a program would stumble over; it is the label of "
           "every pair, so what it lets pass is what you train")  # fmt: skip
@@ -52,17 +51,12 @@ def check_refusal_rates(answer: Callable[..., Any]) -> None:
     ]
     for harmful, declined in cases:
         given = call(answer, harmful.copy(), declined.copy())
-        if not isinstance(given, tuple | list | np.ndarray) or len(given) != 2:
-            raise NotYet(f"Your function gave {given!r}; return two numbers, refusals and over-refusals.")
-        found = [as_number(one, name) for one, name in zip(given, ("refusals", "over-refusals"), strict=True)]
+        parts = as_parts(given, 2, "two numbers, refusals and over-refusals")
+        found = [as_number(part, name) for part, name in zip(parts, ("refusals", "over-refusals"), strict=True)]
         wanted = [declined[harmful].mean(), declined[~harmful].mean()]
-        told = (
-            f"With {harmful.sum()} harmful and {(~harmful).sum()} harmless requests you get {found[0]:.3f} and "
-            f"{found[1]:.3f}."
-        )
         if np.allclose(found, wanted):
             continue
-        instead = {
+        mistakes = {
             "The two are the wrong way round.": wanted[::-1],
             "These are shares of all requests. How many harmful ones there are is your choice when you collect them, "
             "and must not move the numbers: divide each by its own kind.":
@@ -74,10 +68,9 @@ def check_refusal_rates(answer: Callable[..., Any]) -> None:
             "These are counts; divide each by how many there are of its kind.":
                 [(declined & harmful).sum(), (declined & ~harmful).sum()],
         }  # fmt: skip
-        for message, values in instead.items():
-            if np.allclose(found, values):
-                raise NotYet(f"{told} {message}")
-        raise NotYet(f"{told} Look at the harmful ones alone first: which share of them was declined?")
+        hint = hint_for(found, mistakes, "Look at the harmful ones alone first: which share of them was declined?")
+        raise NotYet(f"With {harmful.sum()} harmful and {(~harmful).sum()} harmless requests you get {found[0]:.3f} "
+                     f"and {found[1]:.3f}. {hint}")  # fmt: skip
     right("two shares with two denominators; a model that declines everything has 1 and 1, one that declines nothing "
           "0 and 0, and no single number tells either from a good one")  # fmt: skip
 
@@ -110,7 +103,7 @@ _CALL_CASES = (
 def check_same_call(answer: Callable[..., Any]) -> None:
     """`answer(given, wanted)`, the texts of two answers → whether the first makes the call that the second makes."""
     for text, is_same, why in _CALL_CASES:
-        given = _truth(call(answer, text, _WANTED), "your comparison")
+        given = as_truth(call(answer, text, _WANTED), "your comparison")
         if given != is_same:
             raise NotYet(f"You say {given} to {text!r} where {_WANTED!r} is wanted. {why}")
     right("the same tool and the same arguments, however they are written; compared as texts, a right call in another "
@@ -124,33 +117,22 @@ def check_attack_cost(answer: Callable[..., Any]) -> None:
         plain = (rng.random(num) < share).astype(float)
         broken = np.where(rng.random(num) < 0.2, 0.0, plain)
         gaps = plain - broken
-        given = call(answer, plain.copy(), broken.copy())
-        if not isinstance(given, tuple | list | np.ndarray) or len(given) != 2:
-            raise NotYet(f"Your function gave {given!r}; return two numbers, the drop and its standard error.")
+        given = as_parts(call(answer, plain.copy(), broken.copy()), 2, "two numbers, the drop and its standard error")
         drop, error = as_number(given[0], "the drop"), as_number(given[1], "the standard error")
         if not np.isclose(drop, gaps.mean()):
             is_turned = np.isclose(drop, -gaps.mean())
             hint = "The sign is turned round: a drop is positive where the attack does harm." if is_turned else (
                 "Plain minus attacked, and the mean of it.")  # fmt: skip
             raise NotYet(f"The mean drop over {num} prompts is {drop:.4f} by your function. {hint}")
-        told = f"Your standard error over {num} prompts is {error:.4f}."
-        # Dividing by n and by n − 1 are both in use, so each is let pass.
-        near = lambda value, error=error: np.isclose(error, value, rtol=0.03)
-        if near(gaps.std(ddof=1) / np.sqrt(num)):
+        near = partial(np.isclose, rtol=0.03)  # dividing by n and by n − 1 are both in use, so each is let pass
+        if near(error, gaps.std(ddof=1) / np.sqrt(num)):
             continue
-        if near(np.sqrt((plain.var(ddof=1) + broken.var(ddof=1)) / num)):
-            raise NotYet(f"{told} That is the error of two samples that have nothing to do with each other. These are "
-                         "the same prompts twice: take the difference of each first.")  # fmt: skip
-        if near(gaps.std(ddof=1)):
-            raise NotYet(f"{told} That is the spread of single prompts; the mean of n of them spreads less.")
-        if near(gaps.var(ddof=1) / num):
-            raise NotYet(f"{told} That is the square of it.")
-        raise NotYet(f"{told} Take the differences prompt by prompt first, then the standard error of their mean.")
+        hint = hint_for(error, {
+            "That is the error of two samples that have nothing to do with each other. These are the same prompts "
+            "twice: take the difference of each first.": np.sqrt((plain.var(ddof=1) + broken.var(ddof=1)) / num),
+            "That is the spread of single prompts; the mean of n of them spreads less.": gaps.std(ddof=1),
+            "That is the square of it.": gaps.var(ddof=1) / num,
+        }, "Take the differences prompt by prompt first, then the standard error of their mean.", near)  # fmt: skip
+        raise NotYet(f"Your standard error over {num} prompts is {error:.4f}. {hint}")
     right("the same prompts with and without the attack, compared one by one: the error is a good deal smaller than "
           "that of two separate samples")  # fmt: skip
-
-
-def _truth(given: Any, name: str) -> bool:
-    if not isinstance(given, bool | np.bool_):
-        raise NotYet(f"{name} gave {given!r}; it should say True or False.")
-    return bool(given)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dpo_lab.course.exercises.checking import NotYet, as_number, call, expect, right
+from dpo_lab.course.exercises.checking import NotYet, as_number, as_parts, call, expect, right
 from dpo_lab.worlds.comparisons import preference_probs
 from dpo_lab.worlds.tabular import (
     World,
@@ -20,17 +20,11 @@ from dpo_lab.worlds.tabular import (
     small_world,
 )
 
-__all__ = ["check_beta_for_kl", "check_recovered_gaps", "check_shift", "check_two_responses"]
-
 
 def check_two_responses(answer: Callable[..., Any]) -> None:
     """`answer(p, r_a, r_b, beta)` → (Z, π*(a)): a has probability p under the reference, b the rest."""
     for p, r_a, r_b, beta in ((0.2, 1.0, 0.0, 0.5), (0.7, -1.0, 0.5, 2.0), (0.5, 3.0, 1.0, 1.0)):
-        found = call(answer, p, r_a, r_b, beta)
-        try:
-            found_z, found_a = found
-        except (TypeError, ValueError):
-            raise NotYet(f"The function should return two numbers, Z and π*(a), and returned {found!r}.") from None
+        found_z, found_a = as_parts(call(answer, p, r_a, r_b, beta), 2, "two numbers, Z and π*(a)")
         where = f"with p = {p}, r_a = {r_a}, r_b = {r_b}, β = {beta}"
         part_a, part_b = p * math.exp(r_a / beta), (1 - p) * math.exp(r_b / beta)
         z = part_a + part_b

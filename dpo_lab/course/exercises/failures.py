@@ -10,8 +10,6 @@ import numpy as np
 
 from dpo_lab.course.exercises.checking import NotYet, as_array, call, expect, right
 
-__all__ = ["check_diagnoses", "check_first_moves", "check_resting_reference", "check_swapped_source", "mystery_runs"]
-
 
 def check_first_moves(answer: Callable[..., Any]) -> None:
     """`answer(g_w, g_l)`, gradients (P,) of log π(y_w) and log π(y_l) → how both change under a step on the DPO loss.
@@ -27,25 +25,18 @@ def check_first_moves(answer: Callable[..., Any]) -> None:
         given = as_array(call(answer, chosen.copy(), rejected.copy()), "what you return", shape=(2,))
         step = chosen - rejected
         true = np.array([chosen @ step, rejected @ step])
-        expect(
-            given,
-            true,
-            name="the pair of changes",
-            instead={
-                "The signs are turned round: descent moves *against* the gradient of the loss.": -true,
-                "You return chosen and rejected in the other order.": true[::-1],
-                "The second sign is turned: a positive number would mean that the rejected answer rises.": true
-                * [1, -1],
-                "That is how far each answer would move if it were alone in the loss. A step moves the weights along "
-                "g_w − g_l, and both answers feel all of it.": np.array([chosen @ chosen, -(rejected @ rejected)]),
-                "Those are the overlaps alone; each answer's own part is missing.": np.array([-(chosen @ rejected)] * 2)
-                * [1, -1],
-                "Leave the lengths of the gradients in: they decide who wins.": true
-                / (np.linalg.norm(chosen) * np.linalg.norm(rejected)),
-            },
-            otherwise="To first order, log π(y) changes by its gradient times the step of the weights, and the step is "
-            "along g_w − g_l.",
-        )
+        expect(given, true, name="the pair of changes", instead={
+            "The signs are turned round: descent moves *against* the gradient of the loss.": -true,
+            "You return chosen and rejected in the other order.": true[::-1],
+            "The second sign is turned: a positive number would mean that the rejected answer rises.": true * [1, -1],
+            "That is how far each answer would move if it were alone in the loss. A step moves the weights along "
+            "g_w − g_l, and both answers feel all of it.": np.array([chosen @ chosen, -(rejected @ rejected)]),
+            "Those are the overlaps alone; each answer's own part is missing.":
+                np.array([-(chosen @ rejected)] * 2) * [1, -1],
+            "Leave the lengths of the gradients in: they decide who wins.":
+                true / (np.linalg.norm(chosen) * np.linalg.norm(rejected)),
+        }, otherwise="To first order, log π(y) changes by its gradient times the step of the weights, and the step is "
+                     "along g_w − g_l.")  # fmt: skip
     right("log π(y_w) falls at once if g_w·g_l > |g_w|²: answers that resemble each other pull each other down, and "
           "that can be known before training")  # fmt: skip
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from dpo_lab.course.exercises.checking import NotYet, as_array, as_number, call, close, expect, right
-
-__all__ = ["check_betas_for_gap", "check_paired_difference", "check_resting_margins", "check_simpo_repair"]
+from dpo_lab.course.exercises.checking import (
+    NotYet,
+    as_array,
+    as_number,
+    as_parts,
+    call,
+    close,
+    expect,
+    hint_for,
+    right,
+)
 
 
 def check_simpo_repair(answer: Callable[..., Any]) -> None:
@@ -47,11 +56,8 @@ def check_simpo_repair(answer: Callable[..., Any]) -> None:
             raise NotYet(f"There are four pairs, so four losses; yours have shape {given.shape}.")
         if close(given, cost(beta * gap - gamma)):
             continue
-        for message, values in wrong.items():
-            if not close(values, cost(beta * gap - gamma)) and close(given, values):
-                raise NotYet(f"With β = {beta:g} and γ = {gamma:g} the losses are {given.round(4)}. {message}")
-        raise NotYet(f"With β = {beta:g} and γ = {gamma:g} the losses are {given.round(4)}, which isn't right. "
-                     "Nats per token of each answer, their difference, β, γ, and then −log σ.")  # fmt: skip
+        hint = hint_for(given, wrong, "Nats per token of each answer, their difference, β, γ, and then −log σ.")
+        raise NotYet(f"With β = {beta:g} and γ = {gamma:g} the losses are {given.round(4)}, which isn't right. {hint}")
     right("a loss that takes means must not care how long an answer is, only how likely its tokens are; a curve "
           "against the length shows it at once, a curve against the gap never")  # fmt: skip
 
@@ -93,8 +99,7 @@ def check_resting_margins(answer: Callable[..., Any]) -> None:
     logit = lambda p: math.log(p / (1 - p)) if 0 < p < 1 else math.copysign(math.inf, p - 0.5)
     for share, epsilon in ((0.8, 0.1), (0.7, 0.2), (0.6, 0.1), (1.0, 0.1), (0.9, 0.2), (0.95, 0.0)):
         given = call(answer, share, epsilon)
-        if not isinstance(given, tuple | list) or len(given) != 3:
-            raise NotYet(f"Your function gave {given!r}; return three margins, of dpo, cdpo and robust.")
+        given = as_parts(given, 3, "three margins, of dpo, cdpo and robust")
         mixed = share * (1 - epsilon) + (1 - share) * epsilon
         cleaned = (share - epsilon) / (1 - 2 * epsilon)
         expected = [logit(share), logit(mixed), logit(min(1.0, cleaned))]
@@ -112,14 +117,17 @@ def check_resting_margins(answer: Callable[..., Any]) -> None:
             found = _margin(found, name)
             if found == wanted or (math.isfinite(wanted) and math.isfinite(found) and close(found, wanted, rtol=1e-4)):
                 continue
-            where = f"With a share of {share:g} and ε = {epsilon:g} {name} rests at {found:.4g} in your answer."
-            for message, value in wrong[name].items():
-                if math.isclose(found, value, rel_tol=1e-4):
-                    raise NotYet(f"{where} {message}")
-            if math.isinf(wanted):
-                raise NotYet(f"{where} Look at the slope: does it ever reach zero? Where a loss has no minimum, return "
-                             "inf.")  # fmt: skip
-            raise NotYet(f"{where} Set the slope of the mean loss to zero; of z it is σ(z) minus something.")
+            hint = hint_for(
+                found,
+                wrong[name],
+                "Look at the slope: does it ever reach zero? Where a loss has no minimum, return inf."
+                if math.isinf(wanted)
+                else "Set the slope of the mean loss to zero; of z it is σ(z) minus something.",
+                partial(math.isclose, rel_tol=1e-4),
+            )
+            raise NotYet(
+                f"With a share of {share:g} and ε = {epsilon:g} {name} rests at {found:.4g} in your answer. {hint}"
+            )
     right("noise draws the margin towards 0; cdpo draws it there once more, robust gives back what a rate of ε took "
           "away, and where fewer disagree than ε says it runs to infinity")  # fmt: skip
 
@@ -130,8 +138,7 @@ def check_paired_difference(answer: Callable[..., Any]) -> None:
              (np.array([0.5, 0.9, 0.7, 0.4, 0.8]), np.array([0.6, 0.9, 0.8, 0.5, 0.7]))]  # fmt: skip
     for ours, theirs in cases:
         given = call(answer, ours.copy(), theirs.copy())
-        if not isinstance(given, tuple | list) or len(given) != 2:
-            raise NotYet(f"Your function gave {given!r}; return two numbers, the difference and its standard error.")
+        given = as_parts(given, 2, "two numbers, the difference and its standard error")
         difference, num = ours - theirs, len(ours)
         expect(given[0], difference.mean(), name="the mean difference",
                instead={"The sign: ours minus theirs.": -difference.mean(),
@@ -139,21 +146,15 @@ def check_paired_difference(answer: Callable[..., Any]) -> None:
                otherwise="The mean over seeds of ours minus theirs.")  # fmt: skip
         spread = difference.std(ddof=1)
         apart = math.sqrt((ours.var(ddof=1) + theirs.var(ddof=1)) / num)
-        expect(
-            given[1],
-            spread / math.sqrt(num),
-            name="the standard error",
-            instead={
-                "That is the error of two groups that share nothing. These runs share their seeds: what a seed does to "
-                "both falls out of the difference, so take the differences first.": apart,
-                "That is the spread of single differences; their mean is surer by √S.": spread,
-                "Divide by S − 1, not by S, in the variance (`ddof=1`): the mean was estimated too.": difference.std()
-                / math.sqrt(num),
-                "Divide by √S, not by S.": spread / num,
-                "That is the spread without the correction, and of single differences.": difference.std(),
-            },
-            otherwise="The standard deviation of the S differences (ddof=1), divided by √S.",
-        )
+        expect(given[1], spread / math.sqrt(num), name="the standard error", instead={
+            "That is the error of two groups that share nothing. These runs share their seeds: what a seed does to "
+            "both falls out of the difference, so take the differences first.": apart,
+            "That is the spread of single differences; their mean is surer by √S.": spread,
+            "Divide by S − 1, not by S, in the variance (`ddof=1`): the mean was estimated too.":
+                difference.std() / math.sqrt(num),
+            "Divide by √S, not by S.": spread / num,
+            "That is the spread without the correction, and of single differences.": difference.std(),
+        }, otherwise="The standard deviation of the S differences (ddof=1), divided by √S.")  # fmt: skip
     right("runs that share a seed are compared within it; with three seeds even that leaves a wide interval, and the "
           "most striking of seventeen losses is striking by luck often enough")  # fmt: skip
 

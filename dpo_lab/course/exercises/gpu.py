@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dpo_lab.course.exercises.checking import NotYet, as_array, as_number, call, close, expect, right
+from dpo_lab.course.exercises.checking import NotYet, as_array, as_number, call, close, expect, hint_for, right
 from dpo_lab.course.speed.simulated_gpu import PretendDevice
-
-__all__ = ["check_bfloat16_logp", "check_clock", "check_peak_bytes", "check_useful_share"]
 
 
 def check_useful_share(answer: Callable[..., Any]) -> None:
@@ -23,24 +21,17 @@ def check_useful_share(answer: Callable[..., Any]) -> None:
         (np.array([4e11, 1e11, 2.5e11, 2e10]), 0.02, 8e14),
     ):
         total = flops.sum()
-        expect(
-            call(answer, flops.copy(), seconds, rate),
-            3 * total / seconds / rate,
-            name="the share",
-            instead={
-                "That counts the forward pass alone; backward makes two products for each one of it.": total
-                / seconds
-                / rate,
-                "That leaves out the forward pass: a step is forward and backward.": 2 * total / seconds / rate,
-                "That is of one pair (a mean); the step does all of them.": 3 * flops.mean() / seconds / rate,
-                "That is turned round: what was done over what could have been done.": seconds * rate / (3 * total),
-                "Those are operations per second; hold them against the machine's rate.": 3 * total / seconds,
-                "That multiplies by the seconds: more of them make the share smaller.": 3 * total * seconds / rate,
-                "That is a percentage; a share lies between 0 and 1.": 300 * total / seconds / rate,
-            },
-            otherwise="Operations of the whole step, forward and backward, per second, over the rate.",
-            rtol=1e-4,
-        )
+        given, useful = call(answer, flops.copy(), seconds, rate), 3 * total / seconds / rate
+        expect(given, useful, name="the share", rtol=1e-4, instead={
+            "That counts the forward pass alone; backward makes two products for each one of it.":
+                total / seconds / rate,
+            "That leaves out the forward pass: a step is forward and backward.": 2 * total / seconds / rate,
+            "That is of one pair (a mean); the step does all of them.": 3 * flops.mean() / seconds / rate,
+            "That is turned round: what was done over what could have been done.": seconds * rate / (3 * total),
+            "Those are operations per second; hold them against the machine's rate.": 3 * total / seconds,
+            "That multiplies by the seconds: more of them make the share smaller.": 3 * total * seconds / rate,
+            "That is a percentage; a share lies between 0 and 1.": 300 * total / seconds / rate,
+        }, otherwise="Operations of the whole step, forward and backward, per second, over the rate.")  # fmt: skip
     right("this number compares a laptop with a cluster, and says how much is left to win")
 
 
@@ -59,24 +50,24 @@ def check_clock(answer: Callable[..., Any]) -> None:
         for _ in range(old):
             device.launch()
         found = as_number(call(answer, device, repeats), "the time of a call")
-        told = f"A call really takes the device {run:g} ms here, and yours says {found:.4g}."
+        report = f"A call really takes the device {run:g} ms here, and yours says {found:.4g}."
         if len(device.history) == old:
             raise NotYet("Your function never calls `device.launch()`: there is nothing to time.")
         if close(found, launch, rtol=0.02):
-            raise NotYet(f"{told} That is the time to write the work down. The clock was read before the device "
+            raise NotYet(f"{report} That is the time to write the work down. The clock was read before the device "
                          "was done: wait for it.")  # fmt: skip
         # One launch is seen before the device starts, so a fair mean is at most launch / repeats too long.
         if not run - 1e-6 <= found <= run + launch / repeats + 1e-6:
             if close(found, run + launch, rtol=1e-3):
-                raise NotYet(f"{told} You wait after every call, so the program's writing is never hidden behind the "
+                raise NotYet(f"{report} You wait after every call, so the program's writing is never hidden behind the "
                              "device's work. Wait once, after the last.")  # fmt: skip
             if close(found, (run + launch / repeats) * repeats, rtol=0.01):
-                raise NotYet(f"{told} Those are all {repeats} calls together; the question is about one.")
+                raise NotYet(f"{report} Those are all {repeats} calls together; the question is about one.")
             if first and found > run + 0.5 * first / repeats:
-                raise NotYet(f"{told} The first call of all loads and compiles, once. Is it in your mean?")
+                raise NotYet(f"{report} The first call of all loads and compiles, once. Is it in your mean?")
             if old and found > run:
-                raise NotYet(f"{told} There was work in the queue before you began, and you have timed that too.")
-            raise NotYet(f"{told} Warm up, wait, read the clock, call, wait, read the clock.")
+                raise NotYet(f"{report} There was work in the queue before you began, and you have timed that too.")
+            raise NotYet(f"{report} Warm up, wait, read the clock, call, wait, read the clock.")
     right("an empty queue before the first reading and before the second: otherwise the clock times the writing")
 
 
@@ -100,10 +91,10 @@ def check_bfloat16_logp(answer: Callable[..., Any]) -> None:
         narrow = pick(logits.log_softmax(-1))
         given = call(answer, hidden.clone(), weight.clone(), targets.clone())
         found = as_number(given, "log π")
-        told = f"Your log π is {found:.4f} nats, and it is off by {abs(found - exact):.2g}."
+        report = f"Your log π is {found:.4f} nats, and it is off by {abs(found - exact):.2g}."
         if abs(found - exact) < 2e-4 * num_tokens**0.5:
             if getattr(given, "dtype", torch.float32) == torch.bfloat16:
-                raise NotYet(f"{told} Yet it is a bfloat16 number, and the next sum would round it.")
+                raise NotYet(f"{report} Yet it is a bfloat16 number, and the next sum would round it.")
             continue
         wrong = {
             "The sum was made, or kept, in bfloat16. Between 512 and 1024 its numbers lie 4 nats apart.":
@@ -117,10 +108,8 @@ def check_bfloat16_logp(answer: Callable[..., Any]) -> None:
             "That is a mean; log π of an answer is the sum over its tokens.": exact / num_tokens,
             "The sign is turned round: a log-prob is negative.": -exact,
         }  # fmt: skip
-        for message, value in wrong.items():
-            if abs(found - value) < 1e-5 * abs(value) + 1e-6:
-                raise NotYet(f"{told} {message}")
-        raise NotYet(f"{told} Products in bfloat16, then `.float()`, then log-softmax, pick the targets, and sum.")
+        otherwise = "Products in bfloat16, then `.float()`, then log-softmax, pick the targets, and sum."
+        raise NotYet(f"{report} {hint_for(found, wrong, otherwise)}")
     right("products may be coarse, since their errors average out; a log-sum-exp and a sum may not")
 
 
@@ -129,20 +118,14 @@ def check_peak_bytes(answer: Callable[..., Any]) -> None:
     step = [400, 100, 100, 100, 50, -100, 60, -100, 60, -50, -100, -140]
     for events in (step, [10, -10, 30, -30, 20], [5, 6, 7, 8]):
         levels = np.cumsum(events)
-        expect(
-            call(answer, list(events)),
-            levels.max(),
-            name="the peak",
-            instead={
-                "That is what is left after the step. The planted bug reads the meter when everything has been let "
-                "go.": levels[-1],
-                "That is the largest single piece; several are held at once.": max(events),
-                "That adds up whatever was ever taken, as if nothing had been freed.": sum(e for e in events if e > 0),
-                "That is the mean over the step; what must fit is the most.": levels.mean(),
-                "That is the number of the event; the question is how many bytes are held there.": levels.argmax(),
-            },
-            otherwise="Go through the events in order, keep what is held, and remember the largest value.",
-        )
+        expect(call(answer, list(events)), levels.max(), name="the peak", instead={
+            "That is what is left after the step. The planted bug reads the meter when everything has been let "
+            "go.": levels[-1],
+            "That is the largest single piece; several are held at once.": max(events),
+            "That adds up whatever was ever taken, as if nothing had been freed.": sum(e for e in events if e > 0),
+            "That is the mean over the step; what must fit is the most.": levels.mean(),
+            "That is the number of the event; the question is how many bytes are held there.": levels.argmax(),
+        }, otherwise="Go through the events in order, keep what is held, and remember the largest value.")  # fmt: skip
     empty = as_array(call(answer, []), "the peak without events", ())
     if empty != 0:
         raise NotYet(f"Without any event nothing is held, and yours says {float(empty):g}.")

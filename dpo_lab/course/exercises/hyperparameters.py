@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_lab.course.exercises.checking import NotYet, as_array, as_number, call, right
-
-__all__ = ["check_honest_choice", "check_log_uniform", "check_seeds_needed"]
+from dpo_lab.course.exercises.checking import NotYet, as_array, as_number, as_parts, call, hint_for, right
 
 _VALIDATION = np.array([[0.70, 0.71, 0.72], [0.60, 0.62, 0.82], [0.73, 0.74, 0.75], [0.66, 0.70, 0.65]])
 _TEST = np.array([[0.71, 0.70, 0.69], [0.61, 0.60, 0.62], [0.70, 0.71, 0.69], [0.77, 0.76, 0.78]])
@@ -22,8 +20,7 @@ def check_honest_choice(answer: Callable[..., Any]) -> None:
     for order in orders:
         validation, test = _VALIDATION[order], _TEST[order]
         given = call(answer, validation.copy(), test.copy())
-        if not isinstance(given, tuple | list) or len(given) != 2:
-            raise NotYet(f"Your function gave {given!r}; return two things, the setting's number and what to report.")
+        given = as_parts(given, 2, "two things, the setting's number and what to report")
         setting, reported = as_number(given[0], "the setting"), as_number(given[1], "the number to report")
         if setting not in range(4):
             raise NotYet(f"The setting is {setting:g}; it should be a row number, from 0 to 3.")
@@ -36,18 +33,17 @@ def check_honest_choice(answer: Callable[..., Any]) -> None:
                          "validation numbers too, and nothing is left to judge by.")  # fmt: skip
         if chosen != 2:
             raise NotYet(f"Row {int(setting)} does not have the best mean over seeds on the validation pairs.")
-        wrong = {
-            validation[int(setting)].mean(): "This is the mean that the choice was made by. The winner of a comparison "
-            "was lucky more often than not, so its own number flatters it; report one that had no part in the choice.",
-            validation.max(): "This is the best single value of all: the luckiest seed on the data you chose by.",
-            test[int(setting)].max(): "This is the best seed on the test pairs. Report the mean; a seed is not a knob.",
-            test.max(): "This is the best value in the whole test table, of a setting that you did not choose.",
-        }
-        for value, told in wrong.items():
-            if math.isclose(reported, value, abs_tol=1e-9):
-                raise NotYet(f"You report {reported:.3f}. {told}")
         if not math.isclose(reported, float(test[int(setting)].mean()), abs_tol=1e-9):
-            raise NotYet(f"You report {reported:.3f}. Which data had no part in the choice, and what of its seeds?")
+            hint = hint_for(reported, {
+                "This is the mean that the choice was made by. The winner of a comparison was lucky more often than "
+                "not, so its own number flatters it; report one that had no part in the choice.":
+                    validation[int(setting)].mean(),
+                "This is the best single value of all: the luckiest seed on the data you chose by.": validation.max(),
+                "This is the best seed on the test pairs. Report the mean; a seed is not a knob.":
+                    test[int(setting)].max(),
+                "This is the best value in the whole test table, of a setting that you did not choose.": test.max(),
+            }, "Which data had no part in the choice, and what of its seeds?")  # fmt: skip
+            raise NotYet(f"You report {reported:.3f}. {hint}")
     right("chosen by validation means, reported from data that had no say; so the number will hold for new prompts too")
 
 
@@ -56,12 +52,12 @@ def check_log_uniform(answer: Callable[..., Any]) -> None:
     for low, high in ((1e-5, 1e-2), (0.05, 1.0)):
         given = as_array(call(answer, 4000, low, high, np.random.default_rng(0)), "the sample", shape=(4000,))
         if given.min() < low * (1 - 1e-9) or given.max() > high * (1 + 1e-9):
-            told = f"Values run from {given.min():.3g} to {given.max():.3g}, outside of {low:g} to {high:g}."
+            report = f"Values run from {given.min():.3g} to {given.max():.3g}, outside of {low:g} to {high:g}."
             if given.max() < 0:
-                raise NotYet(f"{told} These are logarithms still; what undoes a logarithm?")
+                raise NotYet(f"{report} These are logarithms still; what undoes a logarithm?")
             if given.min() >= math.exp(low) * 0.99:
-                raise NotYet(f"{told} You took an exponential of the ends themselves; take their logarithms first.")
-            raise NotYet(f"{told} Base of logarithm and of power must be the same.")
+                raise NotYet(f"{report} You took an exponential of the ends themselves; take their logarithms first.")
+            raise NotYet(f"{report} Base of logarithm and of power must be the same.")
         if len(np.unique(given)) < 2000:
             raise NotYet(f"Of 4000 values only {len(np.unique(given))} differ. Draw each anew, from `rng`.")
         middle = math.sqrt(low * high)
@@ -86,11 +82,11 @@ def check_seeds_needed(answer: Callable[..., Any]) -> None:
     for spread, effect in ((0.02, 0.02), (0.02, 0.01), (0.01, 0.03), (0.03, 0.02)):
         given = as_number(call(answer, spread, effect), "the number of seeds")
         exact = 8 * spread**2 / effect**2
-        told = f"For a spread of {spread:g} and an effect of {effect:g} you ask for {given:g} seeds."
+        report = f"For a spread of {spread:g} and an effect of {effect:g} you want {given:g} seeds."
         if given == max(1, math.ceil(exact - 1e-9)):
             continue
         if not float(given).is_integer():
-            raise NotYet(f"{told} Nobody runs a part of a seed: which way must you round?")
+            raise NotYet(f"{report} Nobody runs a part of a seed: which way must you round?")
         for value, why in (
             (4 * spread**2 / effect**2, "Both means are uncertain, not only one: variances of a difference add up."),
             (2 * spread**2 / effect**2, "That makes the effect as large as one standard error; it should be two."),
@@ -98,9 +94,9 @@ def check_seeds_needed(answer: Callable[..., Any]) -> None:
             (16 * spread**2 / effect**2, "That is the number for both settings together; it asks for each."),
         ):
             if given in (math.ceil(value - 1e-9), math.floor(value + 1e-9)) and abs(value - exact) > 0.5:
-                raise NotYet(f"{told} {why}")
+                raise NotYet(f"{report} {why}")
         if given == math.floor(exact):
-            raise NotYet(f"{told} Rounded down, the error is still a little too large.")
-        raise NotYet(f"{told} Write down the standard error of a difference of two means over n seeds, and set the "
+            raise NotYet(f"{report} Rounded down, the error is still a little too large.")
+        raise NotYet(f"{report} Write down the standard error of a difference of two means over n seeds, and set the "
                      "effect to twice that.")  # fmt: skip
     right("half the effect costs four times the seeds: decide which effects are worth telling apart before you run")

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_lab.course.exercises.checking import NotYet, as_array, call, close, expect, right
-
-__all__ = ["check_best_answers", "check_calibration_error", "check_heaviest_token", "check_mean_rewards"]
+from dpo_lab.course.exercises.checking import NotYet, as_array, as_parts, call, close, expect, hint_for, right
 
 
 def check_heaviest_token(answer: Callable[..., Any]) -> None:
@@ -22,22 +20,14 @@ def check_heaviest_token(answer: Callable[..., Any]) -> None:
         (np.array([-0.1, -3.0, -2.0, -0.2]), np.array([-0.4, -2.5, -6.0, -0.2]), 0.1),
     ]
     for logps, reference, beta in cases:
-        given = call(answer, logps, reference, beta)
-        if not isinstance(given, tuple | list) or len(given) != 2:
-            raise NotYet(f"Your function gave {given!r}; return two things, the reward and the index of the token.")
+        given = as_parts(call(answer, logps, reference, beta), 2, "two things, the reward and the index of the token")
         ratios = logps - reference
-        expect(
-            given[0],
-            beta * ratios.sum(),
-            name="the implicit reward",
-            instead={
-                "β is missing.": ratios.sum(),
-                "The sign is turned round: policy minus reference.": -beta * ratios.sum(),
-                "That is a mean; the log-prob of an answer is a sum.": beta * ratios.mean(),
-                "The reference is missing.": beta * logps.sum(),
-            },
-            otherwise="β times the sum over tokens of log π − log π_ref.",
-        )
+        expect(given[0], beta * ratios.sum(), name="the implicit reward", instead={
+            "β is missing.": ratios.sum(),
+            "The sign is turned round: policy minus reference.": -beta * ratios.sum(),
+            "That is a mean; the log-prob of an answer is a sum.": beta * ratios.mean(),
+            "The reference is missing.": beta * logps.sum(),
+        }, otherwise="β times the sum over tokens of log π − log π_ref.")  # fmt: skip
         token = int(as_array(given[1], "the token", ()))
         if token != int(np.abs(ratios).argmax()):
             if token == int(ratios.argmax()):
@@ -63,24 +53,17 @@ def check_calibration_error(answer: Callable[..., Any]) -> None:
         shares = np.array([own.mean() for own in used])
         middles = np.array([(b + 0.5) / num_bins for b in range(num_bins) if (place == b).any()])
         frequencies = np.array([labels[own].mean() for own in used])
-        expect(
-            call(answer, margins.copy(), labels.copy(), num_bins),
-            shares @ np.abs(gaps),
-            name=f"the error with {num_bins} bins",
-            instead={
-                "Every bin counts the same there; weight each by its share of the pairs.": np.abs(gaps).mean(),
-                "Gaps of opposite sign cancel: take the absolute value in each bin, before adding.": abs(shares @ gaps),
-                "That is the worst bin; the expected error is the mean over pairs.": np.abs(gaps).max(),
-                "The sum runs over pairs, so divide by their number.": 340 * (shares @ np.abs(gaps)),
-                "Compare with the mean σ(margin) of the bin, not with its middle.": shares
-                @ np.abs(frequencies - middles),
-                "That is the mean |label − σ| of single pairs: labels are 0 or 1, only a bin has a share.": np.abs(
-                    labels - chances
-                ).mean(),
-            },
-            otherwise="Bins of equal width in σ(margin) from 0 to 1; of each, the share of labels less the mean σ.",
-            rtol=1e-4,
-        )
+        expect(call(answer, margins.copy(), labels.copy(), num_bins), shares @ np.abs(gaps),
+               name=f"the error with {num_bins} bins", rtol=1e-4, instead={
+            "Every bin counts the same there; weight each by its share of the pairs.": np.abs(gaps).mean(),
+            "Gaps of opposite sign cancel: take the absolute value in each bin, before adding.": abs(shares @ gaps),
+            "That is the worst bin; the expected error is the mean over pairs.": np.abs(gaps).max(),
+            "The sum runs over pairs, so divide by their number.": 340 * (shares @ np.abs(gaps)),
+            "Compare with the mean σ(margin) of the bin, not with its middle.": shares @ np.abs(frequencies - middles),
+            "That is the mean |label − σ| of single pairs: labels are 0 or 1, only a bin has a share.":
+                np.abs(labels - chances).mean(),
+        }, otherwise="Bins of equal width in σ(margin) from 0 to 1; of each, the share of labels less the "
+                     "mean σ.")  # fmt: skip
     certain = call(answer, np.array([800.0, 800.0, -800.0]), np.array([True, False, False]), 10)
     expect(certain, 1 / 3, name="the error of margins ±800", otherwise="σ = 1 belongs to the last bin, not behind it.",
            rtol=1e-4)  # fmt: skip
@@ -108,11 +91,8 @@ def check_best_answers(answer: Callable[..., Any]) -> None:
         "That looks down the columns: index k of different prompts.": ratios.argmax(0),
     }
     if not close(given, ratios.argmax(1)):
-        for message, values in wrong.items():
-            if close(given, values):
-                raise NotYet(f"You picked {given.astype(int).tolist()}. {message}")
-        raise NotYet(f"You picked {given.astype(int).tolist()}. Which answer of each prompt has the largest "
-                     "log π − log π_ref?")  # fmt: skip
+        hint = hint_for(given, wrong, "Which answer of each prompt has the largest log π − log π_ref?")
+        raise NotYet(f"You picked {given.astype(int).tolist()}. {hint}")
     right("the policy compared with its reference is a reward model; the policy alone is a language model, and likes "
           "what is likely")  # fmt: skip
 
@@ -126,23 +106,15 @@ def check_mean_rewards(answer: Callable[..., Any]) -> None:
              (np.array([0.05, 0.9, 0.05]), np.array([0.4, 0.4, 0.2]), 2.0)]  # fmt: skip
     for policy, reference, beta in cases:
         given = call(answer, policy, reference, beta)
-        if not isinstance(given, tuple | list) or len(given) != 2:
-            raise NotYet(f"Your function gave {given!r}; return two numbers, for the policy's and the reference's "
-                         "answers.")  # fmt: skip
+        given = as_parts(given, 2, "two numbers, for the policy's and the reference's answers")
         rewards = beta * np.log(policy / reference)
         means = {"policy": policy @ rewards, "reference": reference @ rewards}
         for name, found, other in (("policy", given[0], "reference"), ("reference", given[1], "policy")):
-            expect(
-                found,
-                means[name],
-                name=f"the mean over the {name}'s answers",
-                instead={
-                    f"That is the mean over the {other}'s answers.": means[other],
-                    "β is missing.": means[name] / beta,
-                    "Each answer counts as often as it is written, not once.": rewards.mean(),
-                    "The sign is turned round: log of policy over reference.": -means[name],
-                },
-                otherwise="Weigh each answer's β·log(π/π_ref) with how often it is written.",
-            )
+            expect(found, means[name], name=f"the mean over the {name}'s answers", instead={
+                f"That is the mean over the {other}'s answers.": means[other],
+                "β is missing.": means[name] / beta,
+                "Each answer counts as often as it is written, not once.": rewards.mean(),
+                "The sign is turned round: log of policy over reference.": -means[name],
+            }, otherwise="Weigh each answer's β·log(π/π_ref) with how often it is written.")  # fmt: skip
     right("the policy's own answers have the mean implicit reward β·KL(π‖π_ref), never negative; the reference's have "
           "−β·KL(π_ref‖π), never positive: whoever drifts rewards itself")  # fmt: skip

@@ -10,8 +10,6 @@ from typing import Any
 from dpo_lab.course.exercises.checking import NotYet, as_number, call, expect, right
 from dpo_lab.workbench.labels.agreement import cohen_kappa
 
-__all__ = ["check_comparisons_to_tell", "check_kappa", "check_sides", "check_standing_choices"]
-
 
 def check_standing_choices(answer: Callable[..., Any]) -> None:
     """`answer(events)` → {question: choice} of the choices that still stand, from the lines of a book."""
@@ -29,15 +27,15 @@ def check_standing_choices(answer: Callable[..., Any]) -> None:
         ("a choice is undone twice", [chose(0, "left"), undo(0), chose(0, "right"), undo(0), chose(0, "tie")],
          {0: "tie"}, "An undo takes back the choice before it, and none of those after it."),
     ]  # fmt: skip
-    for told, events, expected, advice in cases:
+    for case, events, expected, advice in cases:
         before = [dict(event) for event in events]
         found = call(answer, events)
         if events != before:
-            raise NotYet(f"Where {told}, your function changed the events themselves. A log is only read.")
+            raise NotYet(f"Where {case}, your function changed the events themselves. A log is only read.")
         if not isinstance(found, dict):
             raise NotYet(f"Your function gave {found!r}; return a dict from question to choice.")
         if found != expected:
-            raise NotYet(f"Where {told}, your answer is {found}. {advice}")
+            raise NotYet(f"Where {case}, your answer is {found}. {advice}")
     right("a file that is only added to can still be undone, and tells how the labels came about")
 
 
@@ -51,27 +49,19 @@ def check_kappa(answer: Callable[..., Any]) -> None:
         columns = [sum(row[i] for row in table) / total for i in range(size)]
         chance = sum(r * c for r, c in zip(rows, columns, strict=True))
         scaled = lambda by_chance, agreed=agreed: (agreed - by_chance) / (1 - by_chance)
-        expect(
-            as_number(call(answer, table), "kappa"),
-            cohen_kappa(table),
-            name=f"kappa of {table}",
-            instead={
-                "That is the raw agreement p_o. How much of it would two people reach who don't look?": agreed,
-                "That is the agreement by chance p_e; kappa puts the raw one in relation to it.": chance,
-                "Chance isn't one in the number of categories: each labeller has habits, the row and column sums.": (
-                    scaled(1 / size)
-                ),
-                "The habits of both labellers enter p_e: a row sum times a column sum.": scaled(
-                    sum(r * r for r in rows)
-                ),
-                "Does the column's labeller have the same habits as the row's? p_e needs both.": scaled(
-                    sum(c * c for c in columns)
-                ),
-                "Divide by what was left to agree on beyond chance.": agreed - chance,
-                "The denominator is 1 − p_e.": (agreed - chance) / chance if chance else math.inf,
-            },
-            otherwise="(p_o − p_e)/(1 − p_e), with p_e the sum over categories of row share times column share.",
-        )
+        found = as_number(call(answer, table), "kappa")
+        expect(found, cohen_kappa(table), name=f"kappa of {table}", instead={
+            "That is the raw agreement p_o. How much of it would two people reach who don't look?": agreed,
+            "That is the agreement by chance p_e; kappa puts the raw one in relation to it.": chance,
+            "Chance isn't one in the number of categories: each labeller has habits, the row and column sums.":
+                scaled(1 / size),
+            "The habits of both labellers enter p_e: a row sum times a column sum.": scaled(sum(r * r for r in rows)),
+            "Does the column's labeller have the same habits as the row's? p_e needs both.":
+                scaled(sum(c * c for c in columns)),
+            "Divide by what was left to agree on beyond chance.": agreed - chance,
+            "The denominator is 1 − p_e.": (agreed - chance) / chance if chance else math.inf,
+        }, otherwise="(p_o − p_e)/(1 − p_e), with p_e the sum over categories of row share times "
+                     "column share.")  # fmt: skip
     right("80% raw agreement can be a kappa of 0: where one answer is nearly always right, agreeing on it is cheap")
 
 
@@ -112,21 +102,13 @@ def check_comparisons_to_tell(answer: Callable[..., Any]) -> None:
         if found == fewest - 1 or abs(found - exact(z2)) < 1e-6:
             raise NotYet(f"For a share of {share:g} your answer is {found:g}. Comparisons are whole, and fewer than "
                          "needed aren't enough: round up.")  # fmt: skip
-        expect(
-            found,
-            fewest,
-            name=f"the comparisons for a share of {share:g}",
-            instead={
-                "Solve for n, not for √n: the whole fraction is squared.": math.ceil(math.sqrt(exact(z2))),
-                "That is for an interval of one standard error; 95% takes 1.96 of them.": math.ceil(exact(1)),
-                "1.96 is squared too.": math.ceil(exact(1.96)),
-                "Only half of the interval lies between the share and one half.": math.ceil(exact(4 * z2)),
-                "The variance of one comparison is share·(1 − share).": math.ceil(z2 * share / (share - 0.5) ** 2),
-            },
-            otherwise="Set 1.96·√(share(1−share)/n) equal to the distance from one half, and solve for n.",
-            rtol=0,
-            atol=1e-9,
-        )
+        expect(found, fewest, name=f"the comparisons for a share of {share:g}", rtol=0, atol=1e-9, instead={
+            "Solve for n, not for √n: the whole fraction is squared.": math.ceil(math.sqrt(exact(z2))),
+            "That is for an interval of one standard error; 95% takes 1.96 of them.": math.ceil(exact(1)),
+            "1.96 is squared too.": math.ceil(exact(1.96)),
+            "Only half of the interval lies between the share and one half.": math.ceil(exact(4 * z2)),
+            "The variance of one comparison is share·(1 − share).": math.ceil(z2 * share / (share - 0.5) ** 2),
+        }, otherwise="Set 1.96·√(share(1−share)/n) equal to the distance from one half, and solve for n.")  # fmt: skip
     right("half the distance from one half costs four times the comparisons: close calls are dear")
 
 

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpo_lab.course.exercises.checking import NotYet, as_array, call, close, expect, right
-
-__all__ = ["check_border", "check_mask_repair", "check_shared_row", "check_token_logps"]
+from dpo_lab.course.exercises.checking import NotYet, as_array, as_parts, call, close, expect, right
 
 
 def check_token_logps(answer: Callable[..., Any]) -> None:
@@ -26,37 +24,31 @@ def check_token_logps(answer: Callable[..., Any]) -> None:
         if found.ndim == 0:
             how = "their sum" if close(found, expected.sum()) else "one number"
             raise NotYet(f"{case}, your function gives {how} ({float(found):.4f}). Keep one number per token here.")
-        _told_by_length(found, expected, case)
+        _check_length(found, expected, case)
         every = _log_softmax(logits)
-        expect(
-            found,
-            expected,
-            name=f"your answer {case}",
-            instead={
-                "These are the logits at t read for the token at t. What does the model know at position t, and what "
-                "is it asked there?": every[np.arange(num_prompt, num), ids[num_prompt:]],
-                "These are raw logits: they are scores, and the scores of a vocabulary do not add up to anything. "
-                "Which function makes them log-probabilities?": logits[np.arange(num - 1), ids[1:]][num_prompt - 1 :],
-                "These are probabilities. Sums over tokens need their logarithms.": np.exp(expected),
-                "The sign is flipped: a log-probability is never above 0.": -expected,
-            },
-            otherwise="Take one position by hand: which row of the logits, and which column of it?",
-        )
+        expect(found, expected, name=f"your answer {case}", instead={
+            "These are the logits at t read for the token at t. What does the model know at position t, and what "
+            "is it asked there?": every[np.arange(num_prompt, num), ids[num_prompt:]],
+            "These are raw logits: they are scores, and the scores of a vocabulary do not add up to anything. "
+            "Which function makes them log-probabilities?": logits[np.arange(num - 1), ids[1:]][num_prompt - 1 :],
+            "These are probabilities. Sums over tokens need their logarithms.": np.exp(expected),
+            "The sign is flipped: a log-probability is never above 0.": -expected,
+        }, otherwise="Take one position by hand: which row of the logits, and which column of it?")  # fmt: skip
     right("the logits at t score the token at t + 1, and the prompt's last token scores the answer's first")
 
 
-def _told_by_length(found: np.ndarray, expected: np.ndarray, case: str) -> None:
+def _check_length(found: np.ndarray, expected: np.ndarray, case: str) -> None:
     if found.shape == expected.shape:
         return
-    told = f"{case}, your function gives {found.shape} numbers, and there are {len(expected)} completion tokens."
+    report = f"{case}, your function gives {found.shape} numbers, and there are {len(expected)} completion tokens."
     if len(found) == len(expected) - 1:
         if close(found, expected[:-1]):
-            raise NotYet(f"{told} The last one is missing: that is the end token, and it counts.")
+            raise NotYet(f"{report} The last one is missing: that is the end token, and it counts.")
         if close(found, expected[1:]):
-            raise NotYet(f"{told} The first one is missing: the prompt's last token predicts it.")
+            raise NotYet(f"{report} The first one is missing: the prompt's last token predicts it.")
     if len(found) > len(expected) and close(found[-len(expected) :], expected):
-        raise NotYet(f"{told} The right ones are there, behind tokens of the prompt. Where does the answer begin?")
-    raise NotYet(f"{told} Which positions predict a completion token?")
+        raise NotYet(f"{report} The right ones are there, behind tokens of the prompt. Where does the answer begin?")
+    raise NotYet(f"{report} Which positions predict a completion token?")
 
 
 def check_mask_repair(answer: Callable[..., Any]) -> None:
@@ -74,23 +66,17 @@ def check_mask_repair(answer: Callable[..., Any]) -> None:
     expected = (shifted * mask[:, 1:]).sum(1)
     lengths = mask.sum(1)
     found = as_array(call(answer, torch.tensor(logits), torch.tensor(ids), torch.tensor(mask)), shape=(num_rows,))
-    expect(
-        found,
-        expected,
-        name="log π(y|x) of three rows",
-        instead={
-            "The bug is still there: the targets were moved by one and the mask was not, so the first token of each "
-            "answer is dropped and one behind it is counted.": (shifted * mask[:, :-1]).sum(1),
-            "Now nothing is shifted: the logits at t are read for the token at t.": (
-                every[rows, places, ids] * mask
-            ).sum(1),
-            "This is a mean per token. DPO sums.": expected / lengths,
-            "The prompt and the padding are counted too: the mask is not used any more.": shifted.sum(1),
-            "The end tokens are gone. Token 0 ends an answer and also pads, so a mask made by comparing ids loses "
-            "it.": (shifted * (mask & (ids != 0))[:, 1:]).sum(1),
-        },
-        otherwise="Write the columns of `ids[:, 1:]` and of the mask under each other: are they about the same token?",
-    )
+    expect(found, expected, name="log π(y|x) of three rows", instead={
+        "The bug is still there: the targets were moved by one and the mask was not, so the first token of each "
+        "answer is dropped and one behind it is counted.": (shifted * mask[:, :-1]).sum(1),
+        "Now nothing is shifted: the logits at t are read for the token at t.":
+            (every[rows, places, ids] * mask).sum(1),
+        "This is a mean per token. DPO sums.": expected / lengths,
+        "The prompt and the padding are counted too: the mask is not used any more.": shifted.sum(1),
+        "The end tokens are gone. Token 0 ends an answer and also pads, so a mask made by comparing ids loses "
+        "it.": (shifted * (mask & (ids != 0))[:, 1:]).sum(1),
+    }, otherwise="Write the columns of `ids[:, 1:]` and of the mask under each other: are they about the "
+                 "same token?")  # fmt: skip
     right("logits, targets and mask must all be moved together, and the package does it in one place, `batching`")
 
 
@@ -110,40 +96,31 @@ def check_border(answer: Callable[..., Any]) -> None:
         found = as_array(call(answer, *arrays), shape=()).item()
         if found == border:
             continue
-        told = f"Where {name}, your border is {found:g} (prompt {prompt}, with answers {wholes})."
+        report = f"Where {name}, your border is {found:g} (prompt {prompt}, with answers {wholes})."
         if "merges" in name and found == len(prompt):
-            raise NotYet(f"{told} The prompt alone has that many tokens, but do all of them begin the whole?")
+            raise NotYet(f"{report} The prompt alone has that many tokens, but do all of them begin the whole?")
         if "only" in name and found > border:
-            raise NotYet(f"{told} One prompt serves both answers: its tokens must begin both wholes.")
+            raise NotYet(f"{report} One prompt serves both answers: its tokens must begin both wholes.")
         if "alike" in name and found > border:
-            raise NotYet(f"{told} What the answers have in common is still the answer, and is scored.")
-        raise NotYet(f"{told} Count how many leading tokens are the same.")
+            raise NotYet(f"{report} What the answers have in common is still the answer, and is scored.")
+        raise NotYet(f"{report} Count how many leading tokens are the same.")
     right("the border is the longest common beginning of the prompt alone and of the prompt with each answer")
 
 
 def check_shared_row(answer: Callable[..., Any]) -> None:
     """`answer(num_prompt, num_chosen, num_rejected)` → positions (T,) and who sees whom (T, T), as booleans."""
     for sizes in ((3, 2, 4), (1, 3, 2), (5, 1, 1)):
-        given = call(answer, *sizes)
-        if not isinstance(given, tuple | list) or len(given) != 2:
-            raise NotYet(f"Your function gave {type(given).__name__}; return two things, positions and the mask.")
+        given = as_parts(call(answer, *sizes), 2, "two things, positions and the mask")
         num_prompt, num_chosen, num_rejected = sizes
         num = sum(sizes)
         case = f"with {num_prompt} + {num_chosen} + {num_rejected} tokens"
         expected = np.concatenate([np.arange(num_prompt + num_chosen), num_prompt + np.arange(num_rejected)])
-        expect(
-            as_array(given[0], "positions", (num,)),
-            expected,
-            name=f"positions {case}",
-            instead={
-                "They run on through the rejected answer. On a row of its own, which position would its first token "
-                "have?": np.arange(num),
-                "Each part starts at 0. An answer stands behind its prompt, not in its place.": np.concatenate(
-                    [np.arange(size) for size in sizes]
-                ),
-            },
-            otherwise="Each answer must have the positions that it has on a row of its own.",
-        )
+        expect(as_array(given[0], "positions", (num,)), expected, name=f"positions {case}", instead={
+            "They run on through the rejected answer. On a row of its own, which position would its first token "
+            "have?": np.arange(num),
+            "Each part starts at 0. An answer stands behind its prompt, not in its place.":
+                np.concatenate([np.arange(size) for size in sizes]),
+        }, otherwise="Each answer must have the positions that it has on a row of its own.")  # fmt: skip
         found = as_array(given[1], "the mask", (num, num)) > 0.5
         _check_mask(found, num_prompt, num_chosen, case)
     right("with this mask and these positions, one row gives what two rows give, and pays for the prompt once")

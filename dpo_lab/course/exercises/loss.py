@@ -12,8 +12,6 @@ import torch
 from dpo_lab.course.exercises.checking import NotYet, as_array, as_number, call, close, expect, right
 from dpo_lab.loss import PairScores, dpo
 
-__all__ = ["check_beta_for_margin", "check_dpo_loss", "check_loss_slope", "check_share_behind_margin"]
-
 
 def check_dpo_loss(function: Callable[..., Any]) -> None:
     """`function(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta)` → (B,) losses."""

@@ -11,8 +11,6 @@ from torch.nn import functional as F
 
 from dpo_lab.course.exercises.checking import NotYet, as_array, as_number, call, expect, right
 
-__all__ = ["check_bradley_terry_loss", "check_comparisons_needed", "check_preference_probability", "check_reward_gap"]
-
 
 def check_preference_probability(function: Callable[..., Any]) -> None:
     """`function(r_w, r_l)` → P(y_w ≻ y_l) = σ(r_w − r_l), for tensors of rewards."""

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_lab.course.exercises.checking import NotYet, as_array, call, expect, right
-
-__all__ = ["check_cache_key", "check_looks_stale", "check_reference_bytes", "check_rows_to_compute"]
+from dpo_lab.course.exercises.checking import NotYet, as_array, as_parts, call, expect, right
 
 _ROW = {"prompt": "What colour is grass?", "chosen": " Grass is green.", "rejected": " Grass is blue."}
 
@@ -39,9 +37,9 @@ def check_cache_key(answer: Callable[..., Any]) -> None:
         ("the border between chosen and rejected moved and the key stayed",
          {**_ROW, "chosen": " Grass is green. Grass", "rejected": " is blue."}, "weights-1", 64),
     ]  # fmt: skip
-    for told, row, weights, max_length in changes:
+    for change, row, weights, max_length in changes:
         if call(answer, dict(row), weights, max_length) == key:
-            raise NotYet(f"Not safe: {told}. Whatever can change a value has to be in the key.")
+            raise NotYet(f"Not safe: {change}. Whatever can change a value has to be in the key.")
     right("whatever can change a value is in the key, so a wrong value can't be found; "
           "the package goes one better and hashes the token ids after truncation")  # fmt: skip
 
@@ -63,10 +61,10 @@ def check_looks_stale(answer: Callable[..., Any]) -> None:
          "The gap cancels it, but implicit rewards are no longer 0: look at both columns apart."),
         (True, third, "only the rejected answers are wrong", "The chosen column alone does not tell."),
     ]  # fmt: skip
-    for expected, error, told, advice in cases:
+    for expected, error, case, advice in cases:
         found = bool(as_array(call(answer, logps, logps + error), shape=()))
         if found != expected:
-            raise NotYet(f"Where {told}, your function says {'stale' if found else 'fresh'}. {advice}")
+            raise NotYet(f"Where {case}, your function says {'stale' if found else 'fresh'}. {advice}")
     right("before the first step policy and reference are one model, so every number must agree; nothing else is as "
           "cheap and as sharp")  # fmt: skip
 
@@ -75,33 +73,19 @@ def check_reference_bytes(answer: Callable[..., Any]) -> None:
     """`answer(num_pairs, num_parameters, bytes_per_weight)` → bytes of a second model, bytes of the stored numbers."""
     for num_pairs, num_parameters, width in ((1000, 7_000_000_000, 2), (61_135, 1_500_000, 4)):
         given = call(answer, num_pairs, num_parameters, width)
-        if not isinstance(given, tuple | list) or len(given) != 2:
-            raise NotYet(f"Your function gave {given!r}; return two numbers, the model's bytes and the store's.")
-        expect(
-            given[0],
-            num_parameters * width,
-            name="the bytes of a second model",
-            instead={
-                "That counts bits.": num_parameters * width * 8,
-                "Gradient and moments belong to the policy alone: the reference is never trained.": num_parameters
-                * width
-                * 4,
-                "A weight has more than one byte.": num_parameters,
-            },
-            otherwise="Every weight takes bytes_per_weight.",
-        )
-        expect(
-            given[1],
-            num_pairs * 8,
-            name="the bytes of the stored numbers",
-            instead={
-                "A pair has two answers.": num_pairs * 4,
-                "The store keeps float32: four bytes per number.": num_pairs * 16,
-                "That counts bits.": num_pairs * 64,
-                "A float32 has four bytes.": num_pairs * 2,
-            },
-            otherwise="Two float32 numbers per pair, whatever the length of its answers.",
-        )
+        given = as_parts(given, 2, "two numbers, the model's bytes and the store's")
+        expect(given[0], num_parameters * width, name="the bytes of a second model", instead={
+            "That counts bits.": num_parameters * width * 8,
+            "Gradient and moments belong to the policy alone: the reference is never trained.":
+                num_parameters * width * 4,
+            "A weight has more than one byte.": num_parameters,
+        }, otherwise="Every weight takes bytes_per_weight.")  # fmt: skip
+        expect(given[1], num_pairs * 8, name="the bytes of the stored numbers", instead={
+            "A pair has two answers.": num_pairs * 4,
+            "The store keeps float32: four bytes per number.": num_pairs * 16,
+            "That counts bits.": num_pairs * 64,
+            "A float32 has four bytes.": num_pairs * 2,
+        }, otherwise="Two float32 numbers per pair, whatever the length of its answers.")  # fmt: skip
     right("the numbers of a thousand pairs take 8 kB, whatever the size of the model")
 
 
@@ -116,18 +100,18 @@ def check_rows_to_compute(answer: Callable[..., Any]) -> None:
         ("the order changed and one row is new", {b"a", b"b"}, [b"c", b"b", b"a"], [0]),
         ("a new pair stands in the data three times", {b"a"}, [b"a", b"x", b"x", b"b", b"x"], [1, 3]),
     ]
-    for told, stored, keys, expected in cases:
+    for case, stored, keys, expected in cases:
         before = set(stored)
         given = list(call(answer, stored, keys))
         if stored != before:
-            raise NotYet(f"Where {told}, your function changed the store itself. It should only look.")
+            raise NotYet(f"Where {case}, your function changed the store itself. It should only look.")
         if given == expected:
             continue
         if sorted(set(given)) == expected:
-            raise NotYet(f"Where {told}, your rows are {given}: each once, in the order of the data.")
+            raise NotYet(f"Where {case}, your rows are {given}: each once, in the order of the data.")
         if [keys[i] for i in given if 0 <= i < len(keys)] and {keys[i] for i in given} == {keys[i] for i in expected}:
-            raise NotYet(f"Where {told}, your rows are {given}: the same content would be scored more than once.")
+            raise NotYet(f"Where {case}, your rows are {given}: the same content would be scored more than once.")
         if given == list(range(len(stored), len(keys))):
-            raise NotYet(f"Where {told}, your rows are {given}. You count rows; look at their keys.")
-        raise NotYet(f"Where {told}, your rows are {given}. Which contents are not stored yet?")
+            raise NotYet(f"Where {case}, your rows are {given}. You count rows; look at their keys.")
+        raise NotYet(f"Where {case}, your rows are {given}. Which contents are not stored yet?")
     right("what is paid for is new content: order, repetition and everything outside the key are free")
