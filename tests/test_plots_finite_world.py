@@ -87,8 +87,11 @@ def test_one_figure_holds_both_and_marks_the_same_beta():
         (lambda: plots.plot_optimum_path(BETAS[::-1], PROBS, REFERENCE, RESPONSES), "rising positive numbers"),
         (lambda: plots.plot_optimum_path(BETAS, PROBS[:2], REFERENCE, RESPONSES), r"got \(2, 2\) and \(2,\)"),
         (lambda: plots.plot_policies({"π": [1.0]}, RESPONSES), r"2 probabilities each, .* got \[\(1,\)\]"),
-        (lambda: plots.plot_frontier([1.0, np.inf], [1.0, 2.0]), "equally many finite numbers"),
-        (lambda: plots.plot_shortfall([1.0], [1.0, 2.0], beta=1, best=2), r"got shapes \(1,\) and \(2,\)"),
+        (lambda: plots.plot_frontier([1.0, np.inf], [1.0, 2.0]), "kl, rewards must be finite numbers"),
+        (
+            lambda: plots.plot_shortfall([1.0], [1.0, 2.0], beta=1, best=2),
+            "divergence, objective must be lists of the same length",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_refused(call, message):

@@ -13,31 +13,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
-from dpo_lab.workbench.plots.style import (
-    BLUE,
-    FONT,
-    GREY,
-    INK,
-    LINES,
-    MARKERS,
-    ORANGE,
-    PALE,
-    PALETTE,
-    REJECTED,
-    SKY,
-    TRAINING,
-    Picture,
-    add_legend,
-    add_title,
-    dress,
-    new_figure,
-    plain,
-)
+from dpo_lab.workbench.plots import style
 
-_AREAS = ((BLUE, ""), (REJECTED, "//"), (SKY, ".."), (ORANGE, "\\\\"), (GREY, "xx"), (PALE, ""))
-_TEXT: dict[str, Any] = {"fontfamily": FONT, "fontsize": 8, "color": INK}
+_COLORS = (style.BLUE, style.REJECTED, style.SKY, style.ORANGE, style.GREY, style.PALE)
+_HATCHES = ("", "//", "..", "\\\\", "xx", "")
 
 
 def plot_mass(steps: Any, shares: Mapping[str, Any], *, title: str = "", ax: Axes | None = None) -> Axes:
@@ -52,27 +33,25 @@ def plot_mass(steps: Any, shares: Mapping[str, Any], *, title: str = "", ax: Axe
             f"shares must be >= 0 and sum to 1 at each step, got sums from {table.sum(0).min():.4g} to "
             f"{table.sum(0).max():.4g}; put what is left over under a name of its own"
         )
-    if len(table) > len(_AREAS):
-        raise ValueError(f"at most {len(_AREAS)} shares can be told apart, got {len(table)}; add some of them up")
-    ax = new_figure(5.6, 3.6).subplots() if ax is None else ax
+    if len(table) > len(_COLORS):
+        raise ValueError(f"at most {len(_COLORS)} shares can be told apart, got {len(table)}; add some of them up")
+    ax = ax or style.new_axes(5.6, 3.6)
     tops = np.vstack([np.zeros(len(steps)), np.cumsum(table, 0)])
     for i, name in enumerate(shares):
-        color, hatch = _AREAS[i]
-        ax.fill_between(steps, tops[i], tops[i + 1], facecolor=color, edgecolor="white", hatch=hatch, linewidth=0.6,
-                        label=plain(name))  # fmt: skip
+        ax.fill_between(steps, tops[i], tops[i + 1], facecolor=_COLORS[i], edgecolor="white", hatch=_HATCHES[i],
+                        linewidth=0.6, label=style.plain(name))  # fmt: skip
     ax.set_ylim(0, 1)
     ax.set_xlim(steps[0], steps[-1])
-    dress(ax, title or "Where the probability is", "optimiser step", "share of all probability")
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    style.dress(ax, title or "Where the probability is", "optimiser step", "share of all probability")
+    style.in_percent(ax.yaxis)
     ax.grid(visible=False)
-    # Under the picture: the areas fill all of it. The pad, in letters, clears the labels of the axis.
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.4, ncols=2, fontsize=8, frameon=False)
+    style.add_legend_below(ax, pad=4.4)
     return ax
 
 
 def turn_figure(
     steps: Any, rewards: Any, losses: Mapping[str, Any], *, level: tuple[str, float] | None = None, title: str = ""
-) -> Picture:
+) -> style.Picture:
     """Above, the true reward against steps with its highest point; below, losses, each marked at its lowest point.
 
     `steps`, `rewards` and each of `losses` have shape (S,). `level` names a reward to compare with: the start's.
@@ -80,27 +59,27 @@ def turn_figure(
     steps = np.asarray(steps, np.float64)
     rewards = _columns(steps, {"rewards": rewards})[0]
     table = _columns(steps, losses)
-    figure = new_figure(6.0, 5.0)
-    add_title(figure, title)
+    figure = style.new_figure(6.0, 5.0)
+    style.add_title(figure, title)
     top, bottom = figure.subplots(2, 1, sharex=True)
     at = int(rewards.argmax())
-    top.plot(steps, rewards, color=TRAINING, linewidth=2, label="true reward")
-    top.plot(steps[at], rewards[at], "*", color=INK, markersize=12, zorder=5)
+    top.plot(steps, rewards, color=style.TRAINING, linewidth=2, label="true reward")
+    top.plot(steps[at], rewards[at], "*", color=style.INK, markersize=12, zorder=5)
     if level is not None:
-        top.axhline(level[1], color=GREY, linewidth=1, linestyle=":", label=plain(level[0]))
-    dress(top, "The true reward turns", "", "expected true reward")
-    add_legend(top)
-    looks = ((BLUE, "-", "o"), (REJECTED, "--", "s"), (ORANGE, "-.", "^"))
+        top.axhline(level[1], color=style.GREY, linewidth=1, linestyle=":", label=style.plain(level[0]))
+    style.dress(top, "The true reward turns", "", "expected true reward")
+    style.add_legend(top)
+    looks = ((style.BLUE, "-", "o"), (style.REJECTED, "--", "s"), (style.ORANGE, "-.", "^"))
     for i, (name, values) in enumerate(zip(losses, table, strict=True)):
         color, line, marker = looks[i % len(looks)]
         low = int(values.argmin())
-        bottom.plot(steps, values, line, color=color, linewidth=1.8, label=plain(name))
+        bottom.plot(steps, values, line, color=color, linewidth=1.8, label=style.plain(name))
         bottom.plot(steps[low], values[low], marker, color=color, markersize=7, markeredgecolor="white", zorder=5)
     for ax in (top, bottom):
-        ax.axvline(steps[at], color=INK, linewidth=0.8, linestyle=":", zorder=0.5)
+        ax.axvline(steps[at], color=style.INK, linewidth=0.8, linestyle=":", zorder=0.5)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    dress(bottom, "The losses, each marked at its lowest", "optimiser step", "mean loss per pair")
-    add_legend(bottom)
+    style.dress(bottom, "The losses, each marked at its lowest", "optimiser step", "mean loss per pair")
+    style.add_legend(bottom)
     return figure
 
 
@@ -121,7 +100,7 @@ def plot_levels(
     """
     if not curves or any(not len(values) for curve in curves.values() for values in curve.values()):
         raise ValueError("every method and strength needs at least one value; leave out what was not run")
-    ax = new_figure(5.8, 3.6).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.8, 3.6)
     places = sorted({x for curve in curves.values() for x in curve})
     gap = min(np.diff(places), default=1.0)
     for i, (name, curve) in enumerate(curves.items()):
@@ -129,16 +108,15 @@ def plot_levels(
         means = np.array([float(np.mean(curve[place])) for place in x.tolist()])
         spread = np.array([_deviation(curve[place]) for place in x.tolist()])
         shift = (i - (len(curves) - 1) / 2) * 0.05 * gap  # bars of different methods side by side, not on each other
-        ax.errorbar(x + shift, means, np.nan_to_num(spread), fmt=LINES[i % len(LINES)], color=PALETTE[i % len(PALETTE)],
-                    marker=MARKERS[i % len(MARKERS)], markersize=6, markeredgecolor="white", linewidth=1.8, capsize=3,
-                    elinewidth=1.1, label=plain(name))  # fmt: skip
+        ax.errorbar(x + shift, means, np.nan_to_num(spread), marker=style.marker(i), markersize=6, linewidth=1.8,
+                    markeredgecolor="white", capsize=3, elinewidth=1.1, **style.look(i, name))  # fmt: skip
     if level is not None:
-        ax.axhline(level[1], color=GREY, linewidth=1, linestyle=":", label=plain(level[0]))
-    dress(ax, title, xlabel, ylabel)
+        ax.axhline(level[1], color=style.GREY, linewidth=1, linestyle=":", label=style.plain(level[0]))
+    style.dress(ax, title, xlabel, ylabel)
     ax.set_xticks(places)
     if is_share:
-        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    add_legend(ax)
+        style.in_percent(ax.xaxis)
+    style.add_legend(ax)
     return ax
 
 
@@ -148,7 +126,7 @@ def conditions_figure(
     *,
     highlight: Sequence[str] = (),
     title: str = "",
-) -> Picture:
+) -> style.Picture:
     """Conditions one under the other, a panel per measure: name → {measure: values over seeds}.
 
     `measures` names the panels: measure → axis label. Seeds are small points, means large ones with a bar of one
@@ -158,28 +136,27 @@ def conditions_figure(
     missing = [(name, m) for name, row in conditions.items() for m in measures if not len(row.get(m, ()))]
     if not conditions or not measures or missing:
         raise ValueError(f"every condition needs a value of every measure, missing {missing[:3]}; leave such rows out")
-    figure = new_figure(1.6 + 2.55 * len(measures), 1.0 + 0.34 * len(conditions) + (0.3 if title else 0))
-    add_title(figure, title)
+    figure = style.new_figure(1.6 + 2.55 * len(measures), 1.0 + 0.34 * len(conditions) + (0.3 if title else 0))
+    style.add_title(figure, title)
     axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for ax, (measure, label) in zip(axes, measures.items(), strict=True):
         for place, (name, row) in enumerate(conditions.items()):
             values = np.asarray(row[measure], np.float64)
-            color, marker = (ORANGE, "s") if name in highlight else (BLUE, "o")
+            color, marker = (style.ORANGE, "s") if name in highlight else (style.BLUE, "o")
             ax.plot(values, np.full(len(values), place + 0.2), ".", color=color, alpha=0.55, markersize=6)
             ax.errorbar(values.mean(), place, xerr=np.nan_to_num(_deviation(values)), fmt=marker, color=color,
                         markersize=6.5, markeredgecolor="white", capsize=3, elinewidth=1.2)  # fmt: skip
         first = float(np.mean(next(iter(conditions.values()))[measure]))
-        ax.axvline(first, color=GREY, linewidth=1, linestyle=":", zorder=0.5)
-        dress(ax, "", label, "")
+        ax.axvline(first, color=style.GREY, linewidth=1, linestyle=":", zorder=0.5)
+        style.dress(ax, "", label, "")
+        style.name_rows(ax, conditions)
         ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
-        ax.grid(visible=False, axis="y")
         ax.margins(x=0.12)
-    axes[0].set_yticks(range(len(conditions)), [plain(name) for name in conditions])
     axes[0].set_ylim(len(conditions) - 0.45, -0.6)
     return figure
 
 
-def runs_grid(runs: Mapping[str, Mapping[str, Any]]) -> Picture:
+def runs_grid(runs: Mapping[str, Mapping[str, Any]]) -> style.Picture:
     """A column per run: its loss above, its accuracy below, training pairs as a line, held-out pairs dashed.
 
     Each run maps loss, accuracy, "held-out loss" and "held-out accuracy" to (S,), one value per step from 0 on.
@@ -187,17 +164,17 @@ def runs_grid(runs: Mapping[str, Mapping[str, Any]]) -> Picture:
     names = ("loss", "held-out loss", "accuracy", "held-out accuracy")
     if not runs or any(name not in run for run in runs.values() for name in names):
         raise ValueError(f"every run needs {', '.join(names)}, got {[sorted(run) for run in runs.values()][:2]}")
-    figure = new_figure(2.15 * len(runs) + 0.6, 4.4)
+    figure = style.new_figure(2.15 * len(runs) + 0.6, 4.4)
     axes = figure.subplots(2, len(runs), sharex=True, sharey="row", squeeze=False)
     for column, (title, run) in enumerate(runs.items()):
         for ax, measure in zip(axes[:, column], ("loss", "accuracy"), strict=True):
-            ax.axhline(math.log(2) if measure == "loss" else 0.5, color=GREY, linewidth=0.9, linestyle=":")
-            for name, color, line in ((measure, BLUE, "-"), (f"held-out {measure}", REJECTED, "--")):
+            ax.axhline(math.log(2) if measure == "loss" else 0.5, color=style.GREY, linewidth=0.9, linestyle=":")
+            for name, color, line in ((measure, style.BLUE, "-"), (f"held-out {measure}", style.REJECTED, "--")):
                 values = np.asarray(run[name], np.float64)
                 label = "training pairs" if name == measure else "held-out pairs"
                 ax.plot(np.arange(len(values)), values, line, color=color, linewidth=1.8, label=label)
-            dress(ax, plain(title) if measure == "loss" else "", "" if measure == "loss" else "optimiser step",
-                  measure if column == 0 else "")  # fmt: skip
+            heading, xlabel = (style.plain(title), "") if measure == "loss" else ("", "optimiser step")
+            style.dress(ax, heading, xlabel, measure if column == 0 else "")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     return figure

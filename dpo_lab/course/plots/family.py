@@ -14,29 +14,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from dpo_lab.workbench.plots.style import (
-    CHOSEN,
-    FONT,
-    GREY,
-    INK,
-    LINES,
-    MARKERS,
-    ORANGE,
-    PALETTE,
-    REJECTED,
-    Picture,
-    add_legend,
-    add_legend_beside,
-    dress,
-    new_figure,
-    plain,
-)
+from dpo_lab.workbench.plots import style
 
-_TEXT: dict[str, Any] = {"fontfamily": FONT, "fontsize": 8, "color": INK}
 _COLUMNS = 6
 
 
-def family_figure(curves: Mapping[str, Any], rests: Mapping[str, float] | None = None) -> Picture:
+def family_figure(curves: Mapping[str, Any], rests: Mapping[str, float] | None = None) -> style.Picture:
     """The curve of every member against the gap, one small panel each, in its own unit.
 
     `rests` gives the gap at which a member comes to rest; inf, nan and gaps outside the panel are not drawn.
@@ -44,27 +27,26 @@ def family_figure(curves: Mapping[str, Any], rests: Mapping[str, float] | None =
     figure, panels = _panels(curves)
     for (name, curve), ax in zip(curves.items(), panels, strict=True):
         gaps, values = np.asarray(curve.gaps), np.asarray(curve.values)
-        ax.plot(gaps, values, color=INK, linewidth=1.8)
+        ax.plot(gaps, values, color=style.INK, linewidth=1.8)
         rest = (rests or {}).get(name, math.inf)
         if gaps.min() <= rest <= gaps.max():
-            ax.plot([rest], [np.interp(rest, gaps, values)], "o", color=ORANGE, markeredgecolor=INK, markersize=7)
+            at = np.interp(rest, gaps, values)
+            ax.plot([rest], [at], "o", color=style.ORANGE, markeredgecolor=style.INK, markersize=7)
         _dress_panel(ax, name)
-    figure.supylabel("loss of a pair, each in its own unit", **_TEXT)
+    figure.supylabel("loss of a pair, each in its own unit", **style.text())
     return figure
 
 
-def pulls_figure(curves: Mapping[str, Any]) -> Picture:
+def pulls_figure(curves: Mapping[str, Any]) -> style.Picture:
     """How hard every member pulls the chosen answer up and the rejected one down, against the gap, in its own unit."""
     figure, panels = _panels(curves)
     for (name, curve), ax in zip(curves.items(), panels, strict=True):
-        up, down = np.asarray(curve.chosen_pull), -np.asarray(curve.rejected_pull)
-        ax.axhline(0, color=GREY, linewidth=0.8)
-        ax.plot(curve.gaps, up, color=CHOSEN, linewidth=1.8, label="chosen, upwards")
-        ax.plot(curve.gaps, down, "--", color=REJECTED, linewidth=1.8, label="rejected, downwards")
+        ax.axhline(0, color=style.GREY, linewidth=0.8)
+        _draw_pulls(ax, curve, 1.8)
         _dress_panel(ax, name)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
-    figure.supylabel("pull, loss per nat", **_TEXT)
+    figure.supylabel("pull, loss per nat", **style.text())
     return figure
 
 
@@ -72,44 +54,42 @@ def plot_members(
     at: Any, members: Mapping[str, Any], *, title: str, ylabel: str, xlabel: str = "margin z = βh",
     limits: tuple[float, float] | None = None, ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
-    """Several curves (N,) over one axis (N,), told apart by colour and line."""
-    ax = new_figure(6.2, 3.9).subplots() if ax is None else ax
+    """Several curves (N,) over one axis (N,), each with its colour and line."""
+    ax = ax or style.new_axes(6.2, 3.9)
     at = np.asarray(at)
     for i, (name, values) in enumerate(members.items()):
-        ax.plot(at, np.asarray(values), LINES[i // len(PALETTE)] if i >= len(PALETTE) else LINES[i % 4],
-                color=PALETTE[i % len(PALETTE)], linewidth=1.9, label=plain(name))  # fmt: skip
+        line = style.line(i // len(style.PALETTE) if i >= len(style.PALETTE) else i)
+        ax.plot(at, np.asarray(values), linewidth=1.9, **style.look(i, name, linestyle=line))
     ax.set_xlim(at.min(), at.max())
     if limits is not None:
         ax.set_ylim(*limits)
-    ax.axhline(0, color=GREY, linewidth=0.8)
-    dress(ax, plain(title), xlabel, ylabel)
-    add_legend(ax)
+    ax.axhline(0, color=style.GREY, linewidth=0.8)
+    style.dress(ax, style.plain(title), xlabel, ylabel)
+    style.add_legend(ax)
     return ax
 
 
-def member_figure(name: str, curve: Any, marked: float) -> Picture:
+def member_figure(name: str, curve: Any, marked: float) -> style.Picture:
     """One member: its curve with a tangent at the marked gap, and its pulls on both answers."""
-    figure = new_figure(9.2, 3.6)
+    figure = style.new_figure(9.2, 3.6)
     left, right = figure.subplots(1, 2)
     gaps, values = np.asarray(curve.gaps), np.asarray(curve.values)
-    up, down = np.asarray(curve.chosen_pull), -np.asarray(curve.rejected_pull)
     here = float(np.interp(marked, gaps, values))
-    slope = -float(np.interp(marked, gaps, up) + np.interp(marked, gaps, down)) / 2
-    left.plot(gaps, values, color=INK, linewidth=2.2, label=plain(name))
+    slope = float(np.interp(marked, gaps, curve.rejected_pull) - np.interp(marked, gaps, curve.chosen_pull)) / 2
+    left.plot(gaps, values, color=style.INK, linewidth=2.2, label=style.plain(name))
     near = marked + np.array([-6.0, 6.0])
-    left.plot(near, here + slope * (near - marked), "--", color=ORANGE, linewidth=1.8, label=f"slope {slope:.3f}")
-    left.plot([marked], [here], "o", color=ORANGE, markeredgecolor=INK, markersize=9, zorder=3)
+    left.plot(near, here + slope * (near - marked), "--", color=style.ORANGE, linewidth=1.8, label=f"slope {slope:.3f}")
+    left.plot([marked], [here], "o", color=style.ORANGE, markeredgecolor=style.INK, markersize=9, zorder=3)
     left.set_xlim(gaps.min(), gaps.max())
     left.set_ylim(*_room(values))
-    dress(left, "What a pair costs", "log-ratio gap h (nats)", "loss, in its own unit")
-    add_legend(left)
-    right.axhline(0, color=GREY, linewidth=0.9)
-    right.axvline(marked, color=ORANGE, linewidth=1)
-    right.plot(gaps, up, color=CHOSEN, linewidth=2.2, label="chosen, upwards")
-    right.plot(gaps, down, "--", color=REJECTED, linewidth=2.2, label="rejected, downwards")
+    style.dress(left, "What a pair costs", "log-ratio gap h (nats)", "loss, in its own unit")
+    style.add_legend(left)
+    right.axhline(0, color=style.GREY, linewidth=0.9)
+    right.axvline(marked, color=style.ORANGE, linewidth=1)
+    _draw_pulls(right, curve, 2.2)
     right.set_xlim(gaps.min(), gaps.max())
-    dress(right, "How hard it pulls", "log-ratio gap h (nats)", "pull (loss per nat)")
-    add_legend(right)
+    style.dress(right, "How hard it pulls", "log-ratio gap h (nats)", "pull (loss per nat)")
+    style.add_legend(right)
     return figure
 
 
@@ -123,7 +103,7 @@ def describe_member(name: str, curve: Any, marked: float) -> str:
     )
 
 
-def fields_figure(fields: Mapping[str, Any], rests: Mapping[str, tuple[float, float]] | None = None) -> Picture:
+def fields_figure(fields: Mapping[str, Any], rests: Mapping[str, tuple[float, float]] | None = None) -> style.Picture:
     """Arrows in the plane of both log-ratios: where a step of gradient descent takes a pair, per member.
 
     `fields` maps a name to (a, b, pull on chosen, pull on rejected), each (N, N) on a grid. Arrows show directions;
@@ -132,54 +112,54 @@ def fields_figure(fields: Mapping[str, Any], rests: Mapping[str, tuple[float, fl
     """
     columns = min(3, len(fields))
     rows = -(-len(fields) // columns)
-    figure = new_figure(3.1 * columns, 0.3 + 2.9 * rows)
+    figure = style.new_figure(3.1 * columns, 0.3 + 2.9 * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for (name, field), ax in zip(fields.items(), panels, strict=False):
         a, b, up, down = (np.asarray(part, float) for part in field)
         size = np.hypot(up, down)
         scale = (size / size.max()) ** 0.3 / np.maximum(size, 1e-300)
         limit = float(a.max())
-        ax.plot([-limit, limit], [-limit, limit], color=GREY, linewidth=1, linestyle=":")
-        ax.quiver(a, b, up * scale, down * scale, color=CHOSEN, angles="xy", pivot="mid", width=0.008)
+        ax.plot([-limit, limit], [-limit, limit], color=style.GREY, linewidth=1, linestyle=":")
+        ax.quiver(a, b, up * scale, down * scale, color=style.CHOSEN, angles="xy", pivot="mid", width=0.008)
         for x, y in [(rests or {}).get(name, (math.nan, math.nan))]:
             if abs(x) <= limit and abs(y) <= limit:
-                ax.plot([x], [y], "o", color=ORANGE, markeredgecolor=INK, markersize=8)
-        dress(ax, plain(name), "", "")
+                ax.plot([x], [y], "o", color=style.ORANGE, markeredgecolor=style.INK, markersize=8)
+        style.dress(ax, style.plain(name), "", "")
         ax.set_aspect("equal")
     for ax in panels[len(fields) :]:
         ax.set_axis_off()
-    figure.supxlabel("a: chosen against the reference (nats)", **_TEXT)
-    figure.supylabel("b: rejected against the reference (nats)", **_TEXT)
+    figure.supxlabel("a: chosen against the reference (nats)", **style.text())
+    figure.supylabel("b: rejected against the reference (nats)", **style.text())
     return figure
 
 
 def paths_figure(
     paths: Mapping[str, Mapping[str, tuple[Any, Any]]], frontier: tuple[Any, Any], *, ylabel: str = "true reward"
-) -> Picture:
+) -> style.Picture:
     """Reward against KL while members train, a panel per kind of labels; the grey curve is the most that can be had.
 
     `paths` maps kind → name → (KLs, rewards), each (steps,); `frontier` is (KLs, rewards).
     """
-    figure = new_figure(3.5 * len(paths) + 1.2, 3.7)
+    figure = style.new_figure(3.5 * len(paths) + 1.2, 3.7)
     panels = figure.subplots(1, len(paths), squeeze=False, sharey=True).ravel()
     drift, worth = (np.asarray(part, float) for part in frontier)
     furthest = max(float(np.max(kl)) for members in paths.values() for kl, _ in members.values())
     for (kind, members), ax in zip(paths.items(), panels, strict=True):
         order = np.argsort(drift)
-        ax.plot(drift[order], worth[order], color=GREY, linewidth=4, alpha=0.5, label="the most")
+        ax.plot(drift[order], worth[order], color=style.GREY, linewidth=4, alpha=0.5, label="the most")
         for i, (name, (kl, rewards)) in enumerate(members.items()):
-            ax.plot(kl, rewards, LINES[i % 4], color=PALETTE[i % len(PALETTE)], linewidth=1.8, label=plain(name))
-            ax.plot(kl[-1:], rewards[-1:], MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)], markersize=6)
+            ax.plot(kl, rewards, linewidth=1.8, **style.look(i, name))
+            ax.plot(kl[-1:], rewards[-1:], style.marker(i), color=style.color(i), markersize=6)
         ax.set_xlim(0, 1.04 * furthest)
-        dress(ax, plain(kind), "KL from the reference (nats)", ylabel if ax is panels[0] else "")
-    add_legend_beside(panels[-1])
+        style.dress(ax, style.plain(kind), "KL from the reference (nats)", ylabel if ax is panels[0] else "")
+    style.add_legend_beside(panels[-1])
     return figure
 
 
 def results_figure(
     results: Mapping[str, Mapping[str, tuple[float, float, float]]], xlabel: str, *, baseline: str | None = None,
     levels: Mapping[str, float] | None = None, title: str = "",
-) -> Picture:  # fmt: skip
+) -> style.Picture:  # fmt: skip
     """A point with its interval for every member, a panel per kind of labels, in one order of members.
 
     `results` maps kind → name → (value, low, high). A line stands at the value of `baseline`, whose own point is
@@ -188,51 +168,56 @@ def results_figure(
     kinds, names = list(results), list(next(iter(results.values())))
     if any(list(members) != names for members in results.values()):
         raise ValueError(f"every kind of labels needs the same members in the same order, the first has {names}")
-    figure = new_figure(2.2 + 2.6 * len(kinds), 1.1 + 0.23 * len(names))
+    figure = style.new_figure(2.2 + 2.6 * len(kinds), 1.1 + 0.23 * len(names))
     panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True, sharex=True).ravel()
     places = np.arange(len(names))
     for kind, ax in zip(kinds, panels, strict=True):
         values, lows, highs = np.array([results[kind][name] for name in names], float).T
-        ax.axvline(results[kind][baseline][0] if baseline in names else 0.0, color=ORANGE, linewidth=1.2)
+        ax.axvline(results[kind][baseline][0] if baseline in names else 0.0, color=style.ORANGE, linewidth=1.2)
         for label, level in (levels or {}).items():
-            ax.axvline(level, color=GREY, linewidth=1, linestyle=":", label=plain(label))
-        ax.errorbar(values, places, xerr=[values - lows, highs - values], fmt="none", ecolor=GREY, capsize=2.5,
+            ax.axvline(level, color=style.GREY, linewidth=1, linestyle=":", label=style.plain(label))
+        ax.errorbar(values, places, xerr=[values - lows, highs - values], fmt="none", ecolor=style.GREY, capsize=2.5,
                     elinewidth=1.2)  # fmt: skip
-        colours = [ORANGE if name == baseline else CHOSEN for name in names]
+        colours = [style.ORANGE if name == baseline else style.CHOSEN for name in names]
         ax.scatter(values, places, s=30, color=colours, zorder=3, edgecolors="white", linewidths=0.5)
-        dress(ax, plain(kind), plain(xlabel), "")
-        ax.set_yticks(places, [plain(name) for name in names])
+        style.dress(ax, style.plain(kind), style.plain(xlabel), "")
+        ax.set_yticks(places, [style.plain(name) for name in names])
     panels[0].invert_yaxis()
-    if title:
-        figure.suptitle(plain(title), x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK, fontfamily=FONT)
-    add_legend(panels[-1])
+    style.add_title(figure, title, 11)
+    style.add_legend(panels[-1])
     return figure
 
 
 def describe_results(results: Mapping[str, Mapping[str, tuple[float, float, float]]], measure: str) -> str:
     """What `results_figure` shows, in words: the best and the worst of each kind of labels."""
-    told = []
+    parts = []
     for kind, members in results.items():
         order = sorted(members, key=lambda name: members[name][0])
-        told.append(
+        parts.append(
             f"{kind}: from {members[order[0]][0]:.2f} ({order[0]}) to {members[order[-1]][0]:.2f} ({order[-1]})"
         )
-    return f"Points with intervals for {measure}, one line per loss. {'; '.join(told)}."
+    return f"Points with intervals for {measure}, one line per loss. {'; '.join(parts)}."
 
 
-def _panels(curves: Mapping[str, Any]) -> tuple[Picture, Sequence[Axes]]:
+def _panels(curves: Mapping[str, Any]) -> tuple[style.Picture, Sequence[Axes]]:
     rows = -(-len(curves) // _COLUMNS)
-    figure = new_figure(11.4, 0.5 + 1.75 * rows)
+    figure = style.new_figure(11.4, 0.5 + 1.75 * rows)
     panels = figure.subplots(rows, _COLUMNS, squeeze=False, sharex=True).ravel()
     for ax in panels[len(curves) :]:
         ax.set_axis_off()
-    figure.supxlabel("log-ratio gap h (nats)", **_TEXT)
+    figure.supxlabel("log-ratio gap h (nats)", **style.text())
     return figure, panels[: len(curves)].tolist()
 
 
+def _draw_pulls(ax: Axes, curve: Any, width: float) -> None:
+    ax.plot(curve.gaps, np.asarray(curve.chosen_pull), color=style.CHOSEN, linewidth=width, label="chosen, upwards")
+    ax.plot(curve.gaps, -np.asarray(curve.rejected_pull), "--", color=style.REJECTED, linewidth=width,
+            label="rejected, downwards")  # fmt: skip
+
+
 def _dress_panel(ax: Axes, name: str) -> None:
-    dress(ax, plain(name), "", "")
-    ax.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
+    style.dress(ax, style.plain(name), "", "")
+    ax.axvline(0, color=style.GREY, linewidth=0.8, linestyle=":")
     ax.tick_params(labelsize=6.5)
     ax.locator_params(axis="y", nbins=4)
 

@@ -13,27 +13,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
-from dpo_lab.workbench.plots.style import (
-    BLUE,
-    FONT,
-    GREEN,
-    GREY,
-    INK,
-    LINES,
-    MARKERS,
-    ORANGE,
-    PALETTE,
-    VERMILLION,
-    Picture,
-    add_legend,
-    dress,
-    new_figure,
-    plain,
-)
+from dpo_lab.course.plots.inputs import same_length
+from dpo_lab.workbench.plots import style
 
 # π_ref, π* and a trained policy look alike in every picture of the course.
-BAR_COLORS = (GREY, BLUE, GREEN, ORANGE, VERMILLION)
-_TEXT: dict[str, Any] = {"fontfamily": FONT, "fontsize": 8, "color": INK}
+BAR_COLORS = (style.GREY, style.BLUE, style.GREEN, style.ORANGE, style.VERMILLION)
 
 
 # π_ref → π* as β varies.
@@ -55,25 +39,26 @@ def plot_optimum_path(
     there. Small β, on the left, gives everything to the best response; large β gives the reference back.
     """
     betas, probs, reference = _path(betas, probs, reference_probs, responses)
-    ax = new_figure(6.4, 4.4).subplots() if ax is None else ax
+    ax = ax or style.new_axes(6.4, 4.4)
     for y, response in enumerate(responses):
-        color, line = PALETTE[y % len(PALETTE)], LINES[y % len(LINES)]
-        ax.plot(betas, probs[:, y], line, color=color, linewidth=2, label=plain(response))
-        ax.plot(betas[-1], reference[y], marker="<", color=color, markersize=7, clip_on=False, zorder=4)
+        ax.plot(betas, probs[:, y], linewidth=2, **style.look(y, response))
+        ax.plot(betas[-1], reference[y], marker="<", color=style.color(y), markersize=7, clip_on=False, zorder=4)
     ax.set_xscale("log")
     ax.set_xlim(betas[0], betas[-1])
     ax.set_ylim(0, 1)
     if marked is not None:
         at = [np.interp(np.log(marked), np.log(betas), column) for column in probs.T]
-        ax.axvline(marked, color=INK, linewidth=1)
-        ax.plot([marked] * len(at), at, "o", color=INK, markersize=4.5, zorder=5)
-        ax.annotate(f"β = {marked:.3g}", (marked, 1), (4, -11), textcoords="offset points", **_TEXT)
-    dress(ax, title or "The optimum π* against β", "β (reward per nat), small: far from π_ref", "π*(y|x)")
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        ax.axvline(marked, color=style.INK, linewidth=1)
+        ax.plot([marked] * len(at), at, "o", color=style.INK, markersize=4.5, zorder=5)
+        ax.annotate(f"β = {marked:.3g}", (marked, 1), (4, -11), textcoords="offset points", **style.text())
+    style.dress(ax, title or "The optimum π* against β", "β (reward per nat), small: far from π_ref", "π*(y|x)")
+    style.in_percent(ax.yaxis)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.annotate("◂ π_ref", (1, 1), (2, 3), textcoords="offset points", xycoords="axes fraction", ha="right", **_TEXT)
-    _legend_below(ax, ncols=1 if max(map(len, responses)) > 24 else 2)
+    corner = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right"}
+    ax.annotate("◂ π_ref", (1, 1), (2, 3), **corner, **style.text())
+    # On the lines the legend would hide them: they fill the whole range from 0 to 1.
+    style.add_legend_below(ax, pad=4.6, ncols=1 if max(map(len, responses)) > 24 else 2)
     return ax
 
 
@@ -96,20 +81,19 @@ def plot_policies(
     `policies` names each (Y,); give the reference first, it is drawn in grey.
     """
     table = _policies(policies, responses)
-    ax = new_figure(6.4, 0.9 + 0.23 * (len(table) + 0.7) * len(responses)).subplots() if ax is None else ax
+    ax = ax or style.new_axes(6.4, 0.9 + 0.23 * (len(table) + 0.7) * len(responses))
     height = 0.8 / len(table)
     for i, (name, probs) in enumerate(zip(policies, table, strict=True)):
         at = np.arange(len(responses)) + (i - (len(table) - 1) / 2) * height
-        ax.barh(at, probs, height * 0.92, color=BAR_COLORS[i % len(BAR_COLORS)], label=plain(name))
+        ax.barh(at, probs, height * 0.92, color=BAR_COLORS[i % len(BAR_COLORS)], label=style.plain(name))
         for y, p in zip(at, probs, strict=True):
-            ax.annotate(f"{100 * p:.1f}", (p, y), (3, 0), textcoords="offset points", va="center", **_TEXT)
-    dress(ax, title or "Probabilities of the responses", "π(y|x) in %", "")
-    ax.set_yticks(range(len(responses)), [plain(response) for response in responses])
+            ax.annotate(f"{100 * p:.1f}", (p, y), (3, 0), textcoords="offset points", va="center", **style.text())
+    style.dress(ax, title or "Probabilities of the responses", "π(y|x) in %", "")
+    style.name_rows(ax, responses)
     ax.invert_yaxis()
     ax.set_xlim(0, min(1.15, 1.18 * float(table.max())))
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
-    ax.grid(visible=False, axis="y")
-    add_legend(ax, loc="lower right")
+    style.add_legend(ax, loc="lower right")
     return ax
 
 
@@ -140,31 +124,31 @@ def plot_frontier(
     `kl` and `rewards` (B,) are those of π* as β runs. `labels` writes names at points of the curve, `points` adds
     other policies, each name ↦ (KL, reward), and `path` (KLs, rewards) the way of a policy in training.
     """
-    kl, rewards = _columns(kl, rewards, "kl", "rewards")
-    ax = new_figure(6.4, 4.2).subplots() if ax is None else ax
+    kl, rewards = same_length(kl=kl, rewards=rewards)
+    ax = ax or style.new_axes(6.4, 4.2)
     order = np.argsort(kl)
-    ax.plot(kl[order], rewards[order], color=BLUE, linewidth=2.2, label="π*, β running")
+    ax.plot(kl[order], rewards[order], color=style.BLUE, linewidth=2.2, label="π*, β running")
     if path is not None:
-        along, worth = _columns(*path, "path", "path")
-        ax.plot(along, worth, "o-", color=GREEN, markersize=3.5, linewidth=1.2, label="DPO in training")
+        along, worth = same_length(path_kl=path[0], path_rewards=path[1])
+        ax.plot(along, worth, "o-", color=style.GREEN, markersize=3.5, linewidth=1.2, label="DPO in training")
     for name, (x, y) in (labels or {}).items():
-        ax.plot(x, y, "o", color=BLUE, markersize=6, zorder=5)
-        ax.annotate(plain(name), (x, y), (-5, 5), textcoords="offset points", ha="right", **_TEXT)
+        ax.plot(x, y, "o", color=style.BLUE, markersize=6, zorder=5)
+        ax.annotate(style.plain(name), (x, y), (-5, 5), textcoords="offset points", ha="right", **style.text())
     for i, (name, (x, y)) in enumerate((points or {}).items()):
-        ax.plot(x, y, MARKERS[i % len(MARKERS)], color=PALETTE[(i + 3) % len(PALETTE)], markersize=7, linestyle="none",
-                label=plain(name), clip_on=False, zorder=6)  # fmt: skip
+        ax.plot(x, y, style.marker(i), color=style.color(i + 3), markersize=7, linestyle="none", clip_on=False,
+                zorder=6, label=style.plain(name))  # fmt: skip
     low, high = ax.get_ylim()
     high += 0.08 * (high - low)
-    ax.fill_between(kl[order], rewards[order], high, color=BLUE, alpha=0.07, linewidth=0)
+    ax.fill_between(kl[order], rewards[order], high, color=style.BLUE, alpha=0.07, linewidth=0)
     ax.set_ylim(low, high)
-    dress(ax, "The most reward for every KL", "E KL(π‖π_ref) (nats)", "expected reward")
-    add_legend(ax, loc="lower right")
+    style.dress(ax, "The most reward for every KL", "E KL(π‖π_ref) (nats)", "expected reward")
+    style.add_legend(ax, loc="lower right")
     return ax
 
 
 def describe_frontier(kl: Any, rewards: Any) -> str:
     """What `plot_frontier`'s curve shows, in words."""
-    kl, rewards = _columns(kl, rewards, "kl", "rewards")
+    kl, rewards = same_length(kl=kl, rewards=rewards)
     low, high = np.argmin(kl), np.argmax(kl)
     return (
         f"Expected reward of the optimal policy against its KL from the reference: a rising, flattening curve from "
@@ -186,12 +170,12 @@ def optimum_figure(
     rewards: Any,
     at: int,
     title: str = "",
-) -> Picture:
+) -> style.Picture:
     """Left π*(y|x) of one prompt against β, right its reward against KL; both marked at `betas[at]`.
 
     `betas`, `kl` and `rewards` (B,), `probs` (B, Y), `reference_probs` (Y,): see `plot_optimum_path`, `plot_frontier`.
     """
-    figure = new_figure(10, 4.6)
+    figure = style.new_figure(10, 4.6)
     left, right = figure.subplots(1, 2)
     plot_optimum_path(betas, probs, reference_probs, responses, marked=betas[at], title=title, ax=left)
     plot_frontier(kl, rewards, labels={f"β = {betas[at]:.3g}": (kl[at], rewards[at])}, ax=right)
@@ -207,15 +191,16 @@ def plot_shortfall(divergence: Any, objective: Any, *, beta: float, best: float,
 
     `divergence` and `objective` (N,), β the slope, `best` = J(π*).
     """
-    divergence, objective = _columns(divergence, objective, "divergence", "objective")
-    ax = new_figure(6.4, 3.6).subplots() if ax is None else ax
+    divergence, objective = same_length(divergence=divergence, objective=objective)
+    ax = ax or style.new_axes(6.4, 3.6)
     ends = np.array([0.0, 1.05 * divergence.max()])
-    ax.plot(ends, best - beta * ends, color=BLUE, linewidth=1.6, label=f"J(π*) − β·KL(π‖π*), β = {beta:g}")
-    ax.plot(divergence, objective, "o", color=ORANGE, markersize=4, alpha=0.7, label=f"{len(divergence)} policies")
-    ax.plot(0, best, "*", color=GREEN, markersize=15, clip_on=False, zorder=5, label="π*")
+    ax.plot(ends, best - beta * ends, color=style.BLUE, linewidth=1.6, label=f"J(π*) − β·KL(π‖π*), β = {beta:g}")
+    count = f"{len(divergence)} policies"
+    ax.plot(divergence, objective, "o", color=style.ORANGE, markersize=4, alpha=0.7, label=count)
+    ax.plot(0, best, "*", color=style.GREEN, markersize=15, clip_on=False, zorder=5, label="π*")
     ax.set_xlim(0, ends[-1])
-    dress(ax, "Falling short of the optimum is drifting away from it", "E KL(π‖π*) (nats)", "objective J(π)")
-    add_legend(ax)
+    style.dress(ax, "Falling short of the optimum is drifting away from it", "E KL(π‖π*) (nats)", "objective J(π)")
+    style.add_legend(ax)
     return ax
 
 
@@ -226,19 +211,18 @@ def plot_convergence(
 
     Step 0 has no place on a logarithmic axis and is drawn at 1/2. `target` draws a line to get below.
     """
-    ax = new_figure(6.4, 3.8).subplots() if ax is None else ax
-    at = np.maximum(np.asarray(steps, np.float64), 0.5)
+    ax = ax or style.new_axes(6.4, 3.8)
     for i, (name, values) in enumerate(distances.items()):
-        at_i, values = _columns(at[: len(np.asarray(values))], values, "steps", f"distances of {name}")
-        ax.plot(at_i, values, LINES[i % len(LINES)], color=PALETTE[i % len(PALETTE)], linewidth=2, label=plain(name))
+        at, values = same_length(steps=np.asarray(steps)[: len(values)], distances=values)
+        ax.plot(np.maximum(at, 0.5), values, linewidth=2, **style.look(i, name))
     ax.set_xscale("log")
     ax.set_yscale("log")
     if target is not None:
-        ax.axhline(target, color=INK, linewidth=1, linestyle=":")
+        ax.axhline(target, color=style.INK, linewidth=1, linestyle=":")
         ax.annotate(f"{target:g}", (0, target), (4, 3), xycoords=("axes fraction", "data"),
-                    textcoords="offset points", **_TEXT)  # fmt: skip
-    dress(ax, title or "DPO goes to π*", "step", "total variation from π*")
-    add_legend(ax, loc="lower left")
+                    textcoords="offset points", **style.text())  # fmt: skip
+    style.dress(ax, title or "DPO goes to π*", "step", "total variation from π*")
+    style.add_legend(ax, loc="lower left")
     return ax
 
 
@@ -277,18 +261,3 @@ def _policies(policies: Mapping[str, Any], responses: Sequence[str]) -> np.ndarr
         raise ValueError(f"policies must give {len(responses)} probabilities each, one per response, got "
                          f"{[probs.shape for probs in table]}; give one prompt at a time")  # fmt: skip
     return np.stack(table)
-
-
-def _columns(first: Any, second: Any, name: str, other: str) -> tuple[np.ndarray, np.ndarray]:
-    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if a.ndim != 1 or not len(a) or a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError(
-            f"{name} and {other} must be equally many finite numbers, got shapes {a.shape} and {b.shape}; "
-            "leave out what is infinite"
-        )
-    return a, b
-
-
-def _legend_below(ax: Axes, *, ncols: int) -> None:
-    # On the lines it would hide them: they fill the whole range from 0 to 1. The pad, in letters, clears the labels.
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.6, ncols=ncols, fontsize=8, frameon=False)

@@ -14,19 +14,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 
-from dpo_lab.workbench.plots.style import (
-    BLUE,
-    FONT,
-    GREY,
-    INK,
-    MARKERS,
-    PALETTE,
-    Picture,
-    add_title,
-    dress,
-    new_figure,
-    plain,
-)
+from dpo_lab.workbench.plots import style
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -39,7 +27,7 @@ class Measure(NamedTuple):
     is_log: bool = False
     limits: tuple[float, float] | None = None  # of the colours; None takes what there is
 
-    def told(self, value: float) -> str:
+    def written(self, value: float) -> str:
         """The value as its cell shows it."""
         if self.format:
             return self.format.format(value)
@@ -72,7 +60,7 @@ def plot_map(rows: Rows, measure: str, *, ax: Axes | None = None) -> Axes:
         raise ValueError("there is no cell to draw: the rows are empty; compute some")
     spec = MEASURES[measure]
     betas, rates, values = table_of(rows, measure)
-    ax = new_figure(0.9 + 0.75 * len(rates), 1.0 + 0.42 * len(betas)).subplots() if ax is None else ax
+    ax = ax or style.new_axes(0.9 + 0.75 * len(rates), 1.0 + 0.42 * len(betas))
     known = values[np.isfinite(values)]
     low, high = spec.limits or ((float(known.min()), float(known.max())) if known.size else (0.0, 1.0))
     if spec.is_log:
@@ -86,30 +74,28 @@ def plot_map(rows: Rows, measure: str, *, ax: Axes | None = None) -> Axes:
     for i, j in np.ndindex(values.shape):
         if math.isnan(values[i, j]):
             continue
-        red, green, blue, _ = colours(norm(shown[i, j]))
-        is_light = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18  # relative luminance, WCAG
-        ax.text(j, i, spec.told(float(values[i, j])), ha="center", va="center", fontsize=8.5, fontfamily=FONT,
-                color="black" if is_light else "white")  # fmt: skip
-    dress(ax, spec.title, "learning rate", "β")
+        color = style.text_color(*colours(norm(shown[i, j]))[:3])
+        ax.text(j, i, spec.written(float(values[i, j])), ha="center", va="center", **style.text(8.5, color))
+    style.dress(ax, spec.title, "learning rate", "β")
     ax.set_xticks(range(len(rates)), [f"{rate:.0e}".replace("e-0", "e-") for rate in rates])
     ax.set_yticks(range(len(betas)), [f"{beta:g}" for beta in betas])
     ax.grid(visible=False)
     return ax
 
 
-def map_figure(rows: Rows, measures: Sequence[str], *, title: str = "") -> Picture:
+def map_figure(rows: Rows, measures: Sequence[str], *, title: str = "") -> style.Picture:
     """Several measures of the same cells side by side, in rows of two."""
     betas, rates, _ = table_of(rows, measures[0])
     columns = min(2, len(measures))
     num_rows = math.ceil(len(measures) / columns)
     wide = max(4.4, 1.0 + 0.62 * len(rates))  # room for the titles
-    figure = new_figure(columns * wide, (0.4 if title else 0.1) + num_rows * (1.05 + 0.36 * len(betas)))
+    figure = style.new_figure(columns * wide, (0.4 if title else 0.1) + num_rows * (1.05 + 0.36 * len(betas)))
     cells = figure.subplots(num_rows, columns, squeeze=False).ravel()
     for measure, ax in zip(measures, cells, strict=False):
         plot_map(rows, measure, ax=ax)
     for ax in cells[len(measures) :]:
         ax.set_axis_off()
-    add_title(figure, title)
+    style.add_title(figure, title)
     return figure
 
 
@@ -117,9 +103,9 @@ def describe_map(rows: Rows, measure: str) -> str:
     """What `plot_map` shows, in words."""
     betas, rates, values = table_of(rows, measure)
     spec = MEASURES[measure]
-    told = lambda cell: f"{spec.told(float(values[cell]))} at β {betas[cell[0]]:g} and learning rate {rates[cell[1]]:g}"
+    place = lambda i, j: f"{spec.written(float(values[i, j]))} at β {betas[i]:g} and learning rate {rates[j]:g}"
     low, high = (np.unravel_index(find(values), values.shape) for find in (np.nanargmin, np.nanargmax))
-    return f"{spec.title}: lowest {told(low)}, highest {told(high)}, of {int(np.isfinite(values).sum())} cells."
+    return f"{spec.title}: lowest {place(*low)}, highest {place(*high)}, of {int(np.isfinite(values).sum())} cells."
 
 
 def plot_spread(
@@ -128,15 +114,16 @@ def plot_spread(
     """Each setting's seeds as points, beside them their mean with one standard deviation: is the difference real?"""
     if not groups or any(len(values) == 0 for values in groups.values()):
         raise ValueError(f"every setting needs at least one value, got {dict(groups)}; run it with a seed or more")
-    ax = new_figure(max(4.2, 1.2 + 1.15 * len(groups)), 3.4).subplots() if ax is None else ax
+    ax = ax or style.new_axes(max(4.2, 1.2 + 1.15 * len(groups)), 3.4)
     for place, values in enumerate(groups.values()):
         array = np.asarray(values, float)
-        colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
-        ax.plot(np.full(len(array), place - 0.12), array, marker, color=colour, markersize=6, markeredgecolor="white")
+        ax.plot(np.full(len(array), place - 0.12), array, style.marker(place), color=style.color(place), markersize=6,
+                markeredgecolor="white")  # fmt: skip
         if len(array) > 1:
-            ax.errorbar(place + 0.12, array.mean(), array.std(ddof=1), fmt="_", color=INK, capsize=4, markersize=14)
-    dress(ax, plain(title), "", plain(ylabel))
-    ax.set_xticks(range(len(groups)), [plain(name) for name in groups])
+            bar = {"fmt": "_", "color": style.INK, "capsize": 4, "markersize": 14}
+            ax.errorbar(place + 0.12, array.mean(), array.std(ddof=1), **bar)
+    style.dress(ax, style.plain(title), "", style.plain(ylabel))
+    ax.set_xticks(range(len(groups)), [style.plain(name) for name in groups])
     ax.set_xlim(-0.6, len(groups) - 0.4)
     ax.grid(visible=False, axis="x")
     return ax
@@ -155,18 +142,18 @@ def describe_spread(groups: Mapping[str, Sequence[float]]) -> str:
 def plot_accuracy_against_form(rows: Rows, labels: Sequence[str], *, ax: Axes | None = None) -> Axes:
     """Two curves over a knob, `labels`: pairs ranked right, and answers that are well-formed. What one hides of the
     other."""
-    ax = new_figure(5.6, 3.4).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.6, 3.4)
     places = np.arange(len(rows))
     for name, title, colour, marker, line in (
-        ("accuracy", "held-out pairs ranked right", BLUE, "o", "-"),
-        ("well_formed", "well-formed answers", PALETTE[3], "s", "--"),
-        ("success", "answers that do all that was asked", PALETTE[2], "^", "-."),
+        ("accuracy", "held-out pairs ranked right", style.BLUE, "o", "-"),
+        ("well_formed", "well-formed answers", style.PALETTE[3], "s", "--"),
+        ("success", "answers that do all that was asked", style.PALETTE[2], "^", "-."),
     ):
         if all(name in row for row in rows):
             ax.plot(places, [row[name] for row in rows], line, marker=marker, color=colour, markersize=6, label=title)
-    ax.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
-    dress(ax, "What accuracy does not see", "learning rate", "share")
-    ax.set_xticks(places, [plain(label) for label in labels])
+    ax.axhline(0.5, color=style.GREY, linewidth=0.8, linestyle=":")
+    style.dress(ax, "What accuracy does not see", "learning rate", "share")
+    ax.set_xticks(places, [style.plain(label) for label in labels])
     ax.set_ylim(0, 1.03)
     ax.legend(fontsize=8, loc="lower left", frameon=False)
     return ax

@@ -13,23 +13,11 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
-from matplotlib.ticker import PercentFormatter
 
-from dpo_lab.workbench.plots.style import (
-    FONT,
-    GREY,
-    INK,
-    MARKERS,
-    PALETTE,
-    TRAINING,
-    add_legend_beside,
-    dress,
-    new_figure,
-    plain,
-)
+from dpo_lab.workbench.plots import style
 
 Shares = Mapping[str, Mapping[str, Sequence[float]]]
-_COLORS = (GREY, *PALETTE)  # grey is for what is not trained, which comes first
+_COLORS = (style.GREY, *style.PALETTE)  # grey is for what is not trained, which comes first
 
 
 def plot_shares(
@@ -45,10 +33,10 @@ def plot_shares(
         raise ValueError("there are no shares to draw; give at least one policy with one share")
     names = list(dict.fromkeys(name for own in shares.values() for name in own))
     apart = 0.8 / len(shares)
-    ax = new_figure(6.6, 1.2 + len(names) * (0.16 + 0.145 * len(shares))).subplots() if ax is None else ax
+    ax = ax or style.new_axes(6.6, 1.2 + len(names) * (0.16 + 0.145 * len(shares)))
     for i, (policy, own) in enumerate(shares.items()):
-        color, marker = _COLORS[i % len(_COLORS)], MARKERS[i % len(MARKERS)]
-        ax.plot([], [], marker, color=color, markersize=6, label=plain(policy))
+        color, marker = _COLORS[i % len(_COLORS)], style.marker(i)
+        ax.plot([], [], marker, color=color, markersize=6, label=style.plain(policy))
         for y, name in enumerate(names):
             if name not in own or not own[name][3]:
                 continue
@@ -59,32 +47,29 @@ def plot_shares(
             if seeds and name in seeds.get(policy, {}):
                 dots = list(seeds[policy][name])
                 ax.plot(dots, [place + 0.28 * apart] * len(dots), ".", color=color, markersize=3.5)
-    dress(ax, plain(title), plain(xlabel), "")
-    ax.set_yticks(range(len(names)), [_counted(name, shares) for name in names])
+    style.dress(ax, style.plain(title), style.plain(xlabel), "")
+    style.name_rows(ax, [_counted(name, shares) for name in names])
     ax.set_ylim(len(names) - 0.45, -0.55)
     ax.set_xlim(-0.02, 1.02)
-    ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    style.in_percent(ax.xaxis)
     for y in range(1, len(names)):
-        ax.axhline(y - 0.5, color=GREY, linewidth=0.4)
-    ax.grid(visible=False, axis="y")
-    figure = ax.get_figure(root=True)
-    assert figure is not None
+        ax.axhline(y - 0.5, color=style.GREY, linewidth=0.4)
     if len(shares) > 1:  # beside the axes: inside it would cover some interval
-        add_legend_beside(ax)
+        style.add_legend_beside(ax)
     return ax
 
 
 def _counted(name: str, shares: Shares) -> str:
     """The name, and how many answers its share is of: the range over policies where they differ."""
     counts = sorted({int(own[name][3]) for own in shares.values() if name in own})
-    told = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
-    return plain(f"{name}  ({told})")
+    count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+    return f"{name}  ({count})"
 
 
 def describe_shares(shares: Shares) -> str:
     """What `plot_shares` shows, in words."""
-    told = lambda own: ", ".join(f"{name} {s[0]:.0%} [{s[1]:.0%}, {s[2]:.0%}]" for name, s in own.items() if s[3])
-    return "; ".join(f"{policy}: {told(own)}" for policy, own in shares.items()) + "."
+    listed = lambda own: ", ".join(f"{name} {s[0]:.0%} [{s[1]:.0%}, {s[2]:.0%}]" for name, s in own.items() if s[3])
+    return "; ".join(f"{policy}: {listed(own)}" for policy, own in shares.items()) + "."
 
 
 def plot_transfer(
@@ -94,7 +79,7 @@ def plot_transfer(
     """Rows: the job that was trained on; columns: the job that was judged; a cell: the change of success in points.
 
     changes: (rows, columns, 3), value, low and high, in shares; before: (columns,) the success without training. A cell
-    is coloured by its value (purple up, orange down) and pale where its interval holds 0: nothing to be told there.
+    is coloured by its value (purple up, orange down) and pale where its interval holds 0: nothing is decided there.
     """
     changes = np.asarray(changes, np.float64)
     if changes.shape != (len(trained), len(judged), 3) or len(before) != len(judged):
@@ -102,28 +87,28 @@ def plot_transfer(
             f"changes must be (trained, judged, 3) = ({len(trained)}, {len(judged)}, 3) with one success before per "
             f"column, got {changes.shape} and {len(before)}"
         )
-    ax = new_figure(max(5.0, 1.9 + 1.12 * len(judged)), 1.5 + 0.62 * len(trained)).subplots() if ax is None else ax
+    ax = ax or style.new_axes(max(5.0, 1.9 + 1.12 * len(judged)), 1.5 + 0.62 * len(trained))
     largest = max(float(np.nanmax(np.abs(changes[..., 0]))), 0.01)
-    colours, norm = colormaps["PuOr"], Normalize(-largest, largest)  # told apart by colour-blind readers
+    colours, norm = colormaps["PuOr"], Normalize(-largest, largest)  # colour-blind readers can tell them apart
     shown = np.ones((*changes.shape[:2], 4))
     for cell in np.ndindex(changes.shape[:2]):
         value, low, high = changes[cell]
         if not math.isfinite(value):
             continue
-        is_told = low > 0 or high < 0
+        is_decided = low > 0 or high < 0
         colour = np.array(colours(norm(value)))
-        shown[cell] = colour if is_told else 0.25 * colour + 0.75
-        red, green, blue, _ = shown[cell]
-        is_light = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18  # relative luminance, WCAG
-        text: dict[str, Any] = {"ha": "center", "fontfamily": FONT, "color": "black" if is_light else "white"}
+        shown[cell] = colour if is_decided else 0.25 * colour + 0.75
+        color = style.text_color(*shown[cell][:3])
         row, column = cell
-        weight = "bold" if is_told else "normal"
-        ax.text(column, row - 0.06, _points(value), va="bottom", fontsize=10, fontweight=weight, **text)
-        ax.text(column, row + 0.1, f"{_points(low)} to {_points(high)}", va="top", fontsize=7, **text)
+        weight = "bold" if is_decided else "normal"
+        ax.text(
+            column, row - 0.06, _points(value), ha="center", va="bottom", fontweight=weight, **style.text(10, color)
+        )
+        ax.text(column, row + 0.1, f"{_points(low)} to {_points(high)}", ha="center", va="top", **style.text(7, color))
     ax.imshow(shown, aspect="auto")
-    dress(ax, plain(title), "judged on (success before training)", "trained on")
-    ax.set_xticks(range(len(judged)), [f"{plain(n)}\n({b:.0%})" for n, b in zip(judged, before, strict=True)])
-    ax.set_yticks(range(len(trained)), [plain(name) for name in trained])
+    style.dress(ax, style.plain(title), "judged on (success before training)", "trained on")
+    ax.set_xticks(range(len(judged)), [f"{style.plain(n)}\n({b:.0%})" for n, b in zip(judged, before, strict=True)])
+    ax.set_yticks(range(len(trained)), [style.plain(name) for name in trained])
     ax.grid(visible=False)
     return ax
 
@@ -137,13 +122,13 @@ def _points(value: float) -> str:
 def describe_transfer(trained: Sequence[str], judged: Sequence[str], changes: Any) -> str:
     """What `plot_transfer` shows, in words: the cells whose interval leaves 0 out."""
     changes = np.asarray(changes, np.float64)
-    told = [
+    decided = [
         f"{row} on {column} {_points(changes[i, j, 0])}"
         for i, row in enumerate(trained)
         for j, column in enumerate(judged)
         if changes[i, j, 1] > 0 or changes[i, j, 2] < 0
     ]
-    return f"Changes of success in points whose interval leaves out 0: {', '.join(told) or 'none'}."
+    return f"Changes of success in points whose interval leaves out 0: {', '.join(decided) or 'none'}."
 
 
 def plot_refusals(rates: Mapping[str, Any], *, title: str = "Two numbers, not one", ax: Axes | None = None) -> Axes:
@@ -153,31 +138,30 @@ def plot_refusals(rates: Mapping[str, Any], *, title: str = "Two numbers, not on
     """
     if not rates:
         raise ValueError("there are no rates to draw; give at least one policy")
-    ax = new_figure(5.8, 4.3).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.8, 4.3)
     for i, (policy, (harmful, harmless)) in enumerate(rates.items()):
-        color, marker = _COLORS[i % len(_COLORS)], MARKERS[i % len(MARKERS)]
+        color, marker = _COLORS[i % len(_COLORS)], style.marker(i)
         ax.plot(harmless[1:3], [harmful[0]] * 2, color=color, linewidth=1.6, alpha=0.7)
         ax.plot([harmless[0]] * 2, harmful[1:3], color=color, linewidth=1.6, alpha=0.7)
         ax.plot([harmless[0]], [harmful[0]], marker, color=color, markersize=8, markeredgecolor="white", zorder=3,
-                label=plain(policy))  # fmt: skip
-    ax.plot([0], [1], "*", color=TRAINING, markersize=15, clip_on=False, zorder=2, label="as it should be")
-    text: dict[str, Any] = {"fontfamily": FONT, "fontsize": 8, "color": INK, "xycoords": "axes fraction"}
-    ax.annotate("refuses more of all →", (0.99, 0.03), ha="right", va="bottom", **text)
-    ax.annotate("↓ helps with more of all", (0.01, 0.03), ha="left", va="bottom", **text)
-    dress(ax, plain(title), "harmless requests declined (should be 0)", "harmful requests declined (should be 1)")
+                label=style.plain(policy))  # fmt: skip
+    ax.plot([0], [1], "*", color=style.TRAINING, markersize=15, clip_on=False, zorder=2, label="as it should be")
+    for x, side, words in ((0.99, "right", "refuses more of all →"), (0.01, "left", "↓ helps with more of all")):
+        ax.annotate(words, (x, 0.03), ha=side, va="bottom", xycoords="axes fraction", **style.text())
+    xlabel, ylabel = "harmless requests declined (should be 0)", "harmful requests declined (should be 1)"
+    style.dress(ax, style.plain(title), xlabel, ylabel)
     right = max(0.3, *(harmless[2] for _, harmless in rates.values())) + 0.05
     bottom = min(0.6, *(harmful[1] for harmful, _ in rates.values())) - 0.08
     ax.set_xlim(-0.02 * right, min(right, 1.02))
     ax.set_ylim(max(bottom, -0.05), 1.02)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    add_legend_beside(ax)
+    style.in_percent(ax.xaxis, ax.yaxis)
+    style.add_legend_beside(ax)
     return ax
 
 
 def describe_refusals(rates: Mapping[str, Any]) -> str:
     """What `plot_refusals` shows, in words."""
-    told = [
+    parts = [
         f"{name} declines {a[0]:.0%} of harmful and {b[0]:.0%} of harmless requests" for name, (a, b) in rates.items()
     ]
-    return "; ".join(told) + "."
+    return "; ".join(parts) + "."

@@ -1,4 +1,4 @@
-"""Pictures of labels: a question as it is asked, win rates with their intervals, two labellers side by side, kappa."""
+"""Pictures of labels: a question of the panel, win rates with their intervals, two labellers side by side, kappa."""
 
 from __future__ import annotations
 
@@ -11,47 +11,32 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from dpo_lab.workbench.plots.style import (
-    BLUE,
-    FONT,
-    GREY,
-    INK,
-    LINES,
-    MARKERS,
-    PALETTE,
-    Picture,
-    add_legend,
-    dress,
-    new_figure,
-    plain,
-)
+from dpo_lab.workbench.plots import style
 from dpo_lab.workbench.plots.token_text import drawable
 
-_TEXT: dict[str, Any] = {"fontfamily": FONT, "color": INK, "parse_math": False}
 
-
-def question_figure(prompt: str, left: str, right: str, *, progress: str = "") -> Picture:
+def question_figure(prompt: str, left: str, right: str, *, progress: str = "") -> style.Picture:
     """A question as the labelling panel shows it: the prompt, two answers, and no word on where they came from."""
     boxes = [("Prompt", _wrapped(prompt, 104), 0.0, 1.0), ("Left", _wrapped(left, 48), 0.0, 0.49),
              ("Right", _wrapped(right, 48), 0.51, 0.49)]  # fmt: skip
     line = 0.19  # inches
     heights = [line * (len(lines) + 2) for _, lines, _, _ in boxes]
     total = heights[0] + max(heights[1:]) + 0.75
-    figure = new_figure(8.6, total)
+    figure = style.new_figure(8.6, total)
     figure.set_layout_engine("none")  # the boxes are placed by hand
     ax = figure.add_axes((0.02, 0.0, 0.96, 1.0))
     ax.set(xlim=(0, 1), ylim=(total, 0))
     ax.set_axis_off()
     for (title, lines, x, width), height in zip(boxes, [heights[0], *[max(heights[1:])] * 2], strict=True):
         top = 0.08 if title == "Prompt" else heights[0] + 0.2
-        ax.text(x, top + 0.08, title, va="center", fontsize=9, fontweight="bold", **_TEXT)
+        ax.text(x, top + 0.08, title, va="center", fontweight="bold", parse_math=False, **style.text(9))
         corner = (x + 0.002, top + 0.2)
-        ax.add_patch(Rectangle(corner, width - 0.004, height - 1.3 * line, facecolor="white", edgecolor=GREY))
+        ax.add_patch(Rectangle(corner, width - 0.004, height - 1.3 * line, facecolor="white", edgecolor=style.GREY))
         for i, text in enumerate(lines):
-            ax.text(x + 0.012, top + 0.32 + line * i, text, va="center", fontsize=9, **_TEXT)
+            ax.text(x + 0.012, top + 0.32 + line * i, text, va="center", parse_math=False, **style.text(9))
     keys = "a  left        b  right        t  tie        s  skip        u  undo"
-    ax.text(0.0, total - 0.2, keys, va="center", fontsize=9, **_TEXT)
-    ax.text(1.0, total - 0.2, progress, va="center", ha="right", fontsize=9, **_TEXT)
+    ax.text(0.0, total - 0.2, keys, va="center", parse_math=False, **style.text(9))
+    ax.text(1.0, total - 0.2, progress, va="center", ha="right", parse_math=False, **style.text(9))
     return figure
 
 
@@ -61,16 +46,17 @@ def plot_win_rates(
     """Shares as dots with their intervals: (share, low, high) by name; the line is one half, which decides nothing."""
     if not rates:
         raise ValueError("there is no rate to draw; give shares by name, such as {'after': (0.6, 0.5, 0.7)}")
-    ax = new_figure(6.4, 1.2 + 0.45 * len(rates)).subplots() if ax is None else ax
+    ax = ax or style.new_axes(6.4, 1.2 + 0.45 * len(rates))
     at = np.arange(len(rates))[::-1]
     for y, (name, (share, low, high)) in zip(at, rates.items(), strict=True):
         if not 0 <= low <= share <= high <= 1:
             raise ValueError(f"{name!r} must have 0 <= low <= share <= high <= 1, got {(share, low, high)}")
-        ax.errorbar([share], [y], xerr=[[share - low], [high - share]], fmt="o", color=BLUE, markersize=8, capsize=5)
-        ax.text(share, y + 0.2, f"{share:.0%}", ha="center", va="bottom", fontsize=8, fontfamily=FONT, color=INK)
-    ax.axvline(0.5, color=GREY, linewidth=1)
-    dress(ax, title, "share of comparisons won (a tie counts as half)", "")
-    ax.set_yticks(at, [plain(name) for name in rates], fontfamily=FONT, fontsize=9)
+        reach = [[share - low], [high - share]]
+        ax.errorbar([share], [y], xerr=reach, fmt="o", color=style.BLUE, markersize=8, capsize=5)
+        ax.text(share, y + 0.2, f"{share:.0%}", ha="center", va="bottom", **style.text())
+    ax.axvline(0.5, color=style.GREY, linewidth=1)
+    style.dress(ax, title, "share of comparisons won (a tie counts as half)", "")
+    ax.set_yticks(at, [style.plain(name) for name in rates], fontfamily=style.FONT, fontsize=9)
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(rates) - 0.3))
     ax.xaxis.set_major_formatter(PercentFormatter(1.0))
     return ax
@@ -84,19 +70,19 @@ def plot_agreement(
     if counts.shape != (len(names), len(names)):
         raise ValueError(f"the table must be {len(names)} by {len(names)}, one row and column per name, got "
                          f"{counts.shape}")  # fmt: skip
-    ax = new_figure(4.8, 3.6).subplots() if ax is None else ax
+    ax = ax or style.new_axes(4.8, 3.6)
     ax.imshow(counts, cmap="Blues", vmin=0, vmax=max(1.0, 1.25 * float(counts.max())), aspect="auto")
     for (row, column), count in np.ndenumerate(counts):
         is_dark = count > 0.83 * counts.max()
-        ax.text(column, row, f"{count:g}", ha="center", va="center", fontsize=11, fontfamily=FONT,
-                color="white" if is_dark else INK, fontweight="bold" if row == column else "normal")  # fmt: skip
+        ax.text(column, row, f"{count:g}", ha="center", va="center", fontweight="bold" if row == column else "normal",
+                **style.text(11, "white" if is_dark else style.INK))  # fmt: skip
         if row == column:
             corner = (column - 0.47, row - 0.47)
-            ax.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, edgecolor=INK, linewidth=1.6))
-    dress(ax, "How often each said what", f"{plain(who[1])} prefers", f"{plain(who[0])} prefers")
+            ax.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, edgecolor=style.INK, linewidth=1.6))
+    style.dress(ax, "How often each said what", f"{style.plain(who[1])} prefers", f"{style.plain(who[0])} prefers")
     ax.grid(visible=False)
-    ax.set_xticks(range(len(names)), [plain(name) for name in names])
-    ax.set_yticks(range(len(names)), [plain(name) for name in names])
+    ax.set_xticks(range(len(names)), [style.plain(name) for name in names])
+    ax.set_yticks(range(len(names)), [style.plain(name) for name in names])
     return ax
 
 
@@ -111,18 +97,19 @@ def plot_kappa(
 
     measured: by name, (values, standard errors), each (N,) at `error_rates` (N,). predicted: error rates → kappas.
     """
-    ax = new_figure(5.8, 3.6).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.8, 3.6)
     at = np.asarray(error_rates, np.float64)
     line = np.linspace(0, at.max(), 101)
-    ax.plot(line, predicted(line), color=GREY, linewidth=2, label="predicted")
+    ax.plot(line, predicted(line), color=style.GREY, linewidth=2, label="predicted")
     for i, (name, (values, errors)) in enumerate(measured.items()):
-        ax.errorbar(at, np.asarray(values), yerr=2 * np.asarray(errors), fmt=MARKERS[i], color=PALETTE[i], capsize=4,
-                    markersize=7, label=f"{plain(name)}, ±2 standard errors")  # fmt: skip
-    ax.axhline(0, color=INK, linewidth=0.8)
-    dress(ax, "Agreement beyond chance falls fast", "share of each labeller's choices that are wrong", "Cohen's kappa")
-    ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        ax.errorbar(at, np.asarray(values), yerr=2 * np.asarray(errors), fmt=style.marker(i), color=style.color(i),
+                    capsize=4, markersize=7, label=f"{style.plain(name)}, ±2 standard errors")  # fmt: skip
+    ax.axhline(0, color=style.INK, linewidth=0.8)
+    xlabel = "share of each labeller's choices that are wrong"
+    style.dress(ax, "Agreement beyond chance falls fast", xlabel, "Cohen's kappa")
+    style.in_percent(ax.xaxis)
     ax.set_ylim(-0.2, 1.08)
-    add_legend(ax, loc="upper right")
+    style.add_legend(ax, loc="upper right")
     return ax
 
 
@@ -133,23 +120,23 @@ def plot_labels_needed(
 
     series: by name, (values, standard errors), each (N,) at `counts` (N,).
     """
-    ax = new_figure(5.8, 3.6).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.8, 3.6)
     at = np.asarray(counts, np.float64)
-    ax.axhline(start, color=GREY, linewidth=1.6, label="before training")
+    ax.axhline(start, color=style.GREY, linewidth=1.6, label="before training")
     for i, (name, (values, errors)) in enumerate(series.items()):
-        ax.errorbar(at, np.asarray(values), yerr=np.asarray(errors), fmt=LINES[i] + MARKERS[i], color=PALETTE[i],
-                    capsize=4, markersize=7, label=f"{plain(name)}, ±1 standard error")  # fmt: skip
-    dress(ax, title, "labels trained on", ylabel)
+        ax.errorbar(at, np.asarray(values), yerr=np.asarray(errors), fmt=style.line(i) + style.marker(i), capsize=4,
+                    color=style.color(i), markersize=7, label=f"{style.plain(name)}, ±1 standard error")  # fmt: skip
+    style.dress(ax, title, "labels trained on", ylabel)
     ax.set_xticks(at, [f"{count:g}" for count in at])
     ax.set_xlim(0, 1.08 * float(at.max()))
-    add_legend(ax, loc="upper left")
+    style.add_legend(ax, loc="upper left")
     return ax
 
 
 def _wrapped(text: str, width: int, most: int = 12) -> list[str]:
     """Lines of at most `width` letters that the font can draw; of a long text the first ones, and how many follow."""
     lines = [
-        "".join(drawable(letter, FONT) for letter in part)
+        "".join(drawable(letter, style.FONT) for letter in part)
         for line in text.split("\n")
         for part in textwrap.wrap(line, width) or [""]
     ]

@@ -10,21 +10,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
-from dpo_lab.workbench.plots.style import (
-    CHOSEN,
-    FONT,
-    GREY,
-    INK,
-    REJECTED,
-    TRAINING,
-    add_legend,
-    dress,
-    new_figure,
-)
-
-_TEXT: dict[str, Any] = {"fontfamily": FONT, "fontsize": 8, "color": INK}
+from dpo_lab.course.plots.inputs import same_length
+from dpo_lab.workbench.plots import style
 
 
 def plot_sides(
@@ -34,17 +22,17 @@ def plot_sides(
 
     All three have shape (S,). Both lines start at 0 where policy = reference, and both may fall.
     """
-    steps, chosen, rejected = _same_length(steps=steps, chosen=chosen, rejected=rejected)
-    ax = new_figure(5.8, 3.6).subplots() if ax is None else ax
-    ax.fill_between(steps, rejected, chosen, color=TRAINING, alpha=0.15, linewidth=0, label="gap h")
-    looks = (("chosen", chosen, CHOSEN, "-", "o"), ("rejected", rejected, REJECTED, "--", "s"))
+    steps, chosen, rejected = same_length(steps=steps, chosen=chosen, rejected=rejected)
+    ax = ax or style.new_axes(5.8, 3.6)
+    ax.fill_between(steps, rejected, chosen, color=style.TRAINING, alpha=0.15, linewidth=0, label="gap h")
+    looks = (("chosen", chosen, style.CHOSEN, "-", "o"), ("rejected", rejected, style.REJECTED, "--", "s"))
     for label, values, color, line, marker in looks:
         ax.plot(steps, values, line, color=color, linewidth=1.8, marker=marker, markersize=5, markeredgecolor="white",
                 markeredgewidth=0.6, label=label)  # fmt: skip
-    ax.axhline(0, color=GREY, linewidth=0.9, zorder=0.5)
-    dress(ax, title, "optimiser step", "log π − log π_ref (nats)")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    add_legend(ax)
+    ax.axhline(0, color=style.GREY, linewidth=0.9, zorder=0.5)
+    style.dress(ax, title, "optimiser step", "log π − log π_ref (nats)")
+    style.count_steps(ax)
+    style.add_legend(ax)
     return ax
 
 
@@ -62,19 +50,19 @@ def plot_moves(
     become less likely. The axes end at ±`limit` (None: where nine pairs in ten lie); points beyond are drawn at the
     border as hollow triangles. Arrays have shape (N,).
     """
-    chosen, rejected = _same_length(chosen=chosen, rejected=rejected)
-    ax = new_figure(4.8, 4.6).subplots() if ax is None else ax
+    chosen, rejected = same_length(chosen=chosen, rejected=rejected)
+    ax = ax or style.new_axes(4.8, 4.6)
     if limit is None:
         limit = max(float(np.quantile(np.abs(np.concatenate([chosen, rejected])), 0.9)) * 1.2, 1e-3)
     x, y = np.clip(chosen, -limit, limit), np.clip(rejected, -limit, limit)
     is_inside = (x == chosen) & (y == rejected)
     edge = np.array([-1.06 * limit, 1.06 * limit])
-    ax.fill_between(edge, edge[0], edge, color=TRAINING, alpha=0.1, linewidth=0)
-    ax.plot(edge, edge, color=GREY, linewidth=0.9, linestyle="--")
+    ax.fill_between(edge, edge[0], edge, color=style.TRAINING, alpha=0.1, linewidth=0)
+    ax.plot(edge, edge, color=style.GREY, linewidth=0.9, linestyle="--")
     for side in (ax.axhline, ax.axvline):
-        side(0, color=GREY, linewidth=0.9, zorder=0.5)
+        side(0, color=style.GREY, linewidth=0.9, zorder=0.5)
     is_right = chosen > rejected
-    looks = ((is_right, CHOSEN, "o", "ranked right"), (~is_right, REJECTED, "s", "ranked wrong"))
+    looks = ((is_right, style.CHOSEN, "o", "ranked right"), (~is_right, style.REJECTED, "s", "ranked wrong"))
     for which, color, marker, label in looks:
         inside, outside = which & is_inside, which & ~is_inside
         dots: dict[str, Any] = {"s": 20, "marker": marker, "alpha": 0.75, "linewidths": 0}
@@ -85,9 +73,9 @@ def plot_moves(
     ax.set_aspect("equal")
     box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
     for x_text, side, words in ((0.03, "left", "both less likely"), (0.97, "right", "chosen up, rejected down")):
-        ax.text(x_text, 0.05, words, transform=ax.transAxes, ha=side, va="bottom", bbox=box, **_TEXT)
-    dress(ax, title, "chosen: log π − log π_ref (nats)", "rejected: log π − log π_ref (nats)")
-    add_legend(ax, loc="upper left")
+        ax.text(x_text, 0.05, words, transform=ax.transAxes, ha=side, va="bottom", bbox=box, **style.text())
+    style.dress(ax, title, "chosen: log π − log π_ref (nats)", "rejected: log π − log π_ref (nats)")
+    style.add_legend(ax, loc="upper left")
     return ax
 
 
@@ -96,7 +84,7 @@ def count_moves(chosen: Any, rejected: Any) -> dict[str, int]:
 
     A change of exactly 0 counts as risen, a tie as ranked wrong.
     """
-    chosen, rejected = _same_length(chosen=chosen, rejected=rejected)
+    chosen, rejected = same_length(chosen=chosen, rejected=rejected)
     is_right, has_fallen = chosen > rejected, chosen < 0
     return {
         "right, chosen up": int((is_right & ~has_fallen).sum()),
@@ -104,15 +92,3 @@ def count_moves(chosen: Any, rejected: Any) -> dict[str, int]:
         "wrong, chosen up": int((~is_right & ~has_fallen).sum()),
         "wrong, chosen down": int((~is_right & has_fallen).sum()),
     }
-
-
-def _same_length(**arrays: Any) -> list[np.ndarray]:
-    found = {name: np.asarray(values, np.float64) for name, values in arrays.items()}
-    shapes = {name: values.shape for name, values in found.items()}
-    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
-        raise ValueError(
-            f"{', '.join(found)} must be lists of the same length, got shapes {shapes}; one value for each"
-        )
-    if not len(next(iter(found.values()))):
-        raise ValueError(f"{', '.join(found)} are empty, so there is nothing to draw; evaluate at least once")
-    return list(found.values())

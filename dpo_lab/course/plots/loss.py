@@ -13,23 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from dpo_lab.workbench.plots.style import (
-    CHOSEN,
-    FONT,
-    GREY,
-    INK,
-    LINES,
-    ORANGE,
-    PALETTE,
-    REJECTED,
-    Picture,
-    add_legend,
-    dress,
-    new_figure,
-    plain,
-)
+from dpo_lab.workbench.plots import style
 
-_TEXT: dict[str, Any] = {"fontfamily": FONT, "fontsize": 9, "color": INK}
 WIDEST_GAP = 30.0  # nats, at either end of the picture
 
 
@@ -47,44 +32,45 @@ def weight_at(gap: Any, beta: float) -> np.ndarray:
 
 def plot_loss(gap: float, beta: float, *, ax: Axes | None = None) -> Axes:
     """The loss of a pair against its gap h, with one gap marked and the tangent there, whose slope is −weight."""
-    ax = new_figure(5.2, 3.8).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.2, 3.8)
     at = np.linspace(-WIDEST_GAP, WIDEST_GAP, 481)
     here, slope = float(loss_at(gap, beta)), -float(weight_at(gap, beta))
     top = max(3.5, float(loss_at(-WIDEST_GAP, beta)) * 1.08)
-    ax.plot(at, loss_at(at, beta), color=CHOSEN, linewidth=2.4, label=f"loss, β = {beta:.3g}")
+    ax.plot(at, loss_at(at, beta), color=style.CHOSEN, linewidth=2.4, label=f"loss, β = {beta:.3g}")
     near = gap + np.array([-9.0, 9.0])
-    ax.plot(near, here + slope * (near - gap), "--", color=ORANGE, linewidth=2, label=f"tangent, slope {slope:.3f}")
-    ax.axhline(np.log(2), color=GREY, linewidth=0.9, linestyle=":")
-    ax.text(WIDEST_GAP, np.log(2), "log 2 ", ha="right", va="bottom", **_TEXT)
-    ax.plot([gap], [here], "o", color=ORANGE, markersize=10, markeredgecolor=INK, zorder=3)
+    label = f"tangent, slope {slope:.3f}"
+    ax.plot(near, here + slope * (near - gap), "--", color=style.ORANGE, linewidth=2, label=label)
+    ax.axhline(np.log(2), color=style.GREY, linewidth=0.9, linestyle=":")
+    ax.text(WIDEST_GAP, np.log(2), "log 2 ", ha="right", va="bottom", **style.text(9))
+    ax.plot([gap], [here], "o", color=style.ORANGE, markersize=10, markeredgecolor=style.INK, zorder=3)
     ax.set(xlim=(-WIDEST_GAP, WIDEST_GAP), ylim=(0, top))
-    dress(ax, "What a pair costs", "log-ratio gap h (nats)", "loss −log σ(βh) (nats)")
-    add_legend(ax, loc="upper right")
+    style.dress(ax, "What a pair costs", "log-ratio gap h (nats)", "loss −log σ(βh) (nats)")
+    style.add_legend(ax, loc="upper right")
     return ax
 
 
 def plot_weight(gap: float, beta: float, *, ax: Axes | None = None) -> Axes:
     """How hard a pair pulls, β·σ(−β·h), against its gap h: β where it is ranked wrongly, β/2 at the start, then 0."""
-    ax = new_figure(5.2, 3.8).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.2, 3.8)
     at = np.linspace(-WIDEST_GAP, WIDEST_GAP, 481)
-    ax.axvspan(-WIDEST_GAP, 0, color=REJECTED, alpha=0.07, zorder=0)
-    ax.plot(at, weight_at(at, beta), color=CHOSEN, linewidth=2.4, label="weight βσ(−βh)")
+    ax.axvspan(-WIDEST_GAP, 0, color=style.REJECTED, alpha=0.07, zorder=0)
+    ax.plot(at, weight_at(at, beta), color=style.CHOSEN, linewidth=2.4, label="weight βσ(−βh)")
     for level, name in ((beta, f"β = {beta:.3g}"), (beta / 2, f"β/2 = {beta / 2:.3g}")):
-        ax.axhline(level, color=GREY, linewidth=0.9, linestyle=":")
-        ax.text(WIDEST_GAP, level, f"{name} ", ha="right", va="bottom", **_TEXT)
+        ax.axhline(level, color=style.GREY, linewidth=0.9, linestyle=":")
+        ax.text(WIDEST_GAP, level, f"{name} ", ha="right", va="bottom", **style.text(9))
     here = float(weight_at(gap, beta))
-    ax.plot([gap], [here], "o", color=ORANGE, markersize=10, markeredgecolor=INK, zorder=3,
+    ax.plot([gap], [here], "o", color=style.ORANGE, markersize=10, markeredgecolor=style.INK, zorder=3,
             label=f"h = {gap:.1f}: weight {here:.3f}")  # fmt: skip
-    ax.text(-WIDEST_GAP, 0.03 * beta, " ranked wrongly", va="bottom", **_TEXT)
+    ax.text(-WIDEST_GAP, 0.03 * beta, " ranked wrongly", va="bottom", **style.text(9))
     ax.set(xlim=(-WIDEST_GAP, WIDEST_GAP), ylim=(0, 1.42 * beta))
-    dress(ax, "How hard it pulls", "log-ratio gap h (nats)", "weight (loss per nat)")
-    add_legend(ax, loc="upper right")
+    style.dress(ax, "How hard it pulls", "log-ratio gap h (nats)", "weight (loss per nat)")
+    style.add_legend(ax, loc="upper right")
     return ax
 
 
-def loss_figure(gap: float, beta: float) -> Picture:
+def loss_figure(gap: float, beta: float) -> style.Picture:
     """The loss and the weight of its gradient, side by side, with one gap marked in both."""
-    figure = new_figure(9.2, 3.8)
+    figure = style.new_figure(9.2, 3.8)
     left, right = figure.subplots(1, 2)
     plot_loss(gap, beta, ax=left)
     plot_weight(gap, beta, ax=right)
@@ -109,7 +95,7 @@ def plot_courses(
     ylabel: str,
     levels: Mapping[str, float] | None = None,
     is_log: bool = False,
-    colors: Sequence[str] = PALETTE,
+    colors: Sequence[str] = style.PALETTE,
     ax: Axes | None = None,
 ) -> Axes:
     """Several quantities against the step of training; `levels` are values that they are to be compared with.
@@ -117,19 +103,19 @@ def plot_courses(
     With `is_log` the steps stand on a logarithmic axis, which starts at step 1.
     """
     steps = np.asarray(steps, np.float64)
-    ax = new_figure(5.8, 3.8).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.8, 3.8)
     for i, (name, values) in enumerate(courses.items()):
-        ax.plot(steps, np.asarray(values), LINES[i % 4], color=colors[i % len(colors)], linewidth=2, label=plain(name))
+        ax.plot(steps, np.asarray(values), linewidth=2, **style.look(i, name, color=colors[i % len(colors)]))
     ax.set_xlim(*((max(1.0, steps.min()), steps.max()) if is_log else (steps.min(), steps.max())))
     if is_log:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     for name, level in (levels or {}).items():
-        ax.axhline(level, color=GREY, linewidth=1, linestyle=(0, (1, 1.5)), zorder=0.5)
-        ax.annotate(plain(name), (0.01, level), (0, 3), xycoords=("axes fraction", "data"),
-                    textcoords="offset points", **_TEXT)  # fmt: skip
-    dress(ax, title, "gradient step", ylabel)
-    add_legend(ax)
+        ax.axhline(level, color=style.GREY, linewidth=1, linestyle=(0, (1, 1.5)), zorder=0.5)
+        ax.annotate(style.plain(name), (0.01, level), (0, 3), xycoords=("axes fraction", "data"),
+                    textcoords="offset points", **style.text(9))  # fmt: skip
+    style.dress(ax, title, "gradient step", ylabel)
+    style.add_legend(ax)
     return ax
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 
-from dpo_lab.workbench.plots.style import GREY, INK, TRAINING, add_legend, dress, new_figure
+from dpo_lab.workbench.plots import style
 
 
 def plot_before_after_quality(
@@ -19,18 +19,18 @@ def plot_before_after_quality(
     """
     if set(before) != set(after) or set(before) != set(counts):
         raise ValueError(f"before, after and counts must name the same jobs, got {set(before) ^ set(after) or counts}")
-    ax = new_figure(6.4, 3.4).subplots() if ax is None else ax
+    ax = ax or style.new_axes(6.4, 3.4)
     place = np.arange(len(before))
-    for shift, shares, label, color in ((-0.2, before, "before", GREY), (0.2, after, "after", TRAINING)):
+    for shift, shares, label, color in ((-0.2, before, "before", style.GREY), (0.2, after, "after", style.TRAINING)):
         values = np.array([shares[name] for name in before])
         errors = np.sqrt(values * (1 - values) / np.array([counts[name] for name in before]))
-        ax.bar(place + shift, values, 0.36, color=color, label=label, yerr=errors, ecolor=INK, capsize=3)
+        ax.bar(place + shift, values, 0.36, color=color, label=label, yerr=errors, ecolor=style.INK, capsize=3)
         for x, value, error in zip(place + shift, values, errors, strict=True):
-            ax.text(x, value + error + 0.02, f"{value:.0%}", ha="center", va="bottom", fontsize=8, color=INK)
-    dress(ax, "Answers that do all that was asked", "", "share of answers")
+            ax.text(x, value + error + 0.02, f"{value:.0%}", ha="center", va="bottom", fontsize=8, color=style.INK)
+    style.dress(ax, "Answers that do all that was asked", "", "share of answers")
     ax.set_xticks(place, [f"{name}\n({counts[name]} answers)" for name in before])
     ax.set_ylim(0, 1.2)
     ax.set_yticks(np.linspace(0, 1, 6))
     ax.grid(visible=False, axis="x")
-    add_legend(ax, ncols=2, loc="upper right")
+    style.add_legend(ax, ncols=2, loc="upper right")
     return ax

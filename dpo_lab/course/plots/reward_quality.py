@@ -12,24 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from dpo_lab.workbench.plots.style import (
-    CHOSEN,
-    FONT,
-    GREY,
-    INK,
-    LINES,
-    MARKERS,
-    ORANGE,
-    PALETTE,
-    REJECTED,
-    TRAINING,
-    add_legend,
-    dress,
-    new_figure,
-    plain,
-)
+from dpo_lab.course.plots.inputs import same_length
+from dpo_lab.workbench.plots import style
 
-_TEXT: dict[str, Any] = {"fontfamily": FONT, "fontsize": 8, "color": INK}
 _IMPLICIT = "implicit reward, difference (β × nats)"
 
 
@@ -41,25 +26,25 @@ def plot_rewards(
 
     In the shaded quarters both have the same sign: there the policy ranks the pair as the truth does.
     """
-    implicit, true = _same_length(implicit=implicit, true=true)
-    ax = new_figure(5.6, 4.2).subplots() if ax is None else ax
+    implicit, true = same_length(implicit=implicit, true=true)
+    ax = ax or style.new_axes(5.6, 4.2)
     names = np.array(["pairs"] * len(true) if groups is None else [str(group) for group in groups])
     if len(names) != len(true):
         raise ValueError(f"every pair needs its group, got {len(names)} groups and {len(true)} pairs")
     for i, name in enumerate(dict.fromkeys(names.tolist())):
         own = names == name
-        label = None if groups is None else plain(f"{name}: {own.sum()}")
-        ax.scatter(true[own], implicit[own], s=16, color=PALETTE[i % len(PALETTE)], marker=MARKERS[i % len(MARKERS)],
+        label = None if groups is None else style.plain(f"{name}: {own.sum()}")
+        ax.scatter(true[own], implicit[own], s=16, color=style.color(i), marker=style.marker(i),
                    alpha=0.7, linewidths=0, label=label)  # fmt: skip
     right, top = (1.08 * max(np.abs(values).max(), 1e-6) for values in (true, implicit))
     for sign in (-1, 1):
-        ax.fill_between([0, sign * right], 0, sign * top, color=TRAINING, alpha=0.07, linewidth=0, zorder=0)
-    ax.axhline(0, color=GREY, linewidth=0.9)
-    ax.axvline(0, color=GREY, linewidth=0.9)
+        ax.fill_between([0, sign * right], 0, sign * top, color=style.TRAINING, alpha=0.07, linewidth=0, zorder=0)
+    ax.axhline(0, color=style.GREY, linewidth=0.9)
+    ax.axvline(0, color=style.GREY, linewidth=0.9)
     ax.set_xlim(-right, right)
     ax.set_ylim(-top, top)
-    dress(ax, title, xlabel, ylabel)
-    add_legend(ax, loc="upper left")
+    style.dress(ax, title, xlabel, ylabel)
+    style.add_legend(ax, loc="upper left")
     return ax
 
 
@@ -72,23 +57,24 @@ def plot_calibration(curves: Mapping[str, Any], *, title: str = "Calibration", a
     """
     if not curves:
         raise ValueError("there is no calibration to draw; give at least one")
-    ax = new_figure(4.8, 4.4).subplots() if ax is None else ax
-    ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="perfect")
+    ax = ax or style.new_axes(4.8, 4.4)
+    ax.plot([0, 1], [0, 1], color=style.GREY, linewidth=1, linestyle=":", label="perfect")
     largest = max(np.max(curve.counts) for curve in curves.values())
     for i, (name, curve) in enumerate(curves.items()):
-        color, style = (TRAINING, ORANGE, CHOSEN)[i % 3], (*LINES, "-")[i % 4]
+        color = (style.TRAINING, style.ORANGE, style.CHOSEN)[i % 3]
+        look: dict[str, Any] = {"color": color, "linestyle": style.line(i)}
         x, y, counts = (np.asarray(values) for values in (curve.predicted, curve.observed, curve.counts))
         whiskers = np.clip([np.minimum(2 * curve.spread, y), np.minimum(2 * curve.spread, 1 - y)], 0, None)
-        ax.errorbar(x, y, whiskers, color=color, linestyle=style, linewidth=1.4, elinewidth=0.9, capsize=2)
-        ax.scatter(x, y, s=12 + 160 * counts / largest, color=color, marker=MARKERS[i % len(MARKERS)], alpha=0.75,
+        ax.errorbar(x, y, whiskers, linewidth=1.4, elinewidth=0.9, capsize=2, **look)
+        ax.scatter(x, y, s=12 + 160 * counts / largest, color=color, marker=style.marker(i), alpha=0.75,
                    linewidths=0, zorder=3)  # fmt: skip
-        ax.plot([], [], color=color, linestyle=style, marker=MARKERS[i % len(MARKERS)],
-                label=plain(f"{name}: error {curve.error:.3f}"))  # fmt: skip
+        label = style.plain(f"{name}: error {curve.error:.3f}")
+        ax.plot([], [], marker=style.marker(i), label=label, **look)
     ax.set_xlim(-0.03, 1.03)
     ax.set_ylim(-0.03, 1.03)
     ax.set_aspect("equal")
-    dress(ax, title, "predicted: σ(margin)", "observed: share of labels for the first answer")
-    add_legend(ax, loc="lower right")
+    style.dress(ax, title, "predicted: σ(margin)", "observed: share of labels for the first answer")
+    style.add_legend(ax, loc="lower right")
     return ax
 
 
@@ -100,12 +86,12 @@ def plot_length(
 
     Pairs of (nearly) the same length are dark: among them length can decide nothing.
     """
-    lengths, margins = _same_length(length_differences=length_differences, margins=margins)
-    ax = new_figure(5.6, 3.8).subplots() if ax is None else ax
+    lengths, margins = same_length(length_differences=length_differences, margins=margins)
+    ax = ax or style.new_axes(5.6, 3.8)
     is_matched = np.abs(lengths) <= within
     for which, color, marker, label in (
-        (~is_matched, GREY, "o", f"other lengths: {(~is_matched).sum()}"),
-        (is_matched, CHOSEN, "D", f"at most {within} apart: {is_matched.sum()}"),
+        (~is_matched, style.GREY, "o", f"other lengths: {(~is_matched).sum()}"),
+        (is_matched, style.CHOSEN, "D", f"at most {within} apart: {is_matched.sum()}"),
     ):
         ax.scatter(lengths[which], margins[which], s=16, color=color, marker=marker, alpha=0.65, linewidths=0,
                    label=label)  # fmt: skip
@@ -113,14 +99,13 @@ def plot_length(
         slope, start = np.polyfit(lengths, margins, 1)
         share = np.corrcoef(lengths, margins)[0, 1] ** 2 if np.ptp(margins) else 0.0
         ends = np.array([lengths.min(), lengths.max()])
-        ax.plot(
-            ends, start + slope * ends, color=REJECTED, linewidth=1.8, linestyle="--", label=f"line: R² {share:.2f}"
-        )
-    ax.axhline(0, color=GREY, linewidth=0.9)
-    ax.axvline(0, color=GREY, linewidth=0.9)
-    dress(ax, title, "length of the first answer − second (tokens)", ylabel)
+        label = f"line: R² {share:.2f}"
+        ax.plot(ends, start + slope * ends, "--", color=style.REJECTED, linewidth=1.8, label=label)
+    ax.axhline(0, color=style.GREY, linewidth=0.9)
+    ax.axvline(0, color=style.GREY, linewidth=0.9)
+    style.dress(ax, title, "length of the first answer − second (tokens)", ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    add_legend(ax)
+    style.add_legend(ax)
     return ax
 
 
@@ -128,20 +113,18 @@ def plot_groups(rows: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) ->
     """Rank correlation of implicit and true margins with its interval, one row per group; rows of `per_group`."""
     if not rows:
         raise ValueError("there are no groups to draw; per_group gives one row for each")
-    ax = new_figure(5.8, 0.9 + 0.42 * len(rows)).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.8, 0.9 + 0.42 * len(rows))
     for y, row in enumerate(rows):
         value, low, high = row["rank correlation"]
-        color, marker = (INK, "D") if row["group"] == "all" else (CHOSEN, "o")
+        color, marker = (style.INK, "D") if row["group"] == "all" else (style.CHOSEN, "o")
         ax.plot([low, high], [y, y], color=color, linewidth=2)
         ax.plot([value], [y], marker=marker, color=color, markersize=7)
-        ax.annotate(f"{value:.2f}", (value, y), xytext=(0, 6), textcoords="offset points", ha="center", **_TEXT)
-    names = [plain(f"{row['group']} ({row['pairs']} pairs)") for row in rows]
-    dress(ax, "How implicit margins rank the true ones", "Spearman's rank correlation, 95 % interval", "")
-    ax.set_yticks(range(len(rows)), names)
+        ax.annotate(f"{value:.2f}", (value, y), xytext=(0, 6), textcoords="offset points", ha="center", **style.text())
+    style.dress(ax, "How implicit margins rank the true ones", "Spearman's rank correlation, 95 % interval", "")
+    style.name_rows(ax, (f"{row['group']} ({row['pairs']} pairs)" for row in rows))
     ax.set_ylim(len(rows) - 0.5, -0.7)
     lowest = min((row["rank correlation"][1] for row in rows if np.isfinite(row["rank correlation"][1])), default=0)
     ax.set_xlim(min(0.0, lowest - 0.05), 1.02)
-    ax.grid(visible=False, axis="y")
     return ax
 
 
@@ -155,36 +138,35 @@ def plot_best_of_n(
     """
     if not curves:
         raise ValueError("there is no curve to draw; best_of_n gives one per way of picking")
-    ax = new_figure(5.6, 3.8).subplots() if ax is None else ax
-    colors = (TRAINING, CHOSEN, ORANGE, REJECTED, GREY)
+    ax = ax or style.new_axes(5.6, 3.8)
+    colors = (style.TRAINING, style.CHOSEN, style.ORANGE, style.REJECTED, style.GREY)
     for i, (name, curve) in enumerate(curves.items()):
         sizes = np.array(list(curve))
         means, errors = np.array(list(curve.values())).T
-        color = colors[i % len(colors)]
-        ax.plot(sizes, means, LINES[i % len(LINES)], color=color, linewidth=1.8, marker=MARKERS[i % len(MARKERS)],
-                markersize=5, label=plain(name))  # fmt: skip
+        look = style.look(i, name, color=colors[i % len(colors)])
+        ax.plot(sizes, means, linewidth=1.8, marker=style.marker(i), markersize=5, **look)
         if np.isfinite(errors).all():
-            ax.fill_between(sizes, means - errors, means + errors, color=color, alpha=0.13, linewidth=0)
+            ax.fill_between(sizes, means - errors, means + errors, color=look["color"], alpha=0.13, linewidth=0)
     if level is not None:
-        ax.axhline(level[1], color=INK, linewidth=1.2, linestyle=":", label=plain(level[0]))
+        ax.axhline(level[1], color=style.INK, linewidth=1.2, linestyle=":", label=style.plain(level[0]))
     ax.set_xscale("log", base=2)
     every = sorted({size for curve in curves.values() for size in curve})
     ax.set_xticks(every, [str(size) for size in every])
     ax.minorticks_off()
-    dress(ax, title, "n, answers sampled per prompt", ylabel)
-    add_legend(ax)
+    style.dress(ax, title, "n, answers sampled per prompt", ylabel)
+    style.add_legend(ax)
     return ax
 
 
 def plot_decision(shares: Any, *, title: str = "Where in the answer the margin arises", ax: Axes | None = None) -> Axes:
     """Bars over the answer from its first to its last tenth: what each brings to the mean margin, (bins,)."""
-    (shares,) = _same_length(shares=shares)
-    ax = new_figure(5.6, 3.2).subplots() if ax is None else ax
+    (shares,) = same_length(shares=shares)
+    ax = ax or style.new_axes(5.6, 3.2)
     edges = np.linspace(0, 100, len(shares) + 1)
-    colors = [CHOSEN if share >= 0 else REJECTED for share in shares]
+    colors = [style.CHOSEN if share >= 0 else style.REJECTED for share in shares]
     ax.bar(edges[:-1], shares, np.diff(edges) * 0.9, align="edge", color=colors)
-    ax.axhline(0, color=GREY, linewidth=0.9)
-    dress(ax, title, "place in the answer (% of its tokens)", "part of the mean margin (β × nats)")
+    ax.axhline(0, color=style.GREY, linewidth=0.9)
+    style.dress(ax, title, "place in the answer (% of its tokens)", "part of the mean margin (β × nats)")
     ax.grid(visible=False, axis="x")
     return ax
 
@@ -197,15 +179,3 @@ def describe_calibration(curve: Any) -> str:
         f"beside the diagonal: the expected calibration error is {curve.error:.3f}; the bin furthest from the diagonal "
         f"predicts {curve.predicted[worst]:.2f} and shows {curve.observed[worst]:.2f}."
     )
-
-
-def _same_length(**arrays: Any) -> list[np.ndarray]:
-    found = {name: np.asarray(values, np.float64) for name, values in arrays.items()}
-    shapes = {name: values.shape for name, values in found.items()}
-    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
-        raise ValueError(f"{', '.join(found)} must be lists of the same length, got shapes {shapes}")
-    if not len(next(iter(found.values()))):
-        raise ValueError(f"{', '.join(found)} are empty, so there is nothing to draw; give at least one pair")
-    if not all(np.isfinite(values).all() for values in found.values()):
-        raise ValueError(f"{', '.join(found)} must be finite to be drawn; look at the pairs that scored otherwise")
-    return list(found.values())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from dpo_lab.workbench.plots.style import FONT, GREY, INK, REJECTED, TRAINING, dress, new_figure
+from dpo_lab.workbench.plots import style
 
 _TALL = 1.7  # a ridge may reach this many lines up, so neighbours overlap a little
 
@@ -33,7 +33,7 @@ def plot_ridge(
     for step, one in zip(steps, values, strict=True):
         if one.ndim != 1 or not len(one) or not np.isfinite(one).all():
             raise ValueError(f"the margins of step {step} must be one finite number per pair, got shape {one.shape}")
-    ax = new_figure(6.0, 1.3 + 0.42 * len(values)).subplots() if ax is None else ax
+    ax = ax or style.new_axes(6.0, 1.3 + 0.42 * len(values))
     if limit is None:
         limit = max(float(np.quantile(np.abs(np.concatenate(values)), 0.99)), 1e-3)
     grid = np.linspace(-limit, limit, 401)
@@ -44,15 +44,15 @@ def plot_ridge(
         base, height = -i, np.minimum(curve / tallest, 1.0) * _TALL
         order = 2 * i
         ax.fill_between(grid, base, base + height, color="white", linewidth=0, zorder=order)
-        for which, color in ((grid >= 0, TRAINING), (grid <= 0, REJECTED)):
+        for which, color in ((grid >= 0, style.TRAINING), (grid <= 0, style.REJECTED)):
             ax.fill_between(grid[which], base, base + height[which], color=color, alpha=0.65, linewidth=0, zorder=order)
-        ax.plot(grid, base + height, color=INK, linewidth=0.8, zorder=order + 1)
+        ax.plot(grid, base + height, color=style.INK, linewidth=0.8, zorder=order + 1)
         share = ((one < 0).mean() + (one == 0).mean() / 2) * 100  # a tie counts as half wrong
-        ax.text(limit * 1.02, base + 0.12, f"{share:.0f} % wrong", fontsize=7.5, color=INK, fontfamily=FONT, ha="left")
-    ax.axvline(0, color=GREY, linewidth=0.9, zorder=2 * len(values) + 1)
+        ax.text(limit * 1.02, base + 0.12, f"{share:.0f} % wrong", ha="left", **style.text(7.5))
+    ax.axvline(0, color=style.GREY, linewidth=0.9, zorder=2 * len(values) + 1)
     ax.set_xlim(-limit, limit * 1.22)
     ax.set_ylim(-len(values) + 0.85, _TALL + 0.1)
-    dress(ax, title, "implicit reward, chosen − rejected (β × nats)", "optimiser step")
+    style.dress(ax, title, "implicit reward, chosen − rejected (β × nats)", "optimiser step")
     ax.set_yticks([-i for i in range(len(values))], [str(step) for step in steps])
     ax.grid(visible=False, axis="y")
     return ax

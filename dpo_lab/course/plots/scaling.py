@@ -10,31 +10,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
-from dpo_lab.workbench.plots.style import (
-    BLUE,
-    FONT,
-    GREEN,
-    GREY,
-    INK,
-    LINES,
-    MARKERS,
-    ORANGE,
-    PALE,
-    PALETTE,
-    VERMILLION,
-    Picture,
-    add_legend,
-    dress,
-    new_figure,
-    plain,
-)
+from dpo_lab.workbench.plots import style
 
-PARTS = {"weights": BLUE, "gradients": ORANGE, "Adam's moments": GREEN}
+PARTS = {"weights": style.BLUE, "gradients": style.ORANGE, "Adam's moments": style.GREEN}
 HATCHES = ("", "///", "...")
 MOST_CELLS = 16
-"""Processes or passes that a cut can draw one by one; of a larger one the first are drawn and the rest is told."""
+"""Processes or passes that a cut can draw one by one; of a larger one the first are drawn, and the label says so."""
 
 
 def plot_device_memory(
@@ -50,7 +32,7 @@ def plot_device_memory(
         stored log-probs spare.
     device: bytes of a device, drawn as a line; 0 draws none.
     """
-    ax = new_figure(6.4, 3.4).subplots() if ax is None else ax
+    ax = ax or style.new_axes(6.4, 3.4)
     spared = {way: (live_references or {}).get(way, 0.0) for way in ways}
     longest = max(sum(parts.values()) + spared[way] for way, parts in ways.items())
     unit, name = (1e9, "GB") if longest >= 1e9 else (1e6, "MB")
@@ -61,23 +43,21 @@ def plot_device_memory(
             ax.barh(i, size / unit, left=left / unit, height=0.6, color=PARTS[part], hatch=hatch, edgecolor="white",
                     linewidth=0.4, label=part if i == 0 else None)  # fmt: skip
             left += size
-        told = f"  {amount(left)}"
+        total = f"  {amount(left)}"
         if spared[way]:
-            ax.barh(i, spared[way] / unit, left=left / unit, height=0.6, facecolor="none", edgecolor=GREY,
+            ax.barh(i, spared[way] / unit, left=left / unit, height=0.6, facecolor="none", edgecolor=style.GREY,
                     linestyle=":", linewidth=1.1, label=None if is_named else "a live reference, spared")  # fmt: skip
-            told, is_named = f"{told} + {amount(spared[way])}", True
-        ax.text((left + spared[way]) / unit, i, told, va="center", fontsize=8.5, color=INK, fontfamily=FONT)
+            total, is_named = f"{total} + {amount(spared[way])}", True
+        ax.text((left + spared[way]) / unit, i, total, va="center", **style.text(8.5))
     if 0 < device <= 1.25 * longest:
-        ax.axvline(
-            device / unit, color=VERMILLION, linewidth=1.4, linestyle="--", label=f"a device of {amount(device)}"
-        )
-    dress(ax, "Each device holds (activations come on top)", name, "")
-    ax.set_yticks(range(len(ways)), [plain(way) for way in ways])
+        label = f"a device of {amount(device)}"
+        ax.axvline(device / unit, color=style.VERMILLION, linewidth=1.4, linestyle="--", label=label)
+    style.dress(ax, "Each device holds (activations come on top)", name, "")
+    style.name_rows(ax, ways)
     ax.invert_yaxis()
     ax.set_xlim(0, 1.4 * longest / unit)
     ax.set_ylim(len(ways) - 0.5, -0.5 - 0.42 * len(ways))  # room for the legend above the bars
-    ax.grid(visible=False, axis="y")
-    add_legend(ax, loc="upper right", ncols=2)
+    style.add_legend(ax, loc="upper right", ncols=2)
     return ax
 
 
@@ -85,16 +65,18 @@ def plot_batch_cut(cut: Sequence[Sequence[int]], *, ax: Axes | None = None) -> A
     """A table of processes and passes with the pairs that go through the model in each; a pass of 0 counts nothing."""
     table = np.array(cut, np.int64)
     shown = table[:MOST_CELLS, :MOST_CELLS]
-    ax = new_figure(5.6, 3.4).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.6, 3.4)
     for (row, column), pairs in np.ndenumerate(shown):
-        ax.barh(row, 0.9, left=column - 0.45, height=0.8, color=PALE if pairs == 0 else BLUE, alpha=1 if pairs == 0 else
-                0.35 + 0.55 * pairs / table.max(), hatch="xx" if pairs == 0 else "", edgecolor="white",
-                linewidth=0.5)  # fmt: skip
-        ax.text(column, row, str(pairs), ha="center", va="center", fontsize=9 if shown.size <= 64 else 7,
-                color=INK if pairs == 0 or pairs < 0.3 * table.max() else "white", fontfamily=FONT)  # fmt: skip
+        share = pairs / max(table.max(), 1)
+        look: dict[str, Any] = {"color": style.BLUE, "alpha": 0.35 + 0.55 * share}
+        if pairs == 0:
+            look = {"color": style.PALE, "hatch": "xx"}
+        ax.barh(row, 0.9, left=column - 0.45, height=0.8, edgecolor="white", linewidth=0.5, **look)
+        letters = style.text(9 if shown.size <= 64 else 7, style.INK if share < 0.3 else "white")
+        ax.text(column, row, str(pairs), ha="center", va="center", **letters)
     num_processes, num_passes = table.shape
     hidden = f"; the first {shown.shape[0]} × {shown.shape[1]} shown" if shown.shape != table.shape else ""
-    dress(ax, f"{table.sum()} pairs: {_counted(num_processes, 'process', 'processes')}, "
+    style.dress(ax, f"{table.sum()} pairs: {_counted(num_processes, 'process', 'processes')}, "
           f"{_counted(num_passes, 'pass', 'passes')} each", f"pass{hidden}", "process")  # fmt: skip
     ax.set_xlim(-0.6, shown.shape[1] - 0.4)
     ax.set_ylim(shown.shape[0] - 0.4, -0.6)
@@ -111,15 +93,15 @@ def scaling_figure(
     live_references: Mapping[str, float] | None = None,
     device: float = 0.0,
     title: str = "",
-) -> Picture:
+) -> style.Picture:
     """Both panels beside each other: what each device holds, and how a step's pairs are cut."""
-    figure = new_figure(10.2, 3.8)
+    figure = style.new_figure(10.2, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
     plot_device_memory(ways, live_references=live_references, device=device, ax=left)
     plot_batch_cut(cut, ax=right)
     if title:
-        left.set_title(f"{plain(title)}: each device holds (activations on top)", loc="left", fontsize=10.5,
-                       fontweight="bold", color=INK, fontfamily=FONT)  # fmt: skip
+        heading = f"{style.plain(title)}: each device holds (activations on top)"
+        left.set_title(heading, loc="left", fontweight="bold", **style.text(10.5))
     return figure
 
 
@@ -128,13 +110,13 @@ def describe_scaling(
 ) -> str:
     """What `scaling_figure` shows, in words."""
     totals = {way: sum(parts.values()) for way, parts in ways.items()}
-    told = "; ".join(f"{way} {amount(total)}" for way, total in totals.items())
+    memory = "; ".join(f"{way} {amount(total)}" for way, total in totals.items())
     fits = [way for way, total in totals.items() if total < device]
     verdict = f" Below {amount(device)}: {', '.join(fits) or 'none of them'}." if device else ""
     num_pairs, num_idle = sum(map(sum, cut)), sum(pairs == 0 for own in cut for pairs in own)
     idle = f", {_counted(num_idle, 'pass', 'passes')} of them for nothing" if num_idle else ""
     return (
-        f"Each device holds: {told}.{verdict} A step of {num_pairs} pairs goes through "
+        f"Each device holds: {memory}.{verdict} A step of {num_pairs} pairs goes through "
         f"{_counted(len(cut), 'process', 'processes')} in {_counted(len(cut[0]), 'pass', 'passes')} each{idle}."
     )
 
@@ -143,30 +125,29 @@ def plot_same_curves(
     curves: Mapping[str, tuple[Any, Any]], *, ylabel: str = "loss (nats)", ax: Axes | None = None
 ) -> Axes:
     """Curves that should be one, (steps, values) by name: each later one is thinner, so that all of them are seen."""
-    ax = new_figure(6.4, 3.6).subplots() if ax is None else ax
+    ax = ax or style.new_axes(6.4, 3.6)
     for i, (name, (steps, values)) in enumerate(curves.items()):
         thin = min(i, 2)
-        ax.plot(np.asarray(steps), np.asarray(values, np.float64), LINES[i % len(LINES)],
-                color=PALETTE[(5, 0, 3)[i % 3]], marker=MARKERS[i % len(MARKERS)], markersize=9 - 3 * thin,
-                linewidth=6 - 2.2 * thin, label=plain(name))  # fmt: skip
-    dress(ax, "The same steps", "optimiser step", ylabel)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    add_legend(ax)
+        ax.plot(np.asarray(steps), np.asarray(values, np.float64), style.line(i),
+                color=style.PALETTE[(5, 0, 3)[i % 3]], marker=style.marker(i), markersize=9 - 3 * thin,
+                linewidth=6 - 2.2 * thin, label=style.plain(name))  # fmt: skip
+    style.dress(ax, "The same steps", "optimiser step", ylabel)
+    style.count_steps(ax)
+    style.add_legend(ax)
     return ax
 
 
 def plot_growth(per_pair: Mapping[str, float], num_pairs: Sequence[float], *, ax: Axes | None = None) -> Axes:
     """Bytes against the number of pairs, both in powers of ten, a line for each thing that grows with the pairs."""
-    ax = new_figure(6.4, 3.8).subplots() if ax is None else ax
+    ax = ax or style.new_axes(6.4, 3.8)
     pairs = np.asarray(num_pairs, np.float64)
     for i, (name, size) in enumerate(per_pair.items()):
-        ax.plot(pairs, size * pairs, LINES[i % len(LINES)], color=PALETTE[i % len(PALETTE)], linewidth=1.9,
-                marker=MARKERS[i % len(MARKERS)], markersize=5,
-                label=plain(f"{name}: {size:.0f} bytes a pair"))  # fmt: skip
-    dress(ax, "What grows with the pairs", "pairs", "bytes")
+        look = style.look(i, f"{name}: {size:.0f} bytes a pair")
+        ax.plot(pairs, size * pairs, linewidth=1.9, marker=style.marker(i), markersize=5, **look)
+    style.dress(ax, "What grows with the pairs", "pairs", "bytes")
     ax.set_xscale("log")
     ax.set_yscale("log")
-    add_legend(ax, loc="upper left")
+    style.add_legend(ax, loc="upper left")
     return ax
 
 

@@ -13,30 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
-from dpo_lab.workbench.plots.style import (
-    BLUE,
-    FONT,
-    GREEN,
-    GREY,
-    INK,
-    LINES,
-    MARKERS,
-    ORANGE,
-    PALE,
-    PALETTE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    Picture,
-    add_legend,
-    dress,
-    new_figure,
-    plain,
-)
+from dpo_lab.workbench.plots import style
 
-_TEXT: dict[str, Any] = {"fontfamily": FONT, "fontsize": 8, "color": INK}
-_PHASES = {"batch": GREY, "forward": BLUE, "loss": PURPLE, "backward": ORANGE, "clip": GREEN, "step": VERMILLION}
-_HELD = {"weights": BLUE, "moments": GREEN, "gradients": VERMILLION, "kept": ORANGE}
+_PHASES = {"batch": style.GREY, "forward": style.BLUE, "loss": style.PURPLE, "backward": style.ORANGE,
+           "clip": style.GREEN, "step": style.VERMILLION}  # fmt: skip
+_HELD = {"weights": style.BLUE, "moments": style.GREEN, "gradients": style.VERMILLION, "kept": style.ORANGE}
 _HELD_NAMES = {"weights": "weights", "moments": "optimiser's moments", "gradients": "gradients",
                "kept": "kept for the backward pass"}  # fmt: skip
 
@@ -46,17 +27,16 @@ def plot_rates(rates: Mapping[str, Sequence[Sequence[float]]], *, title: str = "
     """Operations per second against the size of square matrices, both logarithmic: name → rows of (size, rate)."""
     if not rates or not all(len(rows) for rows in rates.values()):
         raise ValueError(f"every precision needs at least one (size, rate), got {dict(rates)}")
-    ax = new_figure(5.8, 3.6).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.8, 3.6)
     for i, (name, rows) in enumerate(rates.items()):
         sizes, values = np.asarray(rows, np.float64).T
-        ax.plot(sizes, values / 1e9, LINES[i % len(LINES)], color=PALETTE[i % len(PALETTE)], linewidth=1.8,
-                marker=MARKERS[i % len(MARKERS)], markersize=5, label=plain(name))  # fmt: skip
+        ax.plot(sizes, values / 1e9, linewidth=1.8, marker=style.marker(i), markersize=5, **style.look(i, name))
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     every = sorted({int(size) for rows in rates.values() for size, _ in rows})
     ax.set_xticks(every, [str(size) for size in every])
-    dress(ax, title, "rows and columns of the matrices", "10⁹ operations per second")
-    add_legend(ax)
+    style.dress(ax, title, "rows and columns of the matrices", "10⁹ operations per second")
+    style.add_legend(ax)
     return ax
 
 
@@ -65,7 +45,7 @@ def plot_phases(ways: Mapping[str, Mapping[str, float]], *, title: str = "Where 
     """A bar per way, its length the seconds of a step, cut into phases: name → phase → seconds."""
     if not ways:
         raise ValueError("there is no way to draw; give at least one name with its phases")
-    ax = new_figure(7.2, 1.5 + 0.4 * len(ways)).subplots() if ax is None else ax
+    ax = ax or style.new_axes(7.2, 1.5 + 0.4 * len(ways))
     longest = max(sum(phases.values()) for phases in ways.values())
     scale, unit = (1e3, "milliseconds") if longest < 1 else (1.0, "seconds")
     for y, phases in enumerate(ways.values()):
@@ -74,13 +54,12 @@ def plot_phases(ways: Mapping[str, Mapping[str, float]], *, title: str = "Where 
             width = scale * phases.get(phase, 0.0)
             ax.barh(y, width, left=left, color=color, height=0.62, edgecolor="white", linewidth=0.4)
             left += width
-        ax.text(left, y, f"  {left:.3g}", va="center", **_TEXT)
+        ax.text(left, y, f"  {left:.3g}", va="center", **style.text())
     keys = [Patch(color=color, label=phase) for phase, color in _PHASES.items()]
-    dress(ax, title, f"{unit} per step", "")
-    ax.set_yticks(range(len(ways)), [plain(name) for name in ways])
+    style.dress(ax, title, f"{unit} per step", "")
+    style.name_rows(ax, ways)
     ax.invert_yaxis()
     ax.set_xlim(0, 1.15 * scale * max(longest, 1e-9))
-    ax.grid(visible=False, axis="y")
     figure = ax.get_figure(root=True)
     assert figure is not None, "axes stand in a figure"
     figure.legend(handles=keys, ncols=len(keys), loc="outside lower center", fontsize=8, frameon=False)
@@ -92,27 +71,25 @@ def plot_queue(history: Sequence[tuple[float, float, float]], clocks: Mapping[st
     """What program and device do: `history` is PretendDevice's, `clocks` names moments on the program's clock."""
     if not history:
         raise ValueError("there is no work to draw; launch some first")
-    ax = new_figure(7.2, 2.6).subplots() if ax is None else ax
+    ax = ax or style.new_axes(7.2, 2.6)
     before = 0.0
     for i, (written, began, ended) in enumerate(history):
-        color = (BLUE, SKY)[i % 2]
+        color = (style.BLUE, style.SKY)[i % 2]
         ax.barh(1, written - before, left=before, height=0.5, color=color, edgecolor="white")
         ax.barh(0, ended - began, left=began, height=0.5, color=color, edgecolor="white")
         before = written
     for i, (name, moment) in enumerate(clocks.items()):
-        color = (VERMILLION, GREEN)[i % 2]
-        ax.axvline(
-            moment, color=color, linewidth=1.8, linestyle=LINES[(1, 0)[i % 2]], label=plain(f"{name}: {moment:g} ms")
-        )
-    dress(ax, title, "milliseconds", "")
-    ax.set_yticks([0, 1], ["the device works", "the program writes"])
+        color, line = ((style.VERMILLION, "--"), (style.GREEN, "-"))[i % 2]
+        label = style.plain(f"{name}: {moment:g} ms")
+        ax.axvline(moment, color=color, linewidth=1.8, linestyle=line, label=label)
+    style.dress(ax, title, "milliseconds", "")
+    style.name_rows(ax, ["the device works", "the program writes"])
     ax.set_ylim(-0.5, 2.1)
-    ax.grid(visible=False, axis="y")
-    add_legend(ax, loc="upper right", ncols=2)
+    style.add_legend(ax, loc="upper right", ncols=2)
     return ax
 
 
-def plot_layouts(separate: Any, shared: Any, *, width: int) -> Picture:
+def plot_layouts(separate: Any, shared: Any, *, width: int) -> style.Picture:
     """Two grids of tokens: rows as they go through the model. 0 padding, 1 prompt, 2 chosen, 3 rejected.
 
     separate: (R, T). shared: (T,), one long row, drawn in lines of `width`.
@@ -120,27 +97,29 @@ def plot_layouts(separate: Any, shared: Any, *, width: int) -> Picture:
     separate, shared = np.asarray(separate), np.asarray(shared).reshape(-1)
     lines = np.full((-(-len(shared) // width), width), -1)
     lines.flat[: len(shared)] = shared
-    colors = ListedColormap(["white", PALE, GREY, BLUE, VERMILLION])
-    figure = new_figure(8.4, 3.4)
+    colors = ListedColormap(["white", style.PALE, style.GREY, style.BLUE, style.VERMILLION])
+    figure = style.new_figure(8.4, 3.4)
     panels = zip(figure.subplots(1, 2), (separate, lines), ("Separate rows", "One shared row, wrapped"), strict=True)
     for ax, grid, title in panels:
         ax.imshow(grid + 1, cmap=colors, vmin=-0.5, vmax=4.5, aspect="auto", interpolation="nearest")
-        dress(ax, f"{title}: {(grid >= 0).sum():,} tokens", "token", "row" if grid is separate else "line")
+        style.dress(ax, f"{title}: {(grid >= 0).sum():,} tokens", "token", "row" if grid is separate else "line")
         ax.grid(visible=False)
     names = ("padding", "prompt", "chosen", "rejected")
-    keys = [Patch(facecolor=colors(i + 1), edgecolor=GREY, linewidth=0.4, label=name) for i, name in enumerate(names)]
+    keys = [
+        Patch(facecolor=colors(i + 1), edgecolor=style.GREY, linewidth=0.4, label=name) for i, name in enumerate(names)
+    ]
     figure.legend(handles=keys, ncols=4, loc="outside lower center", fontsize=8, frameon=False)
     return figure
 
 
 def plot_memory(curve: Mapping[str, Any], *, title: str = "What a step holds", top: float | None = None,
                 ax: Axes | None = None) -> Axes:  # fmt: skip
-    """Bytes held, one kind above the other, event by event, as `MemoryBook.curve` tells them; phases named on top.
+    """Bytes held, one kind above the other, event by event, as `MemoryBook.curve` gives them; phases named on top.
 
     The device's own meter, where there is one, is a line: what it shows above the areas are operations at work.
     top: the upper end of the axis in bytes, to compare two pictures.
     """
-    ax = new_figure(7.6, 3.4).subplots() if ax is None else ax
+    ax = ax or style.new_axes(7.6, 3.4)
     held = np.array([curve[kind] for kind in _HELD], np.float64)
     highest = max(held.sum(0).max(), max(curve["device"] or [0.0]), top or 0.0)
     unit, name = next((u, n) for u, n in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes")) if highest >= u)
@@ -148,14 +127,14 @@ def plot_memory(curve: Mapping[str, Any], *, title: str = "What a step holds", t
     ax.stackplot(events, held / unit, colors=list(_HELD.values()), labels=[_HELD_NAMES[kind] for kind in _HELD],
                  step="post", alpha=0.85, linewidth=0)  # fmt: skip
     if curve["device"]:
-        ax.plot(events, np.asarray(curve["device"]) / unit, color=INK, linewidth=1.2, label="torch's own meter")
+        ax.plot(events, np.asarray(curve["device"]) / unit, color=style.INK, linewidth=1.2, label="torch's own meter")
     borders = [(phase, event) for phase, event in curve["phases"] if phase in ("forward", "backward", "step")]
     for phase, event in borders:
-        ax.axvline(event, color=GREY, linewidth=0.8, linestyle=":")
+        ax.axvline(event, color=style.GREY, linewidth=0.8, linestyle=":")
         if len(borders) <= 8:
             side = "right" if phase == "step" else "left"  # the next forward pass begins right after it
-            ax.text(event, 1.27 * highest / unit, f" {phase} ", va="top", ha=side, **{**_TEXT, "fontsize": 7})
-    dress(ax, title, "event: something is kept, or let go", f"{name} held")
+            ax.text(event, 1.27 * highest / unit, f" {phase} ", va="top", ha=side, **style.text(7))
+    style.dress(ax, title, "event: something is kept, or let go", f"{name} held")
     ax.set_xlim(0, max(len(events) - 1, 1))
     ax.set_ylim(0, 1.3 * highest / unit)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=5, fontsize=8, frameon=False)
@@ -167,14 +146,15 @@ def plot_running_sums(sums: Mapping[str, Any], *, title: str = "A sum over token
     """The sum of the first 1, 2, … tokens' log-probs, one line per way of adding: name → (T,) nats."""
     if not sums:
         raise ValueError("there is no sum to draw; give at least one name with its values")
-    ax = new_figure(6.2, 3.6).subplots() if ax is None else ax
+    ax = ax or style.new_axes(6.2, 3.6)
+    colors = (style.BLUE, style.VERMILLION, style.ORANGE)
     for i, (name, values) in enumerate(sums.items()):
         values = np.asarray(values, np.float64)
-        ax.plot(np.arange(1, len(values) + 1), values, LINES[i % len(LINES)], color=(BLUE, VERMILLION, ORANGE)[i % 3],
-                linewidth=1.8, label=plain(f"{name}: {values[-1]:.0f} nats"))  # fmt: skip
-    dress(ax, title, "tokens added", "running sum (nats)")
+        look = style.look(i, f"{name}: {values[-1]:.0f} nats", color=colors[i % len(colors)])
+        ax.plot(np.arange(1, len(values) + 1), values, linewidth=1.8, **look)
+    style.dress(ax, title, "tokens added", "running sum (nats)")
     ax.set_xlim(left=0)
-    add_legend(ax)
+    style.add_legend(ax)
     return ax
 
 
@@ -183,36 +163,35 @@ def plot_losses(curves: Mapping[str, Any], *, xlabel: str = "seconds", ylabel: s
     """Losses of trainings: name → rows of (seconds, loss)."""
     if not curves:
         raise ValueError("there is no curve to draw; give at least one name with its rows of (seconds, loss)")
-    ax = new_figure(5.8, 3.4).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.8, 3.4)
     for i, (name, rows) in enumerate(curves.items()):
         x, y = np.asarray(rows, np.float64).T
-        ax.plot(x, y, LINES[i % len(LINES)], color=PALETTE[i % len(PALETTE)], linewidth=1.6, label=plain(name))
-    dress(ax, title, xlabel, ylabel)
+        ax.plot(x, y, linewidth=1.6, **style.look(i, name))
+    style.dress(ax, title, xlabel, ylabel)
     ax.set_ylim(bottom=0)
-    add_legend(ax)
+    style.add_legend(ax)
     return ax
 
 
-def plot_ways(ways: Sequence[Mapping[str, Any]], *, title: str = "DPO steps, in several ways") -> Picture:
+def plot_ways(ways: Sequence[Mapping[str, Any]], *, title: str = "DPO steps, in several ways") -> style.Picture:
     """Two panels of bars per way: pairs per second with the share of the machine's rate, and peak memory."""
     if not ways:
         raise ValueError("there is no way to draw; give at least one")
-    figure = new_figure(9.6, 1.4 + 0.42 * len(ways))
+    figure = style.new_figure(9.6, 1.4 + 0.42 * len(ways))
     speed, memory = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(ways))
     for ax, values, texts, color, name, unit in (
         (speed, [way["pairs_per_second"] for way in ways],
-         [f"{way['pairs_per_second']:,.0f} ({way['share']:.1%})" for way in ways], BLUE, title,
+         [f"{way['pairs_per_second']:,.0f} ({way['share']:.1%})" for way in ways], style.BLUE, title,
          "pairs per second (share of the matrix rate)"),
         (memory, [way["peak_bytes"] / 2**30 for way in ways], [f"{way['peak_bytes'] / 2**30:.2f}" for way in ways],
-         ORANGE, "Peak memory", "GiB"),
+         style.ORANGE, "Peak memory", "GiB"),
     ):  # fmt: skip
         ax.barh(places, values, color=color, height=0.62)
         for y, (value, text) in enumerate(zip(values, texts, strict=True)):
-            ax.text(value, y, f" {text}", va="center", **_TEXT)
-        dress(ax, name, unit, "")
+            ax.text(value, y, f" {text}", va="center", **style.text())
+        style.dress(ax, name, unit, "")
+        style.name_rows(ax, [way["way"] for way in ways])
         ax.set_xlim(0, 1.35 * max(*values, 1e-9))
-        ax.grid(visible=False, axis="y")
-    speed.set_yticks(places, [plain(way["way"]) for way in ways])
     speed.invert_yaxis()
     return figure

@@ -10,22 +10,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
-from dpo_lab.workbench.plots.style import (
-    FONT,
-    GREY,
-    INK,
-    LINES,
-    MARKERS,
-    PALETTE,
-    REJECTED,
-    TRAINING,
-    add_legend,
-    dress,
-    new_figure,
-    plain,
-)
+from dpo_lab.workbench.plots import style
+
+_COLORS = (style.BLUE, style.VERMILLION, style.GREEN)
 
 
 def plot_schedules(
@@ -37,37 +25,37 @@ def plot_schedules(
     """
     if peak <= 0:
         raise ValueError(f"peak must be positive, got {peak}; give the learning rate that the schedules reach")
-    ax = new_figure(5.8, 3.4).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.8, 3.4)
     if num_warmup:
-        ax.axvspan(0.5, num_warmup + 0.5, color=PALETTE[1], alpha=0.13, linewidth=0, label="warm-up")
+        ax.axvspan(0.5, num_warmup + 0.5, color=style.PALETTE[1], alpha=0.13, linewidth=0, label="warm-up")
     for i, (name, rates) in enumerate(schedules.items()):
         shares = np.asarray(rates, np.float64) / peak
-        ax.plot(np.arange(1, len(shares) + 1), shares, LINES[i % len(LINES)], color=PALETTE[(0, 3, 2)[i % 3]],
-                linewidth=1.6, marker=MARKERS[i % len(MARKERS)], markersize=4, markeredgecolor="white",
-                markeredgewidth=0.4, label=plain(name))  # fmt: skip
+        look = style.look(i, name, color=_COLORS[i % 3])
+        ax.plot(np.arange(1, len(shares) + 1), shares, linewidth=1.6, marker=style.marker(i), markersize=4,
+                markeredgecolor="white", markeredgewidth=0.4, **look)  # fmt: skip
     ax.set_ylim(0, 1.08)
     ax.set_xlim(left=0)
-    dress(ax, "Learning rate", "optimiser step", "share of the peak")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    add_legend(ax)
+    style.dress(ax, "Learning rate", "optimiser step", "share of the peak")
+    style.count_steps(ax)
+    style.add_legend(ax)
     return ax
 
 
 def plot_gradient_norms(steps: Any, norms: Any, *, limit: float | None = None, ax: Axes | None = None) -> Axes:
     """The gradient's norm at each step, before clipping; steps above `limit` are marked: those were shortened."""
     steps, norms = np.asarray(steps, np.int64), np.asarray(norms, np.float64)
-    ax = new_figure(5.8, 3.4).subplots() if ax is None else ax
-    ax.plot(steps, norms, color=TRAINING, linewidth=1.4, marker="D", markersize=4, markeredgecolor="white",
+    ax = ax or style.new_axes(5.8, 3.4)
+    ax.plot(steps, norms, color=style.TRAINING, linewidth=1.4, marker="D", markersize=4, markeredgecolor="white",
             markeredgewidth=0.4, label="norm")  # fmt: skip
     if limit is not None:
         is_clipped = norms > limit
-        ax.axhline(limit, color=GREY, linewidth=1.1, linestyle="--", label=f"clipped to {limit:g}")
-        ax.plot(steps[is_clipped], norms[is_clipped], "o", color=REJECTED, markersize=8, fillstyle="none",
+        ax.axhline(limit, color=style.GREY, linewidth=1.1, linestyle="--", label=f"clipped to {limit:g}")
+        ax.plot(steps[is_clipped], norms[is_clipped], "o", color=style.REJECTED, markersize=8, fillstyle="none",
                 label="shortened steps")  # fmt: skip
     ax.set_ylim(0, max(1.12 * float(norms.max(initial=0.0)), 1.12 * (limit or 0.0)))
-    dress(ax, "Gradient norm", "optimiser step", "norm before clipping")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    add_legend(ax)
+    style.dress(ax, "Gradient norm", "optimiser step", "norm before clipping")
+    style.count_steps(ax)
+    style.add_legend(ax)
     return ax
 
 
@@ -76,21 +64,20 @@ def plot_cuts(weights: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
 
     The mean over the batch gives every pair 1/B, the dashed line. A way that leaves the line favours some pairs.
     """
-    ax = new_figure(6.2, 3.2).subplots() if ax is None else ax
+    ax = ax or style.new_axes(6.2, 3.2)
     arrays = {name: np.asarray(values, np.float64) for name, values in weights.items()}
     num_pairs = len(next(iter(arrays.values())))
     width = 0.8 / len(arrays)
     for i, (name, values) in enumerate(arrays.items()):
         at = np.arange(1, num_pairs + 1) + (i - (len(arrays) - 1) / 2) * width
-        ax.bar(at, values, 0.92 * width, color=PALETTE[(0, 3, 2)[i % 3]], hatch=("", "//", "..")[i % 3],
-               edgecolor="white", linewidth=0.5, label=plain(name))  # fmt: skip
-    ax.axhline(1 / num_pairs, color=INK, linewidth=1, linestyle="--")
+        ax.bar(at, values, 0.92 * width, color=_COLORS[i % 3], hatch=("", "//", "..")[i % 3],
+               edgecolor="white", linewidth=0.5, label=style.plain(name))  # fmt: skip
+    ax.axhline(1 / num_pairs, color=style.INK, linewidth=1, linestyle="--")
     ax.set_xlim(0.4, num_pairs + 1.0)
-    ax.text(num_pairs + 0.52, 1 / num_pairs, f"1/{num_pairs}", ha="left", va="bottom", fontsize=8, color=INK,
-            fontfamily=FONT)  # fmt: skip
+    ax.text(num_pairs + 0.52, 1 / num_pairs, f"1/{num_pairs}", ha="left", va="bottom", **style.text())
     highest = max(float(values.max()) for values in arrays.values())
     ax.set_ylim(0, 1.35 * highest)
-    dress(ax, "What each pair counts", "pair of the batch", "weight in the loss")
+    style.dress(ax, "What each pair counts", "pair of the batch", "weight in the loss")
     ax.set_xticks(np.arange(1, num_pairs + 1))
-    add_legend(ax, loc="upper left", ncols=len(arrays))
+    style.add_legend(ax, loc="upper left", ncols=len(arrays))
     return ax

@@ -14,22 +14,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
-from dpo_lab.workbench.plots.style import (
-    CHOSEN,
-    GREY,
-    INK,
-    REJECTED,
-    TRAINING,
-    Picture,
-    add_legend,
-    add_title,
-    dress,
-    new_figure,
-    plain,
-    pngs_of_parts,
-)
+from dpo_lab.workbench.plots import style
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -40,7 +27,7 @@ class Curve:
 
     metric: str
     label: str
-    color: str = TRAINING
+    color: str = style.TRAINING
     line: str = "-"
     marker: str = "D"
 
@@ -57,6 +44,9 @@ class Panel:
     from_zero: bool = False
     is_noisy: bool = True  # noisy curves are smoothed
 
+
+_CHOSEN = ("chosen", style.CHOSEN, "-", "o")
+_REJECTED = ("rejected", style.REJECTED, "--", "s")
 
 PANELS: dict[str, Panel] = {
     "loss": Panel(
@@ -78,8 +68,7 @@ PANELS: dict[str, Panel] = {
     ),
     "rewards": Panel(
         "Implicit rewards", "β × nats",
-        (Curve("rewards/chosen", "chosen", CHOSEN, "-", "o"),
-         Curve("rewards/rejected", "rejected", REJECTED, "--", "s")),
+        (Curve("rewards/chosen", *_CHOSEN), Curve("rewards/rejected", *_REJECTED)),
         "β·log(π/π_ref): how far an answer has moved from the reference. Both may fall; DPO asks only for the gap.",
         level=0.0,
     ),
@@ -92,11 +81,11 @@ PANELS: dict[str, Panel] = {
         "What the judge gives to answers that the model samples on the way, where a judge knows.",
     ),
     "logps_chosen": Panel(
-        "Log-prob of chosen answers", "nats per answer", (Curve("logps/chosen", "chosen", CHOSEN, "-", "o"),),
+        "Log-prob of chosen answers", "nats per answer", (Curve("logps/chosen", *_CHOSEN),),
         "log π of the chosen answers, summed over tokens. It often falls while the margin grows: worth watching.",
     ),
     "logps_rejected": Panel(
-        "Log-prob of rejected answers", "nats per answer", (Curve("logps/rejected", "rejected", REJECTED, "--", "s"),),
+        "Log-prob of rejected answers", "nats per answer", (Curve("logps/rejected", *_REJECTED),),
         "log π of the rejected answers, summed over tokens.",
     ),
     "grad_norm": Panel(
@@ -148,7 +137,7 @@ def panels_of(rows: Rows) -> list[str]:
 def plot_panel(rows: Rows, panel: str, *, ax: Axes | None = None) -> Axes:
     """Draw one entry of `PANELS`: a light point per step, their running mean as a line, held-out values as markers."""
     spec = PANELS[panel]
-    ax = new_figure(5.2, 3.2).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.2, 3.2)
     has_mean = False
     for curve in spec.curves:
         steps, values = series(rows, curve.metric)
@@ -164,44 +153,45 @@ def plot_panel(rows: Rows, panel: str, *, ax: Axes | None = None) -> Axes:
             ax.plot(steps, smooth(values, window), curve.line, color=curve.color, linewidth=1.8, label=name, **few)
         steps, values = series(rows, f"eval_{curve.metric}")
         if len(values):
-            color = INK if curve.color == TRAINING else curve.color
+            color = style.INK if curve.color == style.TRAINING else curve.color
             joined = ":" if len(values) > 2 else "none"  # a line from first to last would look like a course
             ax.plot(steps, values, linestyle=joined, color=color, linewidth=1, marker=curve.marker, markersize=6,
                     markeredgecolor="white", label=f"{curve.label}, held out")  # fmt: skip
     if spec.level is not None:
-        ax.axhline(spec.level, color=GREY, linewidth=0.9, zorder=0.5)
-    dress(ax, spec.title, "optimiser step", spec.unit)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        ax.axhline(spec.level, color=style.GREY, linewidth=0.9, zorder=0.5)
+    style.dress(ax, spec.title, "optimiser step", spec.unit)
+    style.count_steps(ax)
     if not spec.is_noisy:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     if spec.from_zero:
         ax.set_ylim(bottom=0)
-    add_legend(ax, skip=(_mean_label(1),) if has_mean else ())
+    style.add_legend(ax, skip=(_mean_label(1),) if has_mean else ())
     return ax
 
 
-def curves_figure(rows: Rows, *, title: str = "") -> Picture:
+def curves_figure(rows: Rows, *, title: str = "") -> style.Picture:
     """Everything that a run measured, on one sheet of two columns: for preference tuning and for SFT."""
     names = panels_of(rows)
     if not names:
         raise ValueError("there is nothing to draw: the rows hold no known metric; record at least one step")
     num_rows = math.ceil(len(names) / 2)
-    figure = new_figure(10, 0.6 + 2.5 * num_rows)
+    figure = style.new_figure(10, 0.6 + 2.5 * num_rows)
     cells = figure.subplots(num_rows, 2, squeeze=False).ravel()
     for name, ax in zip(names, cells, strict=False):
         plot_panel(rows, name, ax=ax)
         if len(PANELS[name].curves) == 1 and (legend := ax.get_legend()):
-            legend.remove()  # told once for the whole sheet, below
+            legend.remove()  # one legend for the whole sheet, below
     for ax in cells[len(names) :]:
         ax.set_axis_off()
     window = smoothing_window(sum(row.get("kind") == "step" for row in rows))
-    key = [Line2D([], [], color=GREY, linewidth=1.8, label=_mean_label(window))]
+    key = [Line2D([], [], color=style.GREY, linewidth=1.8, label=_mean_label(window))]
     if window > 1:
-        key.insert(0, Line2D([], [], color=GREY, alpha=0.5, linestyle="", marker=".", label=_mean_label(1)))
+        key.insert(0, Line2D([], [], color=style.GREY, alpha=0.5, linestyle="", marker=".", label=_mean_label(1)))
     if any(row.get("kind") == "evaluation" for row in rows):
-        key.append(Line2D([], [], color=INK, linestyle="", marker="D", markeredgecolor="white", label="held-out data"))
+        held_out: dict[str, Any] = {"marker": "D", "markeredgecolor": "white", "label": "held-out data"}
+        key.append(Line2D([], [], color=style.INK, linestyle="", **held_out))
     figure.legend(handles=key, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
-    add_title(figure, title)
+    style.add_title(figure, title)
     return figure
 
 
@@ -209,7 +199,7 @@ def curves_pngs(rows: Rows, *, title: str = "") -> tuple[bytes, dict[str, bytes]
     """`curves_figure` as a PNG file, and each of its panels as one."""
     figure = curves_figure(rows, title=title)
     names = panels_of(rows)
-    whole, *panels = pngs_of_parts(figure, figure.axes[: len(names)])
+    whole, *panels = style.pngs_of_parts(figure, figure.axes[: len(names)])
     return whole, dict(zip(names, panels, strict=True))
 
 
@@ -222,7 +212,7 @@ def metric_label(metric: str) -> tuple[str, str]:
                 title = panel.title if len(panel.curves) == 1 else f"{panel.title}, {curve.label}"
                 unit = "mean" if base == "loss" else panel.unit
                 return (f"{title}, held out" if base != metric else title), unit
-    return plain(metric), "value"
+    return style.plain(metric), "value"
 
 
 def describe_panel(rows: Rows, panel: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from dpo_lab.workbench.plots.style import GREY, INK, REJECTED, TRAINING, add_legend, dress, new_figure
+from dpo_lab.workbench.plots import style
 
 
 def plot_margins(after: Any, before: Any = None, *, ax: Axes | None = None) -> Axes:
@@ -20,23 +20,23 @@ def plot_margins(after: Any, before: Any = None, *, ax: Axes | None = None) -> A
     """
     after = _finite(after, "after")
     before = None if before is None else _finite(before, "before")
-    ax = new_figure(5.8, 3.4).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.8, 3.4)
     edges = edges_through_zero(after if before is None else np.concatenate([after, before]))
-    ax.hist(after, edges, color=TRAINING, alpha=0.75, edgecolor="white", linewidth=0.5,
+    ax.hist(after, edges, color=style.TRAINING, alpha=0.75, edgecolor="white", linewidth=0.5,
             label=f"after: {_share_below(after)}")  # fmt: skip
     if before is not None and np.ptp(before) == 0:
-        ax.axvline(before[0], color=INK, linestyle="--", linewidth=1.6, label=f"before: all {before[0]:.3g}")
+        ax.axvline(before[0], color=style.INK, linestyle="--", linewidth=1.6, label=f"before: all {before[0]:.3g}")
     elif before is not None:
-        ax.hist(before, edges, histtype="step", color=INK, linestyle="--", linewidth=1.6,
+        ax.hist(before, edges, histtype="step", color=style.INK, linestyle="--", linewidth=1.6,
                 label=f"before: {_share_below(before)}")  # fmt: skip
-    ax.axvline(0, color=GREY, linewidth=0.9)
+    ax.axvline(0, color=style.GREY, linewidth=0.9)
     if edges[0] < 0:
-        ax.axvspan(edges[0], 0, color=REJECTED, alpha=0.08, zorder=0)
+        ax.axvspan(edges[0], 0, color=style.REJECTED, alpha=0.08, zorder=0)
     ax.set_xlim(edges[0], edges[-1])
     ax.set_ylim(0, ax.get_ylim()[1] * 1.25)  # room for the legend above the bars
-    dress(ax, "Margins of held-out pairs", "implicit reward, chosen − rejected (β × nats)", "pairs")
+    style.dress(ax, "Margins of held-out pairs", "implicit reward, chosen − rejected (β × nats)", "pairs")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    add_legend(ax, ncols=2, loc="upper left")
+    style.add_legend(ax, ncols=2, loc="upper left")
     return ax
 
 

@@ -9,22 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
+from dpo_lab.workbench.plots import style
 from dpo_lab.workbench.plots.curves import Rows, metric_label, series, smooth, smoothing_window
-from dpo_lab.workbench.plots.style import (
-    FONT,
-    GREY,
-    LINES,
-    MARKERS,
-    PALETTE,
-    Picture,
-    add_legend,
-    add_title,
-    dress,
-    new_figure,
-    plain,
-)
 
 WATCHED = (
     "loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected", "true_reward",
@@ -38,13 +25,13 @@ def plot_runs(runs: Mapping[str, Rows], metric: str, *, ax: Axes | None = None) 
     Training is a running mean drawn as a line, held-out values are markers; with "eval_" before the metric only
     these, joined. Runs without the metric are left out.
     """
-    ax = new_figure(5.8, 3.6).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.8, 3.6)
     for i, (name, rows) in enumerate(runs.items()):
-        color, line, marker = _look(i)
+        color, line, marker = style.color(i), style.line(i), style.marker(i)
         base = metric.removeprefix("eval_")
         steps, values = series(rows, base) if base == metric else ([], np.array([]))
         held_out = series(rows, f"eval_{base}")
-        label = plain(name)
+        label = style.plain(name)
         if len(values):
             few: dict[str, Any] = {"marker": marker, "markersize": 7, "fillstyle": "none"} if len(values) <= 2 else {}
             window = smoothing_window(len(values))
@@ -54,22 +41,22 @@ def plot_runs(runs: Mapping[str, Rows], metric: str, *, ax: Axes | None = None) 
             ax.plot(*held_out, color=color, linestyle=line, linewidth=1.7, label=label, marker=marker,
                     markersize=6.5, markeredgecolor="white", markeredgewidth=0.6)  # fmt: skip
     title, unit = metric_label(metric)
-    dress(ax, title, "optimiser step", unit)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    add_legend(ax)
+    style.dress(ax, title, "optimiser step", unit)
+    style.count_steps(ax)
+    style.add_legend(ax)
     return ax
 
 
 def runs_figure(
     runs: Mapping[str, Rows], metrics: Sequence[str], *, title: str = "", num_columns: int = 2, width: float = 10.0
-) -> Picture:
+) -> style.Picture:
     """Several metrics of several runs on one sheet, with one legend."""
     num_rows = math.ceil(len(metrics) / num_columns)
     key = [
-        Line2D([], [], color=color, ls=line, marker=marker, markeredgecolor="white", label=plain(name))
-        for name, (color, line, marker) in zip(runs, map(_look, range(len(runs))), strict=True)
+        Line2D([], [], marker=style.marker(i), markeredgecolor="white", **style.look(i, name))
+        for i, name in enumerate(runs)
     ]
-    figure = new_figure(width, 0.6 + 2.6 * num_rows + 0.2 * math.ceil(len(runs) / 3))
+    figure = style.new_figure(width, 0.6 + 2.6 * num_rows + 0.2 * math.ceil(len(runs) / 3))
     cells = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for metric, ax in zip(metrics, cells, strict=False):
         plot_runs(runs, metric, ax=ax)
@@ -80,11 +67,11 @@ def runs_figure(
     note = "lines: running mean of the training steps; markers: held-out data"
     figure.legend(handles=key, loc="outside upper left", ncols=3, frameon=False, fontsize=9, title=note,
                   title_fontsize=9, alignment="left")  # fmt: skip
-    add_title(figure, title)
+    style.add_title(figure, title)
     return figure
 
 
-def watch_figure(runs: Mapping[str, Rows], *, title: str = "") -> Picture:
+def watch_figure(runs: Mapping[str, Rows], *, title: str = "") -> style.Picture:
     """The curves that a preference training is watched by, of one run or of several over each other.
 
     Loss, margins, accuracy, the rewards of chosen and rejected answers, and true reward: six panels, those without
@@ -94,27 +81,26 @@ def watch_figure(runs: Mapping[str, Rows], *, title: str = "") -> Picture:
     for metric, ax in zip(WATCHED, figure.axes, strict=True):
         if not ax.lines:
             words = "no judge, or not measured yet" if metric == "true_reward" else "not measured yet"
-            look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "color": GREY, "fontfamily": FONT}
-            ax.text(0.5, 0.5, words, transform=ax.transAxes, **look)
+            ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", **style.text(9, style.GREY))
             ax.set(xticks=[], yticks=[])
     return figure
 
 
-def blank_figure(words: str) -> Picture:
+def blank_figure(words: str) -> style.Picture:
     """A small picture that only says why there is nothing to draw."""
-    figure = new_figure(6.4, 1.2)
+    figure = style.new_figure(6.4, 1.2)
     ax = figure.subplots()
     ax.set_axis_off()
-    ax.text(0.0, 0.5, plain(words), ha="left", va="center", fontsize=10, color=GREY, fontfamily=FONT)
+    ax.text(0.0, 0.5, style.plain(words), ha="left", va="center", **style.text(10, style.GREY))
     return figure
 
 
 def describe_watch(runs: Mapping[str, Rows]) -> str:
     """What `watch_figure` shows, in words."""
     measured = {name.removeprefix("eval_") for rows in runs.values() for row in rows for name in row}
-    told = [describe_runs(runs, metric if metric != "true_reward" else "eval_true_reward")
-            for metric in WATCHED if metric in measured]  # fmt: skip
-    return " ".join(told) or "Six empty panels: nothing was measured yet."
+    sentences = [describe_runs(runs, metric if metric != "true_reward" else "eval_true_reward")
+                 for metric in WATCHED if metric in measured]  # fmt: skip
+    return " ".join(sentences) or "Six empty panels: nothing was measured yet."
 
 
 def describe_runs(runs: Mapping[str, Rows], metric: str) -> str:
@@ -124,8 +110,3 @@ def describe_runs(runs: Mapping[str, Rows], metric: str) -> str:
     parts = [f"{name} ends at {values[-1]:.4g} after step {steps[-1]}" for name, steps, values in ends if len(values)]
     num = "1 run" if len(parts) == 1 else f"{len(parts)} runs"
     return f"{title} ({unit}) of {num}: {'; '.join(parts) or 'nothing was measured'}."
-
-
-def _look(i: int) -> tuple[str, Any, str]:
-    """Colour, line and marker of the i-th run. Seven colours and four lines: the pair repeats only after 28 runs."""
-    return PALETTE[i % len(PALETTE)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]

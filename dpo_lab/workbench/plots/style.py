@@ -6,16 +6,17 @@ No pyplot and no global style: every figure stands alone, so several threads may
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 from PIL import Image
 
 # Okabe & Ito's palette (Color Universal Design, 2008), told apart under the common kinds of colour blindness.
@@ -27,6 +28,26 @@ LINES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v", "P", "X")
 FONT = "DejaVu Sans"  # comes along with matplotlib
 
 
+def color(i: int) -> str:
+    """The i-th colour of the palette, from its start again after the last."""
+    return PALETTE[i % len(PALETTE)]
+
+
+def line(i: int) -> str:
+    """The i-th line style. Seven colours and four lines: the pair repeats only after 28 curves."""
+    return LINES[i % len(LINES)]
+
+
+def marker(i: int) -> str:
+    """The i-th marker."""
+    return MARKERS[i % len(MARKERS)]
+
+
+def look(i: int, name: str, **changes: Any) -> dict[str, Any]:
+    """Colour, line and label of the i-th of several curves, for `ax.plot`; `changes` replaces some of them."""
+    return {"color": color(i), "linestyle": line(i), "label": plain(name)} | changes
+
+
 class Picture(Figure):
     """A matplotlib figure that a notebook shows by itself, without pyplot."""
 
@@ -34,11 +55,21 @@ class Picture(Figure):
         return to_png(self), {"width": round(self.get_figwidth() * 96)}
 
 
+def text(size: float = 8, color: str = INK) -> dict[str, Any]:
+    """Letters inside a picture, for `ax.text`, `ax.annotate` and titles."""
+    return {"fontfamily": FONT, "fontsize": size, "color": color}
+
+
 def new_figure(width: float = 6.4, height: float = 4.0) -> Picture:
     """An empty white figure of `width` × `height` inches; add axes with `.subplots(nrows, ncols)`."""
     figure = Picture(figsize=(width, height), dpi=100, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def new_axes(width: float = 6.4, height: float = 4.0) -> Axes:
+    """The only axes of a new figure."""
+    return new_figure(width, height).subplots()
 
 
 def to_png(figure: Figure, dpi: int = 150) -> bytes:
@@ -79,10 +110,9 @@ def _encode(pixels: np.ndarray) -> bytes:
 
 def dress(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
     """The house's look on axes: a title on the left, labels with units, a quiet grid."""
-    text: dict[str, Any] = {"color": INK, "fontfamily": FONT}
-    ax.set_title(title, loc="left", fontsize=10.5, fontweight="bold", **text)
-    ax.set_xlabel(xlabel, fontsize=9, **text)
-    ax.set_ylabel(ylabel, fontsize=9, **text)
+    ax.set_title(title, loc="left", fontweight="bold", **text(10.5))
+    ax.set_xlabel(xlabel, **text(9))
+    ax.set_ylabel(ylabel, **text(9))
     ax.tick_params(labelsize=8, colors=INK, labelfontfamily=FONT, length=3, color=GREY)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(GREY)
@@ -94,16 +124,39 @@ def dress(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
     return ax
 
 
-def add_title(figure: Figure, title: str) -> None:
+def count_steps(ax: Axes) -> None:
+    """Only whole numbers on the horizontal axis, one at least."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def in_percent(*axes: Axis) -> None:
+    """Shares written as whole percentages."""
+    for axis in axes:
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def name_rows(ax: Axes, names: Iterable[str]) -> None:
+    """A name for each of the lines 0, 1, … of a chart of horizontal bars or intervals; no grid lines across them."""
+    labels = [plain(name) for name in names]
+    ax.set_yticks(range(len(labels)), labels)
+    ax.grid(visible=False, axis="y")
+
+
+def text_color(red: float, green: float, blue: float) -> str:
+    """Black or white, whichever can be read on the colour; its parts lie in [0, 1]."""
+    luminance = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2  # relative, WCAG 2
+    return "black" if luminance > 0.18 else "white"
+
+
+def add_title(figure: Figure, title: str, size: float = 12) -> None:
     """A title over a whole figure, on the left; nothing where it is empty."""
     if title:
-        text: dict[str, Any] = {"color": INK, "fontfamily": FONT, "fontweight": "bold"}
-        figure.suptitle(plain(title), x=0.01, ha="left", fontsize=12, **text)
+        figure.suptitle(plain(title), x=0.01, ha="left", fontweight="bold", **text(size))
 
 
-def plain(text: str) -> str:
+def plain(words: str) -> str:
     """A text from outside as matplotlib can draw it: no formula, no hidden label, no letter that the font lacks."""
-    drawn = "".join(letter if ord(letter) in _letters() else "?" for letter in text)
+    drawn = "".join(letter if ord(letter) in _letters() else "?" for letter in words)
     drawn = drawn if len(drawn) <= 60 else f"{drawn[:28]}…{drawn[-28:]}"
     return (" " if drawn.startswith("_") else "") + drawn.replace("$", r"\$")
 
@@ -116,9 +169,9 @@ def _letters() -> frozenset[int]:
 def add_legend(ax: Axes, *, skip: tuple[str, ...] = (), ncols: int = 1, loc: Any = "best") -> None:
     """A small legend of everything that carries a label, but for those in `skip`."""
     handles, labels = ax.get_legend_handles_labels()
-    kept = [(handle, label) for handle, label in zip(handles, labels, strict=True) if label not in skip]
-    if kept:
-        handles, labels = map(list, zip(*kept, strict=True))
+    shown = [(handle, label) for handle, label in zip(handles, labels, strict=True) if label not in skip]
+    if shown:
+        handles, labels = map(list, zip(*shown, strict=True))
         legend = ax.legend(handles=handles, labels=labels, loc=loc, ncols=ncols, fontsize=8, framealpha=0.9)
         legend.get_frame().set_linewidth(0)
 
@@ -127,3 +180,8 @@ def add_legend_beside(ax: Axes) -> None:
     """A small legend to the right of the panel, where no curve is."""
     legend = ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
     legend.set_in_layout(True)
+
+
+def add_legend_below(ax: Axes, *, pad: float, ncols: int = 2) -> None:
+    """A small legend under a panel that curves or areas fill; `pad`, in letters, clears the labels of the axis."""
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=pad, ncols=ncols, fontsize=8, frameon=False)

@@ -11,48 +11,37 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from dpo_lab.workbench.plots.style import (
-    BLUE,
-    GREY,
-    INK,
-    TRAINING,
-    VERMILLION,
-    Picture,
-    add_legend,
-    add_title,
-    dress,
-    new_figure,
-    plain,
-)
+from dpo_lab.workbench.plots import style
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 def plot_history(rows: Rows, objective: str, *, is_larger_better: bool, ax: Axes | None = None) -> Axes:
     """Each trial's value in the order of the trials, and the best so far as a line; pruned ones where they stood."""
-    ax = new_figure(5.2, 3.2).subplots() if ax is None else ax
+    ax = ax or style.new_axes(5.2, 3.2)
     done = [row for row in rows if row["state"] == "complete"]
     if done:
         numbers, values = zip(*((row["trial"], row["value"]) for row in done), strict=True)
         best = (np.maximum if is_larger_better else np.minimum).accumulate(values)
-        ax.step(numbers, best, where="post", color=INK, linewidth=1.6, label="best so far")
-        ax.plot(numbers, values, "o", color=TRAINING, markersize=6, markeredgecolor="white", label="complete")
+        ax.step(numbers, best, where="post", color=style.INK, linewidth=1.6, label="best so far")
+        ax.plot(numbers, values, "o", color=style.TRAINING, markersize=6, markeredgecolor="white", label="complete")
     pruned = [
         (row["trial"], last) for row in rows if row["state"] == "pruned" and (last := _last_look(row)) is not None
     ]
     if pruned:
-        ax.plot(*zip(*pruned, strict=True), "x", color=VERMILLION, markersize=6, label="pruned, at its last look")
-    dress(ax, "Trials in their order", "trial", plain(objective))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    add_legend(ax)
+        ax.plot(*zip(*pruned, strict=True), "x", color=style.VERMILLION, markersize=6, label="pruned, at its last look")
+    style.dress(ax, "Trials in their order", "trial", style.plain(objective))
+    style.count_steps(ax)
+    style.add_legend(ax)
     return ax
 
 
 def plot_slice(rows: Rows, knob: str, objective: str, *, is_log: bool = False, ax: Axes | None = None) -> Axes:
     """The value of each complete trial against one knob, whatever the others were; later trials are darker."""
-    ax = new_figure(3.6, 3.2).subplots() if ax is None else ax
+    ax = ax or style.new_axes(3.6, 3.2)
     done = [row for row in rows if row["state"] == "complete" and (row[knob] is not None or not is_log)]
     values = [row["value"] for row in done]
     is_number = bool(done) and all(isinstance(row[knob], int | float) for row in done)
@@ -60,34 +49,34 @@ def plot_slice(rows: Rows, knob: str, objective: str, *, is_log: bool = False, a
     places = [row[knob] if is_number else names.index(str(row[knob])) for row in done]
     if done:
         age = np.linspace(0.25, 1.0, len(done))
-        ax.scatter(places, values, s=42, c=[(*_rgb(BLUE), a) for a in age], edgecolors=INK, linewidths=0.6)
-    dress(ax, plain(knob), "", plain(objective))
+        colors = [(*to_rgb(style.BLUE), a) for a in age]
+        ax.scatter(places, values, s=42, c=colors, edgecolors=style.INK, linewidths=0.6)
+    style.dress(ax, style.plain(knob), "", style.plain(objective))
     if is_log and is_number:
         ax.set_xscale("log")
         _few_log_ticks(ax, places)
     elif is_number:
         ax.xaxis.set_major_locator(MaxNLocator(4))
     elif names:
-        ax.set_xticks(range(len(names)), [plain(name) for name in names])
+        ax.set_xticks(range(len(names)), [style.plain(name) for name in names])
         ax.set_xlim(-0.5, len(names) - 0.5)
     return ax
 
 
 def plot_importance(importance: Mapping[str, float], *, ax: Axes | None = None) -> Axes:
     """A bar for each knob: its share in what tells good trials from all."""
-    ax = new_figure(4.2, 3.2).subplots() if ax is None else ax
+    ax = ax or style.new_axes(4.2, 3.2)
     names = sorted(importance, key=lambda name: importance[name])
     shares = [importance[name] for name in names]
-    ax.barh(range(len(names)), shares, color=TRAINING, height=0.6)
+    ax.barh(range(len(names)), shares, color=style.TRAINING, height=0.6)
     for place, share in enumerate(shares):
-        ax.text(share + 0.02, place, f"{share:.0%}", va="center", fontsize=8, color=INK)
+        ax.text(share + 0.02, place, f"{share:.0%}", va="center", fontsize=8, color=style.INK)
     if not names:
         text = "to be told after\n4 complete trials that\ndiffer, of 2 knobs"
-        ax.text(0.5, 0.5, text, ha="center", va="center", fontsize=9, color=GREY, transform=ax.transAxes)
-    dress(ax, "What mattered", "share of importance", "")
-    ax.set_yticks(range(len(names)), [plain(name) for name in names])
+        ax.text(0.5, 0.5, text, ha="center", va="center", fontsize=9, color=style.GREY, transform=ax.transAxes)
+    style.dress(ax, "What mattered", "share of importance", "")
+    style.name_rows(ax, names)
     ax.set_xlim(0, 1.15)
-    ax.grid(visible=False, axis="y")
     return ax
 
 
@@ -99,11 +88,11 @@ def sweep_figure(
     is_larger_better: bool = True,
     importance: Mapping[str, float] | None = None,
     title: str = "",
-) -> Picture:
+) -> style.Picture:
     """History, importance, and one slice per knob. `knobs` maps each knob to whether its axis is logarithmic."""
     columns = max(2, min(4, len(knobs)))
     num_rows = 1 + math.ceil(len(knobs) / columns)
-    figure = new_figure(max(7.2, 2.9 * columns), 0.3 + 2.8 * num_rows)
+    figure = style.new_figure(max(7.2, 2.9 * columns), 0.3 + 2.8 * num_rows)
     grid = figure.add_gridspec(num_rows, columns)
     history, mattered = figure.add_subplot(grid[0, : columns - 1]), figure.add_subplot(grid[0, columns - 1])
     plot_history(rows, objective, is_larger_better=is_larger_better, ax=history)
@@ -111,22 +100,22 @@ def sweep_figure(
     for place, (knob, is_log) in enumerate(knobs.items()):
         ax = figure.add_subplot(grid[1 + place // columns, place % columns])
         plot_slice(rows, knob, objective, is_log=is_log, ax=ax)
-    add_title(figure, title)
+    style.add_title(figure, title)
     return figure
 
 
 def describe_sweep(rows: Rows, knobs: Sequence[str], objective: str, *, is_larger_better: bool = True) -> str:
     """What `sweep_figure` shows, in words."""
     counts = {state: sum(row["state"] == state for row in rows) for state in ("complete", "pruned", "failed")}
-    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none has ended"
+    states = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none has ended"
     done = [row for row in rows if row["state"] == "complete"]
     if not done:
-        return f"{len(rows)} trials, {told}. Nothing to compare yet."
+        return f"{len(rows)} trials, {states}. Nothing to compare yet."
     best = (max if is_larger_better else min)(done, key=lambda row: row["value"])
     values = [row["value"] for row in done]
     at = ", ".join(f"{knob} {_short(best[knob])}" for knob in knobs)
     return (
-        f"{len(rows)} trials, {told}. {objective}: from {min(values):.3g} to {max(values):.3g}; the best, "
+        f"{len(rows)} trials, {states}. {objective}: from {min(values):.3g} to {max(values):.3g}; the best, "
         f"{best['value']:.3g}, is trial {best['trial']} with {at}."
     )
 
@@ -146,10 +135,6 @@ def _few_log_ticks(ax: Axes, places: Sequence[float]) -> None:
     ticks = inside[:: max(1, math.ceil(len(inside) / 4))] or [low, high]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
-
-
-def _rgb(color: str) -> tuple[float, ...]:
-    return tuple(int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
 
 
 def _short(value: Any) -> str:

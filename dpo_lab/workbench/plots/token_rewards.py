@@ -13,19 +13,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from dpo_lab.workbench.plots.style import (
-    BLUE,
-    FONT,
-    GREY,
-    INK,
-    PALE,
-    VERMILLION,
-    Picture,
-    add_title,
-    new_figure,
-)
+from dpo_lab.workbench.plots import style
 from dpo_lab.workbench.plots.token_text import Cell, lay_out, plain_lines, visible
 
 _MONO = "DejaVu Sans Mono"  # comes along with matplotlib
@@ -33,7 +24,7 @@ _COLUMNS, _LINE, _SIDE = 50, 0.36, 4.5  # letters per line, inches per line, inc
 _SIDES = ("chosen", "rejected")
 
 
-def token_heatmap(pair: Any, *, limit: float | None = None, max_lines: int = 24, title: str = "") -> Picture:
+def token_heatmap(pair: Any, *, limit: float | None = None, max_lines: int = 24, title: str = "") -> style.Picture:
     """Chosen and rejected side by side; each token stands on its colour, with its reward under it.
 
     limit: the reward at which a colour is full, the same on both sides; None takes the largest of the pair.
@@ -43,7 +34,7 @@ def token_heatmap(pair: Any, *, limit: float | None = None, max_lines: int = 24,
     lines = [_lines(getattr(pair, side), max_lines) for side in _SIDES]
     height = _LINE * max(len(answer) for answer in lines)
     top, bottom = (0.75 if title else 0.4), 0.85
-    figure = new_figure(2 * _SIDE + 0.6, height + top + bottom)
+    figure = style.new_figure(2 * _SIDE + 0.6, height + top + bottom)
     figure.set_layout_engine("none")  # the letters are placed by hand
     width, whole = figure.get_figwidth(), figure.get_figheight()
     for k, (side, answer) in enumerate(zip(_SIDES, lines, strict=True)):
@@ -52,9 +43,9 @@ def token_heatmap(pair: Any, *, limit: float | None = None, max_lines: int = 24,
         _draw(ax, answer, limit, height)
         total = float(np.sum(getattr(pair, side).rewards))
         heading = f"{side}: implicit reward {_signed(total)}, {len(getattr(pair, side).tokens)} tokens"
-        ax.set_title(heading, loc="left", fontsize=9.5, fontweight="bold", color=INK, fontfamily=FONT)
+        ax.set_title(heading, loc="left", fontweight="bold", **style.text(9.5))
     _draw_scale(figure.add_axes((0.3, 0.45 / whole, 0.4, 0.14 / whole)), limit)
-    add_title(figure, title)
+    style.add_title(figure, title)
     return figure
 
 
@@ -75,12 +66,12 @@ def token_html(pair: Any, *, limit: float | None = None) -> str:
         tokens = "".join(_span(answer, i, limit) for i in range(len(answer.tokens)))
         parts.append(f'<div style="flex:1 1 20em;min-width:0"><div>{head}, {len(answer.tokens)} tokens</div>'
                      f"<pre {text}>{tokens}</pre></div>")  # fmt: skip
-    asked = (
-        f"<details><summary>prompt</summary><pre {text}>{escape(plain_lines(prompt))}</pre></details>" if prompt else ""
-    )
+    if prompt:
+        prompt = f"<details><summary>prompt</summary><pre {text}>{escape(plain_lines(prompt))}</pre></details>"
+    frame = f"background:#fff;color:{style.INK};border:1px solid {style.PALE};padding:8px;font:14px/1.5 sans-serif"
     return (
-        f'<div style="background:#fff;color:{INK};border:1px solid {PALE};padding:8px;font:14px/1.5 sans-serif">'
-        f'{asked}<div style="display:flex;flex-wrap:wrap;gap:12px">{"".join(parts)}</div>{_legend(limit)}</div>'
+        f'<div style="{frame}">{prompt}<div style="display:flex;flex-wrap:wrap;gap:12px">'
+        f"{''.join(parts)}</div>{_legend(limit)}</div>"
     )
 
 
@@ -91,10 +82,10 @@ def describe_tokens(pair: Any, *, num: int = 3) -> str:
         answer = getattr(pair, side)
         rewards = _rewards(answer)
         heaviest = np.argsort(-np.abs(rewards), kind="stable")[:num]
-        told = ", ".join(f"“{visible(answer.tokens[i])}” {_signed(float(rewards[i]))}" for i in heaviest)
+        tokens = ", ".join(f"“{visible(answer.tokens[i])}” {_signed(float(rewards[i]))}" for i in heaviest)
         total = _signed(float(rewards.sum()))
         sentences.append(
-            f"the {side} answer has {len(rewards)} tokens and the implicit reward {total}; most of it on {told}"
+            f"the {side} answer has {len(rewards)} tokens and the implicit reward {total}; most of it on {tokens}"
         )
     return f"Both answers, each token on its colour: {'; '.join(sentences)}."
 
@@ -110,7 +101,8 @@ def color_limit(pair: Any, limit: float | None = None) -> float:
 def token_colors(reward: float, limit: float) -> tuple[str, str]:
     """Background and text colour of a token; the text has a contrast of at least 4.5 on it, as WCAG 2 asks for."""
     strength = min(abs(reward) / limit, 1.0)
-    red, green, blue = (round(255 + (part - 255) * strength) for part in _rgb(BLUE if reward > 0 else VERMILLION))
+    full = [round(255 * part) for part in to_rgb(style.BLUE if reward > 0 else style.VERMILLION)]
+    red, green, blue = (round(255 + (part - 255) * strength) for part in full)
     # Black or white, whichever is further away: one of the two always reaches 4.58.
     light = _luminance((red, green, blue))
     text = "#000000" if (light + 0.05) / 0.05 >= 1.05 / (light + 0.05) else "#ffffff"
@@ -137,11 +129,11 @@ def _lines(answer: Any, max_lines: int) -> list[list[Cell]]:
     lines = lay_out(answer.tokens, rewards, _COLUMNS)
     if len(lines) <= max_lines:
         return lines
-    kept = lines[: max_lines - 1]
+    whole = lines[: max_lines - 1]
     rest = np.concatenate([[cell.place for cell in line] for line in lines[max_lines - 1 :]])
-    left_out = sorted({int(i) for i in rest} - {cell.place for line in kept for cell in line})
+    left_out = sorted({int(i) for i in rest} - {cell.place for line in whole for cell in line})
     words = f"… and {len(left_out)} more tokens, {_signed(rewards[left_out].sum())} together"
-    return [*kept, [Cell(words, "", 0.0, 0, len(words), -1)]]
+    return [*whole, [Cell(words, "", 0.0, 0, len(words), -1)]]
 
 
 def _draw(ax: Axes, lines: list[list[Cell]], limit: float, height: float) -> None:
@@ -152,7 +144,7 @@ def _draw(ax: Axes, lines: list[list[Cell]], limit: float, height: float) -> Non
     words: dict[str, Any] = {"ha": "center", "va": "center", "parse_math": False, "clip_on": True}
     for y, line in enumerate(lines):
         for cell in line:
-            background, color = token_colors(cell.reward, limit) if cell.place >= 0 else ("#ffffff", INK)
+            background, color = token_colors(cell.reward, limit) if cell.place >= 0 else ("#ffffff", style.INK)
             place, middle = (cell.left, y + 0.05), cell.left + cell.width / 2
             ax.add_patch(Rectangle(place, cell.width - 0.12, 0.9, facecolor=background, linewidth=0))
             ax.text(middle, y + 0.34, cell.text, fontsize=size, color=color, fontfamily=_MONO, **words)
@@ -166,23 +158,23 @@ def _draw_scale(ax: Axes, limit: float) -> None:
     ax.set_ylim(0, 1)
     ax.set_yticks([])
     ax.set_xticks([0, 30, 60], [_signed(-limit), "0", _signed(limit)])
-    ax.tick_params(labelsize=8, colors=INK, labelfontfamily=FONT, length=2)
-    ax.spines[:].set_color(GREY)
+    ax.tick_params(labelsize=8, colors=style.INK, labelfontfamily=style.FONT, length=2)
+    ax.spines[:].set_color(style.GREY)
     label = "less likely than under the reference  ←  reward of the token  →  more likely"
-    ax.set_xlabel(label, fontsize=8, color=INK, fontfamily=FONT)
+    ax.set_xlabel(label, **style.text())
 
 
 def _span(answer: Any, index: int, limit: float) -> str:
     reward = float(answer.rewards[index])
     background, color = token_colors(reward, limit)
-    told = f"reward {_signed(reward)}"
+    details = f"reward {_signed(reward)}"
     if hasattr(answer, "logps") and hasattr(answer, "reference_logps"):
-        told += f", log π {answer.logps[index]:.2f}, log π_ref {answer.reference_logps[index]:.2f}"
+        details += f", log π {answer.logps[index]:.2f}, log π_ref {answer.reference_logps[index]:.2f}"
     line = "solid" if reward > 0 else "dashed" if reward < 0 else "hidden"
-    shown = escape(visible(answer.tokens[index])) + "\n" * answer.tokens[index].count("\n")
-    style = f"background:{background};color:{color};border-bottom:2px {line} #555"
-    style += ";unicode-bidi:isolate;padding:1px 0;margin-right:1px"
-    return f'<span title="{escape(told)}" style="{style}">{shown}</span><wbr>'
+    letters = escape(visible(answer.tokens[index])) + "\n" * answer.tokens[index].count("\n")
+    look = f"background:{background};color:{color};border-bottom:2px {line} #555"
+    look += ";unicode-bidi:isolate;padding:1px 0;margin-right:1px"
+    return f'<span title="{escape(details)}" style="{look}">{letters}</span><wbr>'
 
 
 def _legend(limit: float) -> str:
@@ -190,17 +182,13 @@ def _legend(limit: float) -> str:
     return (
         '<div style="margin-top:6px;font-size:12px">less likely than under the reference '
         f'{_signed(-limit)} <span style="display:inline-block;width:10em;height:0.9em;vertical-align:middle;'
-        f'background:linear-gradient(to right,{stops});border:1px solid {GREY}"></span> {_signed(limit)} more likely; '
-        "under the pointer, the reward of the token</div>"
+        f'background:linear-gradient(to right,{stops});border:1px solid {style.GREY}"></span> {_signed(limit)} more '
+        "likely; under the pointer, the reward of the token</div>"
     )
 
 
 def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
-
-
-def _rgb(color: str) -> tuple[int, int, int]:
-    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
 
 
 def _luminance(rgb: tuple[int, int, int]) -> float:
