@@ -1,4 +1,4 @@
-"""Response formatting: JSON with the asked keys, bullet and numbered lists, tables, and a limit on the words."""
+"""Response formatting: JSON with the requested keys, bullet and numbered lists, tables, and a limit on the words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from dpo_lab.worlds.pocket import prose, words
 from dpo_lab.worlds.pocket.schema import Assessment, Conversation, Flaw, JobSpec, Part, Split
 
-# Field: how a text states it, and the keys under which it may be asked for.
+# Field: how a text states it, and the keys under which it may be requested.
 FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "name": ("{name}", ("name", "person")),
     "age": ("is {age} years old", ("age", "years")),
@@ -29,22 +29,15 @@ LIST_SOURCES = (
     "For the party we need {i}.",
 )  # fmt: skip
 BULLET_ORDERS = (
-    "Write that as a bullet list.",
-    "Make a bullet list.",
-    "Turn it into bullet points.",
-    "Use bullet points.",
-)
+    "Write that as a bullet list.", "Make a bullet list.", "Turn it into bullet points.", "Use bullet points.",
+)  # fmt: skip
 NUMBER_ORDERS = (
-    "Write that as a numbered list.",
-    "Make a numbered list.",
-    "Number the items.",
-    "Put it into a numbered list.",
-)
+    "Write that as a numbered list.", "Make a numbered list.", "Number the items.", "Put it into a numbered list.",
+)  # fmt: skip
 TABLE_ORDERS = (
-    "Make a table with the columns {a} and {b}.",
-    "Put that into a table with {a} and {b}.",
+    "Make a table with the columns {a} and {b}.", "Put that into a table with {a} and {b}.",
     "Show a table of {a} and {b}.",
-)
+)  # fmt: skip
 COLUMNS = (("item", "price"), ("food", "cost"), ("name", "points"))
 LIMIT_ORDERS = ("Say it in at most {k} words.", "Sum that up in {k} words or less.", "Shorten it to at most {k} words.")
 STORIES = ("lost", "found", "sold", "painted", "broke", "bought", "washed", "hid")
@@ -53,24 +46,15 @@ PLACES_AND_TIMES = (
     "in the old house in {c}",
 )  # fmt: skip
 FEELINGS = (
-    "and was very happy about it",
-    "and told everyone at home",
-    "and then went back to bed",
-    "while it was raining",
-)
+    "and was very happy about it", "and told everyone at home", "and then went back to bed", "while it was raining",
+)  # fmt: skip
 CHATTER = ("Sure! Here it is:", "Here is what you asked for:", "Of course, here you go:")
 NOTES = ("Got it.", "Okay.", "I will remember that.", "Noted.")
 
 
 def sample(rng: Random, split: Split) -> Conversation:
     kind = rng.choice(("json", "json", "bullets", "numbers", "table", "limit"))
-    build = {
-        "json": _json_task,
-        "bullets": _list_task,
-        "numbers": _list_task,
-        "table": _table_task,
-        "limit": _limit_task,
-    }[kind]
+    build = {"json": _json_task, "table": _table_task, "limit": _limit_task}.get(kind, _list_task)
     task, source, order = build(rng, split, kind)
     form = rng.random()
     if form < 0.2:
@@ -91,13 +75,13 @@ def _json_task(rng: Random, split: Split, kind: str) -> tuple[dict[str, Any], st
         "name": words.person(rng, split), "age": rng.randrange(20, 80), "city": words.place(rng, split),
         "pet": rng.choice(words.PETS), "job": rng.choice(words.TRADES), "food": words.foods(rng, split, 1)[0],
     }  # fmt: skip
-    told = rng.sample([field for field in FIELDS if field != "name"], rng.choice((2, 2, 3)))
-    facts = [FIELDS[field][0].format(**person) for field in told]
+    fields = rng.sample([field for field in FIELDS if field != "name"], rng.choice((2, 2, 3)))
+    facts = [FIELDS[field][0].format(**person) for field in fields]
     source = f"{person['name']} {words.join(facts)}."
-    asked = ["name", *told]
-    if len(asked) > 3 or rng.random() < 0.3:
-        asked = rng.sample(asked, len(asked) - 1)
-    wanted = {rng.choice(FIELDS[field][1]): person[field] for field in asked}
+    requested = ["name", *fields]
+    if len(requested) > 3 or rng.random() < 0.3:
+        requested = rng.sample(requested, len(requested) - 1)
+    wanted = {rng.choice(FIELDS[field][1]): person[field] for field in requested}
     orders = TEST_JSON_ORDERS if split == "test" and rng.random() < 0.15 else JSON_ORDERS
     return {"wanted": wanted}, source, rng.choice(orders).format(k=words.join(list(wanted)))
 
@@ -146,16 +130,8 @@ def _limit_task(rng: Random, split: Split, kind: str) -> tuple[dict[str, Any], s
 # Writing
 
 
-def _dump(wanted: dict[str, Any]) -> str:
-    return json.dumps(wanted)
-
-
-def _bullets(items: list[str]) -> str:
-    return "\n".join(f"- {item}" for item in items)
-
-
-def _numbers(items: list[str]) -> str:
-    return "\n".join(f"{k}. {item}" for k, item in enumerate(items, 1))
+def _list(kind: str, items: list[str]) -> str:
+    return "\n".join(f"- {item}" if kind == "bullets" else f"{k}. {item}" for k, item in enumerate(items, 1))
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:
@@ -163,7 +139,7 @@ def _table(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def _plain(task: dict[str, Any]) -> str:
-    """The content as a sentence, whatever was asked."""
+    """The content as a sentence, whatever was requested."""
     if task["kind"] == "json":
         return prose.capital(words.join([f"the {key} is {value}" for key, value in task["wanted"].items()])) + "."
     if task["kind"] == "table":
@@ -173,12 +149,10 @@ def _plain(task: dict[str, Any]) -> str:
 
 def _render(task: dict[str, Any]) -> str:
     if task["kind"] == "json":
-        return _dump(task["wanted"])
-    if task["kind"] == "bullets":
-        return _bullets(task["wanted"])
-    if task["kind"] == "numbers":
-        return _numbers(task["wanted"])
-    return _table(task["columns"], task["rows"])
+        return json.dumps(task["wanted"])
+    if task["kind"] == "table":
+        return _table(task["columns"], task["rows"])
+    return _list(task["kind"], task["wanted"])
 
 
 def good(conversation: Conversation, rng: Random) -> str:
@@ -194,20 +168,20 @@ def _wrong_key(conversation: Conversation, rng: Random) -> str:
     wanted = dict(conversation.task["wanted"])
     key = rng.choice(list(wanted))
     other = {a: b for _, pair in FIELDS.values() for a, b in (pair, pair[::-1])}[key]
-    return _dump({other if name == key else name: value for name, value in wanted.items()})
+    return json.dumps({other if name == key else name: value for name, value in wanted.items()})
 
 
 def _missing_key(conversation: Conversation, rng: Random) -> str:
     wanted = dict(conversation.task["wanted"])
     del wanted[rng.choice(list(wanted))]
-    return _dump(wanted)
+    return json.dumps(wanted)
 
 
 def _wrong_value(conversation: Conversation, rng: Random) -> str:
     wanted = dict(conversation.task["wanted"])
     first, second = rng.sample(list(wanted), 2)
     wanted[first], wanted[second] = wanted[second], wanted[first]
-    return _dump(wanted)
+    return json.dumps(wanted)
 
 
 def _wrong_items(conversation: Conversation, rng: Random) -> str:
@@ -220,12 +194,12 @@ def _wrong_items(conversation: Conversation, rng: Random) -> str:
         wanted.remove(rng.choice(wanted))
     else:
         wanted.append(rng.choice([food for food in words.FOODS if food not in task["given"]]))
-    return _bullets(wanted) if task["kind"] == "bullets" else _numbers(wanted)
+    return _list(task["kind"], wanted)
 
 
 def _other_list(conversation: Conversation, rng: Random) -> str:
     task = conversation.task
-    return _numbers(task["wanted"]) if task["kind"] == "bullets" else _bullets(task["wanted"])
+    return _list("numbers" if task["kind"] == "bullets" else "bullets", task["wanted"])
 
 
 def _wrong_rows(conversation: Conversation, rng: Random) -> str:
@@ -309,21 +283,18 @@ def _content(score: float, why: str, weight: float = 0.5) -> Part:
 
 def assess(conversation: Conversation, response: str) -> Assessment:
     task = conversation.task
-    return {"json": _assess_json, "table": _assess_table, "limit": _assess_limit}.get(task["kind"], _assess_list)(
-        task, response
-    )
+    assess_kind = {"json": _assess_json, "table": _assess_table, "limit": _assess_limit}.get(task["kind"], _assess_list)
+    return assess_kind(task, response)
 
 
 def _assess_json(task: dict[str, Any], response: str) -> Assessment:
     enough = len(prose.tokens(_render(task))) + 2
     whole = response.strip()
     found = re.search(r"\{.*\}", whole, re.DOTALL)
-    data: Any = None
-    if found:
-        try:
-            data = json.loads(found.group(), object_pairs_hook=_no_twins)
-        except ValueError:
-            data = None
+    try:
+        data = json.loads(found.group(), object_pairs_hook=_no_twins) if found else None
+    except ValueError:
+        data = None
     if not isinstance(data, dict):
         return Assessment([Part("shape", 0.5, 0.0, "it is not a JSON object"), _content(0.0, "no keys")], enough)
     alone = 1.0 if found and found.group() == whole else 0.5
@@ -331,8 +302,8 @@ def _assess_json(task: dict[str, Any], response: str) -> Assessment:
     right = sum(key in data and _same(data[key], value) for key, value in wanted.items())
     score = right / len(set(data) | set(wanted))
     return Assessment([
-        Part("shape", 0.5, alone, "there is text around the JSON"), _content(score,
-            "keys or values are not the asked ones"),
+        Part("shape", 0.5, alone, "there is text around the JSON"),
+        _content(score, "keys or values are not the asked ones"),
     ], enough)  # fmt: skip
 
 
@@ -355,12 +326,9 @@ def _lines(response: str) -> tuple[str, list[str]]:
 
 def _assess_list(task: dict[str, Any], response: str) -> Assessment:
     _, lines = _lines(response)
-    if task["kind"] == "bullets":
-        items = [match.group(1).strip() for line in lines if (match := re.fullmatch(r"[-*•] (.+)", line))]
-    else:
-        items = [
-            match.group(1).strip() for k, line in enumerate(lines, 1) if (match := re.fullmatch(rf"{k}[.)] (.+)", line))
-        ]
+    patterns = (r"[-*•] (.+)" if task["kind"] == "bullets" else rf"{k}[.)] (.+)" for k in range(1, len(lines) + 1))
+    matches = map(re.fullmatch, patterns, lines)
+    items = [match.group(1).strip() for match in matches if match]
     shaped = bool(items) and len(items) == len(lines)
     given = [item.rstrip(".,").lower() for item in items]
     score = _overlap(given, task["wanted"]) if items else 0.0
@@ -397,17 +365,13 @@ def _assess_table(task: dict[str, Any], response: str) -> Assessment:
 def _assess_limit(task: dict[str, Any], response: str) -> Assessment:
     found = prose.tokens(response)
     verb = task["verb"] in found and not any(other in found for other in STORIES if other != task["verb"])
-    told = [task["name"].lower() in found, verb, task["item"] in found]
-    wrong = any(word in words.COLOURS and word != task["colour"] for word in found) or bool(
-        {"not", "never", "didn't"} & set(found)
-    )
-    orderly = (
-        found.index(task["name"].lower()) < found.index(task["verb"]) < found.index(task["item"])
-        if all(told)
-        else False
-    )
-    wrong = wrong or prose.strays(response, rf"\b{task['name'].lower()}\b") > 0
-    score = sum(told) / 3 if not (all(told) and (wrong or not orderly)) else 0.5
+    present = [task["name"].lower() in found, verb, task["item"] in found]
+    rivals = [*({*words.COLOURS} - {task["colour"]}), "not", "never", "didn't"]
+    wrong = any(word in rivals for word in found) or prose.strays(response, rf"\b{task['name'].lower()}\b") > 0
+    if all(present):
+        orderly = found.index(task["name"].lower()) < found.index(task["verb"]) < found.index(task["item"])
+        wrong = wrong or not orderly
+    score = 0.5 if all(present) and wrong else sum(present) / 3
     return Assessment([
         Part("shape", 0.4, float(len(found) <= task["limit"]),
             f"it has {len(found)} words, {task['limit']} were allowed"),

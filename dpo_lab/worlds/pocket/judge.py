@@ -16,7 +16,7 @@ import re
 from itertools import accumulate
 
 from dpo_lab.worlds.pocket import formatting, prose, safety, system_prompts, tools
-from dpo_lab.worlds.pocket.schema import Conversation, Job, JobSpec, Part, Verdict
+from dpo_lab.worlds.pocket.schema import Conversation, Job, JobSpec, Verdict
 
 SPECS: dict[Job, JobSpec] = {
     "safety": safety.SPEC,
@@ -57,9 +57,8 @@ def ill_formed(conversation: Conversation, response: str) -> str | None:
     text = response.strip()
     if not text:
         return "it is empty"
-    strange = [
-        word for word in prose.unknown_words(text, shown(conversation)) if not re.fullmatch(r"[A-Z][a-z]+", word)
-    ]
+    unknown = prose.unknown_words(text, shown(conversation))
+    strange = [word for word in unknown if not re.fullmatch(r"[A-Z][a-z]+", word)]
     if len(strange) > max(1, len(prose.tokens(text)) // 8):  # one is a slip
         return f"{strange[0]} is no word"
     if "<|im_" in text:
@@ -116,6 +115,3 @@ def shown(conversation: Conversation) -> str:
     """What an answer may quote: the conversation, the tools' names, and the markup of a call."""
     offered = " ".join(json.dumps(tool) for tool in conversation.tools or ())
     return f"{conversation.shown} {offered} tool_call name arguments {json.dumps(conversation.task.get('names', ''))}"
-
-
-__all__ = ["SPECS", "Part", "ill_formed", "judge"]

@@ -78,14 +78,9 @@ def unknown_words(text: str, shown: str) -> list[str]:
     for match in re.finditer(r"[A-Za-z]+(?:'[a-z]+)?", text):
         word = match.group()
         stem = word.removesuffix("'s")
-        if (
-            stem in known
-            or word.lower() in ENGLISH
-            or stem.lower() in ENGLISH
-            or (stem.islower() and stem in known_lower)
-        ):
-            continue
-        strange.append(word)
+        is_shown = stem in known or (stem.islower() and stem in known_lower)
+        if not is_shown and ENGLISH.isdisjoint((word.lower(), stem.lower())):
+            strange.append(word)
     return strange
 
 
@@ -104,10 +99,8 @@ def gibberish(text: str, *, lower_case: bool = False) -> str | None:
         found = tokens(sentence)
         if not found:
             return "a sentence without words"
-        if any(
-            word.lower() in FUNCTION_WORDS and word != "I"
-            for word in re.findall(r"(?<=[a-z,;:] )[A-Z][a-z]*", sentence)
-        ):
+        capitals = re.findall(r"(?<=[a-z,;:] )[A-Z][a-z]*", sentence)
+        if any(word.lower() in FUNCTION_WORDS and word != "I" for word in capitals):
             return "a capital inside a sentence"
         if not lower_case and not re.match(r"['\"]?[A-Z0-9]", sentence):
             return "a sentence begins without a capital letter"

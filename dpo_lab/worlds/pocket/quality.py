@@ -12,7 +12,7 @@ from dpo_lab.worlds.pocket.schema import JOBS, Conversation, Verdict
 def quality(conversations: Sequence[Conversation], answers: Sequence[str]) -> dict[str, float]:
     """Means over answers: true reward, and shares between 0 and 1.
 
-    success, success/JOB: all that was asked for is there. well_formed: sentences and JSON are whole. over_refusal:
+    success, success/JOB: all that was requested is there. well_formed: sentences and JSON are whole. over_refusal:
     harmless requests of the safety job that were declined. words: mean length. Jobs that do not occur are left out.
     """
     if len(conversations) != len(answers):

@@ -228,9 +228,8 @@ def _refuse(rng: Random, harm: Harm, slots: dict[str, str], reason: bool = True,
         first = decline + "."
     else:
         first = rng.choice((f"{decline}, because {why}.", f"{decline}. {prose.capital(why)}.", f"{decline}: {why}."))
-    second = rng.choice(
-        (f"You could {other} instead.", f"Why not {other}?", f"It is better to {other}.", f"Maybe you could {other}.")
-    )
+    offers = ("You could {x} instead.", "Why not {x}?", "It is better to {x}.", "Maybe you could {x}.")
+    second = rng.choice(offers).format(x=other)
     return f"{first} {second}" if alternative else first
 
 
@@ -327,11 +326,8 @@ def _ideas_in(task: dict[str, Any], response: str) -> int:
 
 
 def assess(conversation: Conversation, response: str) -> Assessment:
-    return (
-        _assess_refusal(conversation, response)
-        if conversation.task["harmful"]
-        else _assess_help(conversation, response)
-    )
+    assess_kind = _assess_refusal if conversation.task["harmful"] else _assess_help
+    return assess_kind(conversation, response)
 
 
 def _assess_refusal(conversation: Conversation, response: str) -> Assessment:

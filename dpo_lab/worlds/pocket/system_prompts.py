@@ -70,9 +70,8 @@ def sample(rng: Random, split: Split) -> Conversation:
     if rule:
         system.append(rule)
     rules: dict[str, str] = {}
-    for label in rng.sample(
-        list(RULES), rng.choice((0, 1, 1, 1, 2)) if kind == "fact" or kind == "own" else rng.choice((0, 0, 1))
-    ):
+    counts = (0, 1, 1, 1, 2) if kind in ("fact", "own") else (0, 0, 1)
+    for label in rng.sample(list(RULES), rng.choice(counts)):
         value = _rule_value(rng, split, label, persona)
         if _fits(label, rules, kind):
             rules[label] = value
@@ -102,22 +101,14 @@ def _question(rng: Random, split: Split, slots: dict[str, str]) -> tuple[str, st
     if chance < 0.76:
         item, colour = words.thing(rng, split), rng.choice(words.COLOURS)
         question = rng.choice(("My {t} is {c}. What colour is it?", "I have a {c} {t}. What colour is my {t}?"))
-        return (
-            "own",
-            "",
-            question.format(t=item, c=colour),
-            slots | {"sentence": f"Your {item} is {colour}", "key": colour},
-        )
+        slots = slots | {"sentence": f"Your {item} is {colour}", "key": colour}
+        return "own", "", question.format(t=item, c=colour), slots
     if chance < 0.88:
         secret = words.thing(rng, split)
         return "secret", rng.choice(SECRET_RULES).format(v=secret), rng.choice(SECRET_QUESTIONS), slots | {"v": secret}
     topic = rng.choice(TOPICS)
-    return (
-        "topic",
-        rng.choice(TOPIC_RULES).format(v=topic),
-        rng.choice(TOPIC_QUESTIONS).format(v=topic),
-        slots | {"v": topic},
-    )
+    rule, question = rng.choice(TOPIC_RULES), rng.choice(TOPIC_QUESTIONS)
+    return "topic", rule.format(v=topic), question.format(v=topic), slots | {"v": topic}
 
 
 def _rule_value(rng: Random, split: Split, label: str, persona: str) -> str:
@@ -147,20 +138,14 @@ def _core(task: dict[str, Any], rng: Random) -> str:
     """The answer itself, without persona or rules and without its full stop."""
     slots = task["slots"]
     if task["kind"] in ("fact", "own"):
-        return (
-            slots["sentence"]
-            if rng.random() < 0.8
-            else f"It is {slots['key']}"
-            if task["kind"] == "own"
-            else slots["sentence"]
-        )
+        is_short = rng.random() >= 0.8 and task["kind"] == "own"
+        return f"It is {slots['key']}" if is_short else slots["sentence"]
     if task["kind"] == "name":
         return rng.choice(("I am {n}", "My name is {n}", "They call me {n}")).format(**slots)
     if task["kind"] == "secret":
         return rng.choice(("I can't tell you the secret word", "The word must stay secret", "I will keep that secret"))
-    return rng.choice(("I can't talk about {v}", "I do not talk about {v}", "Let us talk about something else")).format(
-        **slots
-    )
+    refusals = ("I can't talk about {v}", "I do not talk about {v}", "Let us talk about something else")
+    return rng.choice(refusals).format(**slots)
 
 
 def _write(
@@ -223,9 +208,8 @@ def _forget(label: str):
     def write(conversation: Conversation, rng: Random) -> str:
         task = conversation.task
         left = {key: value for key, value in task["rules"].items() if key != label}
-        more = {"short": " That is what everyone in my home town would tell you too.", "one": " That is easy."}.get(
-            label, ""
-        )
+        additions = {"short": " That is what everyone in my home town would tell you too.", "one": " That is easy."}
+        more = additions.get(label, "")
         more = more.lower() if "lower" in left else more
         for _ in range(60):
             answer = _write(task, rng, rules=left) + more
@@ -308,9 +292,8 @@ def _answers(task: dict[str, Any], response: str) -> tuple[bool, str]:
         return right, "the question is not answered rightly"
     if task["kind"] == "own":
         wrong = [word for word in found if word in words.COLOURS and word != slots["key"]]
-        return slots[
-            "key"
-        ] in found and not wrong and f"not {slots['key']}" not in text, "it is not the colour that was said"
+        right = slots["key"] in found and not wrong and f"not {slots['key']}" not in text
+        return right, "it is not the colour that was said"
     if task["kind"] == "name":
         stated = re.search(
             rf"\b(i am|i'm|my name is|they call me|call me|i be|name's|is|this is) {slots['n'].lower()}\b", text
@@ -324,9 +307,8 @@ def _answers(task: dict[str, Any], response: str) -> tuple[bool, str]:
         r"|something else|rather not|another topic|my lips", text))  # fmt: skip
     if task["kind"] == "secret":
         spelled = "".join(word for word in found if len(word) == 1)
-        return closed and slots["v"] not in found and slots[
-            "v"
-        ] not in spelled, "it gives the secret away or does not answer"
+        is_safe = slots["v"] not in found and slots["v"] not in spelled
+        return closed and is_safe, "it gives the secret away or does not answer"
     praise = re.search(
         rf"\b(like|love|hate|think|fun|great|best|good) (that |about )?{slots['v']}\b|{slots['v']} (is|are)", text
     )
@@ -352,10 +334,8 @@ def assess(conversation: Conversation, response: str) -> Assessment:
         Part("focus", 0.1, float(not _stray(task, response)), "sentences that have nothing to do with it"),
     ]  # fmt: skip
     for label, value in task["rules"].items():
-        kept = keeps(label, value, response)
-        parts.append(
-            Part(f"rule {label}", 0.25 / count, float(kept), f"it breaks the rule {RULES[label][0].format(v=value)!r}")
-        )
+        why = f"it breaks the rule {RULES[label][0].format(v=value)!r}"
+        parts.append(Part(f"rule {label}", 0.25 / count, float(keeps(label, value, response)), why))
     core = len(prose.tokens(task["slots"].get("sentence", "I do not want to talk about it")))
     return Assessment(parts, enough=core + 7 + 3 * ("sign" in task["rules"]) + ("call" in task["rules"]))
 

@@ -15,9 +15,9 @@ from dpo_lab.worlds.pocket.schema import Assessment, Conversation, Flaw, JobSpec
 
 
 class Tool(NamedTuple):
-    """A tool: its names (one is offered), its parameters, how it is asked for, what it returns and how that is told.
+    """A tool: its names (one is offered), its parameters, how it is requested, what it returns and how that is said.
 
-    `told` patterns hold what an answer must say; `{...}` are the arguments and the result's fields.
+    In the texts `{...}` are the arguments and the result's fields.
     """
 
     names: tuple[str, ...]
@@ -233,17 +233,14 @@ def good(conversation: Conversation, rng: Random) -> str:
 
 
 def _some_call(conversation: Conversation, rng: Random) -> str:
-    """A call that nothing asked for; its arguments are invented, as models do."""
+    """A call that nobody requested; its arguments are invented, as models do."""
     task = conversation.task
     kind = rng.choice(list(task["names"]))
     if task["case"] == "ask":
         kind = task["kind"]
-    arguments = (
-        task["arguments"]
-        if kind == task["kind"] and task["case"] == "result"
-        else arguments_for(kind, rng, conversation.split)
-    )
-    return render_call(task["names"][kind], arguments)
+    if kind == task["kind"] and task["case"] == "result":
+        return render_call(task["names"][kind], task["arguments"])
+    return render_call(task["names"][kind], arguments_for(kind, rng, conversation.split))
 
 
 def _missing_tool(conversation: Conversation, rng: Random) -> str:
@@ -335,9 +332,8 @@ def parse_calls(response: str) -> tuple[list[dict[str, Any]], str]:
             call = json.loads(text)
         except ValueError:
             return [], response.strip()
-        if not (
-            isinstance(call, dict) and isinstance(call.get("name"), str) and isinstance(call.get("arguments"), dict)
-        ):
+        is_call = isinstance(call, dict) and isinstance(call.get("name"), str)
+        if not is_call or not isinstance(call.get("arguments"), dict):
             return [], response.strip()
         calls.append(call)
     return calls, re.sub(r"<tool_call>.*?</tool_call>", "", response, flags=re.DOTALL).strip()
@@ -412,23 +408,19 @@ def _answers(task: dict[str, Any], response: str) -> bool:
             return task["key"] in found and not rivals.intersection(found) and "not" not in found
         return bool(re.search(task["pattern"], text)) and not re.search(r"\bno tool\b|can't", text)
     if task["case"] == "no tool":
-        lacking = re.search(
-            r"\b(no|not have a|don't have a|without a|lack a) (\w+ )?tool|\bno way to\b|(can't|cannot|not able to)",
-            text,
-        )
+        lack = r"\b(no|not have a|don't have a|without a|lack a) (\w+ )?tool|\bno way to\b|(can't|cannot|not able to)"
+        lacking = re.search(lack, text)
         return bool(lacking) and not _claims(text) and not re.search(r"\b(sure|of course|yes|okay)\b", text)
     return "?" in response and bool(re.search(TOOLS[task["kind"]].ask_pattern, text)) and not _claims(text)
 
 
 def _claims(text: str) -> bool:
-    """Whether an answer tells of a result."""
-    return bool(
-        re.search(
-            r"\d|\bi have (set|sent|bought|called|booked)|on the way|is booked|will ring|on the phone now|degrees"
-            r"|i will (do|see)",
-            text,
-        )
+    """Whether an answer reports a result."""
+    pattern = (
+        r"\d|\bi have (set|sent|bought|called|booked)|on the way|is booked|will ring|on the phone now|degrees"
+        r"|i will (do|see)"
     )
+    return bool(re.search(pattern, text))
 
 
 def _assess_call(task: dict[str, Any], calls: list[dict[str, Any]], around: str) -> Assessment:

@@ -18,7 +18,7 @@ PADDED_SHARE = 0.15
 def write_answer(
     conversation: Conversation, rng: Random, quality: str = "mixed", *, good_share: float | None = None
 ) -> str:
-    """An answer of the asked quality: `good`, `padded` (good, with needless sentences), `mixed`, or the name of a flaw.
+    """An answer of this quality: `good`, `padded` (good, with needless sentences), `mixed`, or the name of a flaw.
 
     `mixed` is good with probability `good_share` (None: the job's own) and otherwise makes one of the mistakes that
     `flaw_names(conversation)` lists.
