@@ -157,9 +157,13 @@ class LoRAConfig:
     """Dropout on the adapter's input while training; it needs --dropout too."""
 
     def check_lora(self, dropout: bool) -> None:
-        """ValueError for an adapter's setting that would do nothing. dropout: whether the run keeps any."""
-        asked = {"lora_alpha": self.lora_alpha, "lora_targets": self.lora_targets, "lora_dropout": self.lora_dropout}
-        for name, value in asked.items():
+        """ValueError for an adapter's setting that would do nothing. dropout: whether the run has any."""
+        requested = {
+            "lora_alpha": self.lora_alpha,
+            "lora_targets": self.lora_targets,
+            "lora_dropout": self.lora_dropout,
+        }
+        for name, value in requested.items():
             if value and self.lora is None:
                 raise ValueError(f"{name} is {value!r} without an adapter; give lora as well, a rank such as 16")
         if self.lora_dropout and not dropout:

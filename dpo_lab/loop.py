@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -58,7 +59,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of a run. `is_complete` is False when it was asked to stop before its last step."""
+    """The last event of a run. `is_complete` is False when it was stopped before its last step."""
 
     step: int
     num_steps: int
@@ -134,8 +135,8 @@ def optimise(
     schedule = Schedule(objective, config)
     identity = {"settings": schedule.settings(), **objective.identity()}
     engine.processes.check_same(schedule.settings() | objective.identity())
-    is_kept = checkpoints is not None or resume is not None
-    if is_kept and (frozen := frozen_hash(model)):  # not in the checkpoints: what they are loaded into must have it
+    needs_identity = checkpoints is not None or resume is not None
+    if needs_identity and (frozen := frozen_hash(model)):  # not in the checkpoints: whoever loads them must have it
         identity |= {"frozen": frozen, "adapters": adapter_settings(model)}
     engine.prepare(model, Scorer(model, config.precision) if scorer is None else scorer, config, make_optimizer)
     step = 0 if resume is None else engine.load(Path(resume), identity)
@@ -162,7 +163,7 @@ class _Loop:
         self.metrics = StepMetrics(self.engine, self.objective)
         self.last: dict[str, float] = {}  # the last value of each metric
         with self.engine.processes.explain_lost_peer():
-            if self.step == 0:
+            if self.step == 0:  # a resumed run has it already
                 yield from self.evaluate()
             while self.step < num_steps and not self.is_stopped:
                 plan = self.schedule.plan(self.step)
@@ -172,7 +173,7 @@ class _Loop:
                     yield Step(self.step, num_steps, metrics, time.perf_counter() - self.began)
                 if plan.is_evaluated:
                     yield from self.evaluate()
-                if plan.is_saved:
+                if plan.is_saved:  # after the evaluation, so that a resumed run does not evaluate again
                     yield from self.save()
             is_complete = self.step == num_steps
             if is_complete:
@@ -182,36 +183,41 @@ class _Loop:
         yield Finished(self.step, num_steps, is_complete, self.last, time.perf_counter() - self.began)
 
     def take_step(self, plan: Plan) -> dict[str, float]:
-        """For each pass the loss and its gradient; then clip, step, and say how it went where somebody looks."""
+        """For each pass the loss and its gradient; then clip, step, and the metrics where somebody looks at them."""
         engine, optimizer = self.engine, self.engine.optimizer
-        for group in optimizer.param_groups:
+        for group in optimizer.param_groups:  # set, not scheduled by an object of torch's: a resumed run needs no state
             group["lr"] = plan.learning_rate
-        engine.scorer.train()
+        engine.scorer.train()  # an evaluation has left it in the other mode; dropout is off all the same, unless wanted
 
         rows, size = self.objective.begin_step(plan.examples)
         totals: dict[str, Tensor] = {}
-
-        def loss_and_gradient(part: np.ndarray) -> dict[str, Tensor]:
-            loss, sums = self.objective.loss(engine.scorer, part, engine.device)
-            engine.backward(loss * (weight / size))  # gradients add up: in the end they are of the mean over the batch
-            return sums
-
         for parts, weight in engine.passes(rows, self.objective.lengths):
-            for sums in engine.map(loss_and_gradient, parts):
-                for name, value in sums.items():  # weight 0: a pass that another process needs company for
+            for sums in engine.map(partial(self.forward_backward, weight / size), parts):
+                for name, value in sums.items():
+                    # With weight 0 a process only keeps the others company; its rows are counted elsewhere.
                     totals[name] = totals.get(name, 0) + (value if weight else 0 * value)
         self.metrics.add(self.step + 1, plan.examples, totals, size, norm=engine.clip())
 
         self.is_stopped = self.stop is not None and self.stop()
-        if engine.processes.count > 1:  # one that is asked to stop stops all
+        if (
+            engine.processes.count > 1
+        ):  # who is to stop may be known to one of them only, and all must take as many steps
             self.is_stopped = engine.processes.any_process(self.is_stopped)
         metrics: dict[str, float] = {}
-        if plan.is_looked_at or self.is_stopped:  # waits for the device; raises before broken weights are kept
+        if plan.metrics_due or self.is_stopped:
+            # Only here the device is waited for. Before the step, so that a loss which is no number harms no weight.
             metrics = self.metrics.read() | {"learning_rate": plan.learning_rate, "epoch": plan.epoch}
         optimizer.step()
         optimizer.zero_grad()
         self.step += 1
         return metrics
+
+    def forward_backward(self, weight: float, rows: np.ndarray) -> dict[str, Tensor]:
+        """Forward, loss, backward of some rows; the sums of their metrics. Gradients add up until the step."""
+        loss, sums = self.objective.loss(self.engine.scorer, rows, self.engine.device)
+        # A sum over the batch's size, not a mean over the pass: passes may hold different numbers of pairs.
+        self.engine.backward(loss * weight)
+        return sums
 
     def evaluate(self) -> Iterator[Evaluation]:
         with self.engine.whole_weights():
@@ -223,7 +229,7 @@ class _Loop:
 
     def save(self) -> Iterator[Checkpoint]:
         if self.checkpoints is not None and self.saved_at != self.step:
-            self.saved_at = self.step
+            self.saved_at = self.step  # the last step may be due, and the end of the run comes after it
             yield Checkpoint(self.step, self.engine.save(self.checkpoints, self.step, self.identity))
 
 
@@ -236,7 +242,7 @@ class Plan(NamedTuple):
     is_logged: bool
     is_evaluated: bool
     is_saved: bool
-    is_looked_at: bool
+    metrics_due: bool
     """Whether its metrics are needed after it, for one of these."""
 
 
@@ -255,7 +261,7 @@ class Schedule:
     def plan(self, step: int) -> Plan:
         """Of step `step`, counted from 0."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
+        if epoch != self._epoch:  # an order is drawn once an epoch, and anew after resuming
             self._epoch, self._batches = epoch, self.objective.epoch(epoch)
         config, after, is_last = self.config, step + 1, step + 1 == self.num_steps
         # The rate rises linearly over the warm-up, then falls to zero along a line or half a cosine, or stays.
@@ -274,7 +280,7 @@ class Schedule:
         return Plan(
             self._batches[position], after / self.steps_per_epoch, rate,
             is_logged=log or is_last, is_evaluated=evaluate and not is_last, is_saved=save,
-            is_looked_at=log or evaluate or save or is_last,
+            metrics_due=log or evaluate or save or is_last,
         )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
@@ -299,11 +305,13 @@ class StepMetrics:
     def add(self, step: int, examples: np.ndarray, totals: dict[str, Tensor], size: float, norm: Tensor) -> None:
         """A step's passes are through: turn sums into means over its whole batch."""
         self.names = list(totals)
+        # In double precision: sums of many float32 rewards would lose digits that a curve shows.
         self.means = torch.stack([total.double() for total in totals.values()]) / size
         self.unseen.append((step, examples, self.means[self.names.index("loss")], norm.detach().double()))
 
     def read(self) -> dict[str, float]:
         """The last step's metrics over all processes; waits for the device. Raises TrainingDiverged."""
+        # One message for all of it: each process has the means of its own share, over the size of the whole batch.
         own = torch.cat([self.means, torch.stack([loss for _, _, loss, _ in self.unseen])])
         every: Tensor = self.engine.accelerator.reduce(own, "sum")  # pyright: ignore[reportAssignmentType]
         means, losses = every[: len(self.names)], every[len(self.names) :]
@@ -321,7 +329,7 @@ class StepMetrics:
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The named update rule. Weight decay is for matrices only."""
+    """The named update rule. Weight decay is for matrices only: norms and biases have no reason to be small."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},

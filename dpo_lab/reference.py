@@ -1,4 +1,4 @@
-"""The reference's log-probabilities, computed once, kept on disk, never wrong.
+"""The reference's log-probabilities, computed once, stored on disk, never wrong.
 
 DPO needs log π_ref(y|x) of every pair, and the reference never changes: so it is scored in one pass before training,
 and no second model has to stay in memory. Three questions make it right, and this file answers them in order:
@@ -163,7 +163,7 @@ class ReferenceCache(LogpStore):
             done = sum(to_compute[:i])
             values[rows] = self._compute(
                 model, data.select(rows), keys, engine, layout=layout, tokens_per_pass=tokens_per_pass,
-                precision=precision, tell=lambda num: progress and progress(done + num, sum(to_compute)),  # noqa: B023
+                precision=precision, report=lambda num: progress and progress(done + num, sum(to_compute)),  # noqa: B023
             )  # fmt: skip
             num_computed += len(set(keys))
         return CachedLogps(values, num_found, num_computed)
@@ -175,7 +175,7 @@ class ReferenceCache(LogpStore):
         keys: list[bytes],
         engine: Engine,
         *,
-        tell: Callable[[int], Any],
+        report: Callable[[int], Any],
         **options: Any,
     ) -> np.ndarray:
         """Values (N, K) of rows that are not stored, which then they are. A pair that stands several times is computed
@@ -194,7 +194,7 @@ class ReferenceCache(LogpStore):
                     )
             self.write([keys[row] for row in rows[indices]], scored)
             num_done += len(indices)
-            tell(min(num_done * engine.processes.count, len(rows)))  # the other processes are about as far
+            report(min(num_done * engine.processes.count, len(rows)))  # the other processes are about as far
 
         scored = score(model, data.select(rows), progress=store, engine=engine, **options)
         if engine.processes.count > 1:

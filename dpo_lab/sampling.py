@@ -44,7 +44,7 @@ def generate(
     """Texts that the model answers to each prompt: one per prompt, or a list of `num_samples` per prompt.
 
     prompts: rows with a prompt, as `load_preferences` gives them; or rendered texts, or token ids.
-    temperature: 0 is greedy; 1 is the model's own distribution, whatever its generation_config.json asks for (top-k,
+    temperature: 0 is greedy; 1 is the model's own distribution, whatever its generation_config.json says (top-k,
         penalties). The same seed, prompts and batch_size give the same texts on the same machine.
     Texts come without special tokens and without white space around them.
     """
@@ -163,8 +163,8 @@ def end_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
 
 def _completion(ids: np.ndarray, ends: list[int], tokenizer: Any) -> Completion:
     stops = np.flatnonzero(np.isin(ids, ends))
-    kept = ids[: stops[0] + 1] if len(stops) else ids
-    return Completion(tokenizer.decode(kept, skip_special_tokens=True).strip(), kept.astype(np.int32), bool(len(stops)))
+    own = ids[: stops[0] + 1] if len(stops) else ids
+    return Completion(tokenizer.decode(own, skip_special_tokens=True).strip(), own.astype(np.int32), bool(len(stops)))
 
 
 def _check(max_new_tokens: int, temperature: float, top_p: float, num_samples: int, batch_size: int) -> None:

@@ -382,7 +382,7 @@ def test_samples_that_cannot_be_drawn(refuse, monkeypatch):
 def test_the_course_without_its_notebooks_or_jupyter(refuse, monkeypatch, tmp_path):
     from dpo_lab.workbench.cli import lab
 
-    monkeypatch.setattr(lab, "__file__", str(tmp_path / "dpo_lab" / "cli" / "lab.py"))
+    monkeypatch.setattr(lab, "__file__", str(tmp_path / "dpo_lab" / "workbench" / "cli" / "lab.py"))
     refuse("lab", say=("the notebooks are not part of the installed package", "run `make lab` there"))
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "README.md").write_text("# The course\n")

@@ -4,7 +4,7 @@ A row `[prompt | chosen | rejected | next prompt | ...]` is described by spans (
 the same values. Long rows on a CPU are attended to apart: the causal part `[prompt | chosen]` is one call and each
 further completion another, against the keys of its prompt and its own, so the work is that of the tokens that see each
 other. Many short rows, and rows on a GPU, are attended to together, since calls cost more there than masked-out work:
-one call, each prompt with its completions padded to a row, under a mask. A model may be told to attend in blocks
+one call, each prompt with its completions padded to a row, under a mask. A model may be set to attend in blocks
 instead (`block_attention`), which a GPU does without padding once a kernel is compiled.
 
 Registered with transformers under the names `SHARED_ATTENTION` and `BLOCK_ATTENTION`; calls without spans (generation,
@@ -24,7 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from dpo_lab.engine.block_attention import Spans, attend_in_blocks, works
+from dpo_lab.engine.block_attention import Spans, attend_in_blocks, is_exact_here
 
 SHARED_ATTENTION = "shared_prompts"
 BLOCK_ATTENTION = "shared_prompts_in_blocks"
@@ -68,7 +68,7 @@ def shared_attention_in_blocks(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """As `shared_attention`, in blocks where they work: on a GPU, without dropout."""
-    if spans is None or dropout > 0 or not works(query, key, _padded):
+    if spans is None or dropout > 0 or not is_exact_here(query, key, _padded):
         return shared_attention(module, query, key, value, attention_mask, dropout, scaling, spans, **kwargs)
     _check_plain(kwargs)
     return attend_in_blocks(query, key, value, spans, {"scale": scaling}), None
@@ -126,7 +126,7 @@ def _attend_together(query: Tensor, key: Tensor, value: Tensor, spans: Spans, op
     return output.transpose(1, 2).flatten(0, 1).index_select(0, places)[None]
 
 
-@lru_cache(maxsize=4)  # every layer asks for the same
+@lru_cache(maxsize=4)  # every layer needs the same
 def _padded_rows(spans: Spans, device: torch.device) -> tuple[Tensor, Tensor]:
     """Where each token stands among B padded rows of L tokens, (T,), and who sees whom in each, (B, 1, L, L)."""
     lengths = torch.tensor([span[-1] - span[0] for span in spans])
@@ -150,8 +150,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) 
 
 
 def can_share(model: Any) -> bool:
-    """Whether a transformers model can be given this attention: it asks the registry for it, and needs nothing that
-    torch's own attention does not do (Gemma 2 caps scores, GPT-OSS has sinks)."""
+    """Whether a transformers model can be given this attention: it takes its own from the registry, and needs nothing
+    that torch's own attention does not do (Gemma 2 caps scores, GPT-OSS has sinks)."""
     return bool(
         hasattr(model, "set_attn_implementation") and model._can_set_attn_implementation() and model._supports_sdpa
     )

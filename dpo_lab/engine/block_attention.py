@@ -6,7 +6,8 @@ of it. FlexAttention (Dong et al. 2024, arXiv 2412.05496) leaves out the rest: n
 mask over all pairs of tokens is made. It is compiled, which takes a while the first time.
 
 Before the first use on a device, for each precision and shape of heads, values and gradients of a small input are
-compared with the plain way; where they differ, or the compiler fails, `works` says so once and the plain way stays.
+compared with the plain way; where they differ, or the compiler fails, `is_exact_here` says so once and the plain way
+stays.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, spans: Spans, op
     return output[:, :, :num_tokens].transpose(1, 2).contiguous()
 
 
-def works(query: Tensor, key: Tensor, plain: Attend) -> bool:
+def is_exact_here(query: Tensor, key: Tensor, plain: Attend) -> bool:
     """Whether blocks give what `plain` gives for heads, precision and device such as these; found out once each."""
     query, key = _in_autocast(query, key)
     return query.device.type in DEVICES and _tried(
@@ -83,7 +84,7 @@ def block_map(spans: Spans, num_blocks: int) -> tuple[np.ndarray, np.ndarray]:
     return some, everything
 
 
-@lru_cache(maxsize=4)  # every layer asks for the same
+@lru_cache(maxsize=4)  # every layer needs the same
 def block_mask(spans: Spans, device: torch.device) -> Any:
     """The `BlockMask` of spans, over `padded_length` tokens: those behind the last see their own block's past."""
     from torch.nn.attention.flex_attention import BlockMask

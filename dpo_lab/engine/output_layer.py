@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 LOGITS_AT_ONCE = 2**25
-"""Most logits (N·V) that are kept for the backward pass: 128 MiB in float32. Beyond it they are computed again."""
+"""Most logits (N·V) that are saved for the backward pass: 128 MiB in float32. Beyond it they are computed again."""
 
 LOGITS_IN_CACHE = 2**21
 """Most logits that a CPU works on at a time: what a matrix product wrote is read again from its cache."""
@@ -21,13 +21,13 @@ ROWS_AT_LEAST = 128
 """Fewest rows of a chunk: each reads all weights of the output layer and writes all of their gradient."""
 
 TILE = 2**13
-"""Tokens of the vocabulary that are worked on at a time where the logits of a larger one are too many to keep."""
+"""Tokens of the vocabulary that are worked on at a time where the logits of a larger one are too many to save."""
 
 
 class TargetLogps(torch.autograd.Function):
     """log softmax(h Wᵀ + b)[target] per row of h, without ever holding more log-probs than `LOGITS_AT_ONCE`.
 
-    Backward: ∂ log p_y / ∂ logits = onehot(y) − p. If the log-probs of the whole vocabulary fit they are kept from the
+    Backward: ∂ log p_y / ∂ logits = onehot(y) − p. If the log-probs of the whole vocabulary fit they are saved from the
     forward pass; otherwise they are computed again, those of a large vocabulary in tiles of some rows and some tokens:
     a tile's logits stay in the cache, and its weights are read once for many rows.
     """
@@ -42,18 +42,18 @@ class TargetLogps(torch.autograd.Function):
                 logps, totals = _tiled_logps(hidden, cast, bias, targets)
                 ctx.save_for_backward(hidden, weight, bias, targets, totals)
                 return logps
-            logps, kept = [], []
+            logps, saved = [], []
             for rows in _chunks(hidden, len(weight), ROWS_AT_LEAST):
                 every = _every_logp(hidden[rows], cast, bias)
                 logps.append(every.gather(-1, targets[rows, None])[:, 0])
-                kept += [every] if fits and any(ctx.needs_input_grad) else []
-        ctx.save_for_backward(hidden, weight, bias, targets, *kept)
+                saved += [every] if fits and any(ctx.needs_input_grad) else []
+        ctx.save_for_backward(hidden, weight, bias, targets, *saved)
         return torch.cat(logps)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = upstream
-        hidden, weight, bias, targets, *kept = ctx.saved_tensors
+        hidden, weight, bias, targets, *saved = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
         # Sums over tiles are in float32, whatever the precision of the model.
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32 if ctx.is_tiled else None) if needs_hidden else None
@@ -61,7 +61,7 @@ class TargetLogps(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias) if needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
             cast = weight.to(hidden.dtype)
-            slopes = (_tiled_slopes if ctx.is_tiled else _slopes)(hidden, cast, bias, targets, grad, kept)
+            slopes = (_tiled_slopes if ctx.is_tiled else _slopes)(hidden, cast, bias, targets, grad, saved)
             for rows, columns, slope in slopes:
                 if grad_bias is not None:
                     grad_bias[columns] += slope.sum(0)
@@ -78,18 +78,18 @@ Slope = tuple[slice, slice, Tensor]
 
 
 def _slopes(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, grad: Tensor, kept: Sequence[Tensor]
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, grad: Tensor, saved: Sequence[Tensor]
 ) -> Iterator[Slope]:
     for i, rows in enumerate(_chunks(hidden, len(weight), ROWS_AT_LEAST)):
-        every = kept[i] if kept else _every_logp(hidden[rows], weight, bias)
+        every = saved[i] if saved else _every_logp(hidden[rows], weight, bias)
         slope = every.exp().mul_(-grad[rows, None])  # −g·p
         yield rows, slice(None), slope.scatter_add_(-1, targets[rows, None], grad[rows, None])
 
 
 def _tiled_slopes(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, grad: Tensor, kept: Sequence[Tensor]
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, grad: Tensor, saved: Sequence[Tensor]
 ) -> Iterator[Slope]:
-    (totals,) = kept
+    (totals,) = saved
     for rows, columns, logits, places, is_here in _tiles(hidden, weight, bias, targets):
         slope = logits.sub_(totals[rows, None]).exp_().mul_(-grad[rows, None])
         yield rows, columns, slope.scatter_add_(-1, places, (grad[rows] * is_here)[:, None])

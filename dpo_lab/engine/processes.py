@@ -1,4 +1,4 @@
-"""Several processes that train one model: what share each takes, what they tell each other, weights split over them.
+"""Several processes that train one model: the share that each takes, and what they send each other.
 
 `accelerate launch` and `torchrun` start the same program several times. Each process reads the same data in the same
 order, takes every n-th example of a batch, and joins the others where gradients, metrics or log-probs are added up. A
@@ -121,7 +121,7 @@ class Processes:
             reason = next(iter(_REASONS.findall(str(error))), type(error).__name__)
             raise ProcessLost(
                 f"lost the other processes ({reason}): one of the {self.count} was killed, ran out of memory, hangs, "
-                "or failed as its own message tells. All end here; go on from the last checkpoint"
+                "or failed for a reason of its own. All end here; go on from the last checkpoint"
             ) from error
 
 
@@ -145,7 +145,7 @@ def num_launched() -> int:
 def join(device: torch.device) -> Processes:
     """Meet the other processes that were launched; alone, this changes nothing. Called again, it says the same.
 
-    device: what is asked for. Each process of several takes its own GPU, which is then `Processes.device`.
+    device: the requested one. Each process of several takes its own GPU, which is then `Processes.device`.
     """
     if num_launched() == 1:
         return Processes(device=device)
@@ -169,7 +169,7 @@ def leave() -> None:
 def make_accelerator(processes: Processes, *, scale_loss: bool) -> Accelerator:
     """accelerate's view of the processes. scale_loss: as float16 needs it.
 
-    Precision and accumulation are the loop's own, whatever the launcher was told. Raises ValueError for a way to
+    Precision and accumulation are the loop's own, whatever the launcher was given. Raises ValueError for a way to
     parallelise that is not supported: those are DDP and FSDP version 2.
     """
     if processes.count == 1:
@@ -177,7 +177,7 @@ def make_accelerator(processes: Processes, *, scale_loss: bool) -> Accelerator:
     plugin = None
     if processes.count > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         if os.environ.get("FSDP_VERSION", "1") != "2":
-            raise ValueError("FSDP version 1 is asked for and 2 is supported; launch with --fsdp_version 2")
+            raise ValueError("FSDP version 1 was requested and 2 is supported; launch with --fsdp_version 2")
         os.environ.setdefault("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")  # gather one layer at a time
         plugin = FullyShardedDataParallelPlugin()
     accelerator = Accelerator(
