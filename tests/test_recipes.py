@@ -128,7 +128,7 @@ def test_every_field_of_a_recipe_is_documented():
 
 def test_a_run_is_told_and_kept(small, tmp_path):
     told = []
-    events = list(carry_out(small, tmp_path / "run", tell=lambda *now: told.append(now)))
+    events = list(carry_out(small, tmp_path / "run", progress=lambda *now: told.append(now)))
     first, last = events[0], events[-1]
     assert isinstance(first, Prepared)
     assert (first.num_pairs, first.num_held_out, first.num_scored) == (36, 4, 40)
@@ -176,7 +176,7 @@ def test_a_second_run_at_another_beta_makes_no_reference_pass(small, tmp_path):
     list(carry_out(small, tmp_path / "one"))
     told = []
     other = replace(small, config=replace(small.config, beta=1.0, max_steps=1))
-    events = carry_out(other, tmp_path / "two", tell=lambda *now: told.append(now))
+    events = carry_out(other, tmp_path / "two", progress=lambda *now: told.append(now))
     assert next(events).num_scored == 0
     assert not [what for what, _, total in told if "scoring" in what]
     assert isinstance(list(events)[-1], Finished)
@@ -237,7 +237,7 @@ def test_stopped_before_the_first_step_it_leaves_no_folder(small, tmp_path, phas
         if what == phase:
             stop.set()
 
-    events = list(carry_out(small, tmp_path / "run", stop=stop, tell=tell, cache=tmp_path / "cache"))
+    events = list(carry_out(small, tmp_path / "run", stop=stop, progress=tell, cache=tmp_path / "cache"))
     assert not [event for event in events if isinstance(event, Step | Finished)]
     assert not (tmp_path / "run").exists()
 
@@ -250,7 +250,7 @@ def test_stopped_while_it_answers_the_evaluation_is_kept(small, tmp_path):
         if seen.count("answering prompts") == 2:
             stop.set()
 
-    events = list(carry_out(small, tmp_path / "run", stop=stop, tell=tell))
+    events = list(carry_out(small, tmp_path / "run", stop=stop, progress=tell))
     assert events[-1].is_complete is False
     run = Run.load(tmp_path / "run")
     assert run.series("eval_loss")[0].tolist() == [0, 3]

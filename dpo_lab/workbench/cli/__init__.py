@@ -1,4 +1,4 @@
-"""The command `dpo-lab`. `options` says what can be asked; each command's module is loaded only when it runs.
+"""The command `dpo-lab`. `options` declares them; each command's module is loaded only when it runs.
 
 options    the commands and their options
 train      train, sft: from data to a run folder
@@ -38,12 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format=f"{who}: %(message)s", level=logging.WARNING)
     logging.getLogger("dpo_lab").setLevel(logging.INFO if index == 0 else logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    module, function = HOME[type(options)]
+    command = next(name for name, kind in COMMANDS.items() if type(options) is kind)
     try:
         if count > 1 and not isinstance(options, TOGETHER):
-            raise ValueError(f"dpo-lab {function} is for one process; start it without torchrun or accelerate launch")
+            raise ValueError(f"dpo-lab {command} is for one process; start it without torchrun or accelerate launch")
         with _no_collection():
-            run = getattr(import_module(f"dpo_lab.workbench.cli.{module}"), function)
+            run = getattr(import_module(f"dpo_lab.workbench.cli.{HOME.get(command, command)}"), command)
         return run(options)
     except BrokenPipeError:  # the reader of a pipe has seen enough, as in `dpo-lab sample | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more as it leaves

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from dpo_lab.config import TrainingConfig
 from dpo_lab.engine.processes import join
-from dpo_lab.models.inside import num_parameters, pick_device, position_limit
+from dpo_lab.models.inside import num_parameters, pick_device
 from dpo_lab.models.loading import load_policy
 from dpo_lab.preferences.token_cache import (
     DataSettings,
@@ -25,42 +24,38 @@ from dpo_lab.preferences.token_data import TokenData
 from dpo_lab.storage.logp_store import token_cache_folder
 from dpo_lab.workbench.cli.options import CacheOptions, InputOptions, RunOptions
 from dpo_lab.workbench.cli.progress import console
+from dpo_lab.workbench.runs.settings import shared_fields
 
 Row = dict[str, Any]
 Read = Callable[..., tuple[Sequence[Row], Any]]
 
 
-def settings_of(options: Any, kind: type) -> dict[str, Any]:
-    """The fields of a configuration among a command's options."""
-    return {field.name: getattr(options, field.name) for field in fields(kind)}
-
-
 def load_model(options: InputOptions, device: str) -> tuple[Any, Any]:
-    """The policy and its tokenizer, said on the terminal."""
+    """The policy and its tokenizer; a line on the terminal says which."""
     model, tokenizer = load_policy(options.model, device=device, trust_remote_code=options.trust_remote_code)
     console.print(f"model: {options.model}, {num_parameters(model):,} weights, on {next(model.parameters()).device}")
     return model, tokenizer
 
 
 def read_rows(options: InputOptions, seed: int, read: Read, *, embedded_split: str) -> list[Row]:
-    """The rows that --pairs names; what was left out is said."""
+    """The rows that --pairs names; what was left out is printed."""
     split = options.split or (embedded_split if options.pairs == "embedded" else None)
     rows, report = read(options.pairs, split=split, on_bad_row=options.on_bad_row, limit=options.limit, seed=seed)
-    say(report)
+    print_report(report)
     return list(rows)
 
 
 def training_data(options: RunOptions, config: TrainingConfig, tokenizer: Any, kind: Kind) -> PreparedData:
-    """Token ids to train on and to evaluate on, kept for the next run beside the cache of log-probs, or streamed; what
-    was left out or shortened is said."""
-    settings = DataSettings(**settings_of(options, DataSettings))
+    """Token ids to train on and to evaluate on, saved for the next run beside the cache of log-probs, or streamed; what
+    was left out or shortened is printed."""
+    settings = DataSettings(**shared_fields(options, DataSettings))
     if options.tokens is None:
-        data = prepare(settings, tokenizer, kind, folder=token_cache_folder(options.cache), log=tell)
+        data = prepare(settings, tokenizer, kind, folder=token_cache_folder(options.cache), log=print_note)
     else:
-        held = read_held_out(settings, kind, tell) or []
+        held = read_held_out(settings, kind, print_note) or []
         tokens, report = stream_tokens(options, tokenizer, config.max_length, kind)
-        say(report)
-        data = PreparedData(tokens, tokenize_held_out(held, tokenizer, config.max_length, kind, tell), held)
+        print_report(report)
+        data = PreparedData(tokens, tokenize_held_out(held, tokenizer, config.max_length, kind, print_note), held)
     num_held = 0 if data.held is None else len(data.held)
     console.print(f"data: {len(data.train):,} rows to train on, {num_held:,} held out")
     return data
@@ -78,7 +73,7 @@ def stream_tokens(options: RunOptions | CacheOptions, tokenizer: Any, max_length
     def written() -> Any:
         rows, read = kind.stream(options.pairs, split=split, on_bad_row=options.on_bad_row)
         _, report = kind.tokenize(rows, tokenizer, max_length=max_length, folder=folder)
-        say(read)
+        print_report(read)
         return report
 
     device: str = vars(options)["device"]  # of the training's or the scorer's part of the options
@@ -86,18 +81,12 @@ def stream_tokens(options: RunOptions | CacheOptions, tokenizer: Any, max_length
     return TokenData.load(folder, verify=False), report
 
 
-def longest_prompt(model: Any, max_length: int, max_new_tokens: int) -> int:
-    """Most tokens of a prompt that is to be answered: where positions are a table, up to half of it is the answer's."""
-    limit = position_limit(model)
-    return max_length if limit is None else min(max_length, limit - min(max_new_tokens, limit // 2))
+def print_report(report: Any) -> None:
+    """Print the summary of a report."""
+    print_note(report.summary())
 
 
-def say(report: Any) -> None:
-    """Print what a report has to tell."""
-    tell(report.summary())
-
-
-def tell(text: str) -> None:
+def print_note(text: str) -> None:
     """Print something less important."""
     if text:
         console.print(text, markup=False, style="dim", soft_wrap=True)

@@ -17,12 +17,13 @@ from dpo_lab.preferences.token_cache import PAIRS
 from dpo_lab.preferences.tokens import tokenize_pairs
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.sampling import generate
-from dpo_lab.workbench.cli.inputs import load_model, longest_prompt, read_rows, say, stream_tokens
+from dpo_lab.workbench.cli.inputs import load_model, print_report, read_rows, stream_tokens
 from dpo_lab.workbench.cli.options import CacheOptions, EvaluateOptions, MergeOptions, SampleOptions
 from dpo_lab.workbench.cli.progress import Dashboard, console, number_table
 from dpo_lab.workbench.cli.tables import TABLES, check_output, write_table
 from dpo_lab.workbench.evaluation.kl import kl_from_reference
 from dpo_lab.workbench.evaluation.pairs import evaluate as evaluate_pairs
+from dpo_lab.workbench.recipes.answers import longest_prompt
 
 
 def cache(options: CacheOptions) -> int:
@@ -35,7 +36,7 @@ def cache(options: CacheOptions) -> int:
     else:
         rows = read_rows(options, options.seed, read_preferences, embedded_split="train")
         data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length)
-    say(report)
+    print_report(report)
     check_length(model, report.longest, "--pairs")
     began = time.perf_counter()
     with ReferenceCache(options.cache) as store:
@@ -52,7 +53,7 @@ def cache(options: CacheOptions) -> int:
 
 
 def evaluate(options: EvaluateOptions) -> int:
-    """Print the metrics of a model on pairs, and write one line per pair if asked to."""
+    """Print the metrics of a model on pairs; with --table, write one line per pair."""
     if options.table is not None:
         check_output(options.table, TABLES)
     model, tokenizer = load_model(options, options.device)
@@ -65,7 +66,7 @@ def evaluate(options: EvaluateOptions) -> int:
     console.print(f"reference: {options.reference}", soft_wrap=True)
     rows = read_rows(options, options.seed, read_preferences, embedded_split="test")
     data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length)
-    say(report)
+    print_report(report)
     check_length(model, report.longest, "--pairs")
     with ReferenceCache(options.cache) as store:
         result = evaluate_pairs(
@@ -93,7 +94,7 @@ def sample(options: SampleOptions) -> int:
     if options.pairs is not None:
         split = "test" if options.pairs == "embedded" else None
         rows, report = read_preferences(options.pairs, split=split, limit=options.limit, seed=options.seed)
-        say(report)
+        print_report(report)
         shown = [prompt_text(row) for row in rows]
     else:
         shown = list(options.prompts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]

@@ -4,37 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from dpo_lab.config import DPOConfig, LoRAConfig, LossName, Precision, SFTConfig, TrackerName
+from dpo_lab.config import DPOConfig, LoRAConfig, LossName, SFTConfig, TrackerName
+from dpo_lab.workbench.runs.settings import HeldOutSettings, PassSettings, ReadingSettings
 from dpo_lab.workbench.sweeps.settings import SweepSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputOptions:
+class InputOptions(ReadingSettings):
     """Where the model and the data come from."""
 
-    model: str = "embedded"
-    """`embedded`, a folder that save_pretrained wrote (RUN/model), or a Hub id."""
-    pairs: str = "embedded"
-    """`embedded`, a file (.jsonl .json .jsonl.gz .parquet .csv), a folder, or a Hub id."""
-    split: str | None = None
-    """Which split of the data, where it has several; None takes train."""
-    limit: int | None = None
-    """Use at most this many rows, drawn with the seed."""
-    on_bad_row: Literal["raise", "skip"] = "raise"
-    """Stop at a row that cannot be used, or leave it out, count it and list it."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with a Hub model. Read it first."""
     cache: Path | None = None
     """File or folder of the reference's log-probs, with token ids beside it; None takes ~/.cache/dpo-lab or
     DPO_LAB_CACHE."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(InputOptions):
+class RunOptions(HeldOutSettings, InputOptions):
     """What a run leaves behind."""
 
     run: Path | None = None
@@ -47,30 +36,15 @@ class RunOptions(InputOptions):
     """Data to evaluate on; None takes the embedded test split, or splits off --validation."""
     held_out_split: str | None = None
     """Which split of --held-out; None takes test where it is the source of --pairs too, else train."""
-    validation: float = 0.1
-    """Share of the data split off for evaluation, by prompt, where --held-out is not given; 0 evaluates nothing."""
-    samples: int = 8
-    """Held-out prompts answered before and after training; 0 samples nothing."""
-    sample_temperature: float = 0.7
-    """Temperature of those answers; 0 is greedy."""
-    max_new_tokens: int = 128
-    """Longest sampled answer, in tokens."""
     track: TrackerName | None = None
-    """Tell the metrics to this experiment tracker as well; tensorboard writes into the run's folder."""
+    """Log the metrics to this experiment tracker as well; tensorboard writes into the run's folder."""
     push_to_hub: str | None = None
     """Upload the trained model to this repository of the Hub (owner/name), made private; needs `hf auth login`."""
 
     def check(self) -> None:
-        """ValueError for what would strike only after training."""
+        """ValueError for what would fail only after training."""
         check_stream(self.tokens, self.limit)
-        if self.samples < 0:
-            raise ValueError(f"samples must not be negative, got {self.samples}; 0 samples nothing")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}; 128 is the usual start")
-        if not 0 <= self.validation < 1:
-            raise ValueError(
-                f"validation is a share and must lie in [0, 1), got {self.validation}; 0.1 is usual, 0 holds none out"
-            )
+        self.check_held_out()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +72,11 @@ class SFTOptions(SFTConfig, LoRAConfig, RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions(InputOptions):
+class ScoreOptions(PassSettings, InputOptions):
     """How a model is run over pairs."""
 
-    max_length: int = 1024
-    """Most tokens of prompt plus one completion, as in training."""
-    precision: Precision = "float32"
-    """Arithmetic of the forward pass, as in training."""
     tokens_per_pass: int = 16384
     """Most tokens that go through the model at a time."""
-    device: str = "auto"
-    """`auto` takes the GPU where there is one."""
     seed: int = 0
     """Seed of --limit."""
 
@@ -273,20 +241,11 @@ COMMANDS = {
 }
 
 HOME = {
-    TrainOptions: ("train", "train"),
-    SFTOptions: ("train", "sft"),
-    CacheOptions: ("models", "cache"),
-    EvaluateOptions: ("models", "evaluate"),
-    SampleOptions: ("models", "sample"),
-    MergeOptions: ("models", "merge"),
-    CompareOptions: ("tables", "compare"),
-    SweepOptions: ("sweep", "sweep"),
-    LossesOptions: ("tables", "losses"),
-    RecipesOptions: ("tables", "recipes"),
-    DemoOptions: ("demo", "demo"),
-    LabOptions: ("lab", "lab"),
+    "sft": "train",
+    **dict.fromkeys(("cache", "evaluate", "sample", "merge"), "models"),
+    **dict.fromkeys(("compare", "losses", "recipes"), "tables"),
 }
-"""The module of `dpo_lab.workbench.cli` and its function that carry out a command."""
+"""The module of `dpo_lab.workbench.cli` whose function of its name carries out a command, where it isn't its own."""
 
 TOGETHER = (TrainOptions, SFTOptions, CacheOptions)
 """The commands that several processes of one launcher carry out together."""

@@ -34,8 +34,8 @@ class Dashboard:
             end = "\n" if done == total else "\r"
             print(f"scoring the reference: {done:,} of {total:,} pairs", end=end, file=sys.stderr, flush=True)
 
-    def tell_reference(self, num_pairs: int) -> None:
-        """Say what the cache spared."""
+    def report_reference(self, num_pairs: int) -> None:
+        """Print how many pairs the cache spared."""
         if self.num_scored:
             found = num_pairs - self.num_scored
             console.print(f"reference: {self.num_scored:,} pairs scored, {found:,} found in the cache")
@@ -87,7 +87,7 @@ class Dashboard:
 
 
 def evaluation_line(event: Evaluation) -> str:
-    """One line that tells how the held-out data stands."""
+    """One line on the held-out data."""
     metrics = event.metrics
     parts = [f"loss {metrics['eval_loss']:.4f}"]
     if "eval_rewards/accuracies" in metrics:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from dpo_lab.workbench.cli.inputs import dated_folder
 from dpo_lab.workbench.cli.interruption import Interruption
 from dpo_lab.workbench.cli.options import SweepOptions
 from dpo_lab.workbench.cli.progress import console
+from dpo_lab.workbench.runs.settings import shared_fields
 from dpo_lab.workbench.sweeps.settings import OBJECTIVES, SweepSettings
 from dpo_lab.workbench.sweeps.study import SETTINGS, Row, StoredStudy, as_begun
 from dpo_lab.workbench.sweeps.sweep import (
@@ -33,7 +33,7 @@ from dpo_lab.workbench.sweeps.sweep import (
 def sweep(options: SweepOptions) -> int:
     """Work on a study until its budget is spent; then a table of trials, and the best as a line of `dpo-lab train`."""
     folder = options.study or dated_folder("sweep")
-    settings = as_begun(folder, SweepSettings(**{f.name: getattr(options, f.name) for f in fields(SweepSettings)}))
+    settings = as_begun(folder, SweepSettings(**shared_fields(options, SweepSettings)))
     is_joined = (folder / SETTINGS).exists()
     interruption = Interruption()
     events = run_sweep(settings, folder, cache=options.cache, stop=interruption)
@@ -54,13 +54,13 @@ def sweep(options: SweepOptions) -> int:
                 bar.update(task, numbers=f"{settings.objective} {event.value:.4f}")
             elif isinstance(event, SweepEnded):
                 ended = event
-            elif line := told(event):
+            elif line := event_line(event):
                 bar.console.print(line, soft_wrap=True, markup=False)
     assert ended is not None, "a sweep ends with SweepEnded"
     return _close(folder, settings, ended)
 
 
-def told(event: SweepEvent) -> str:
+def event_line(event: SweepEvent) -> str:
     """A line about what happened; empty where it is too small a thing."""
     match event:
         case Prepared():

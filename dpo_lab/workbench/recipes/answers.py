@@ -9,23 +9,29 @@ from dpo_lab.models.inside import position_limit
 from dpo_lab.preferences.chat import completion_text, prompt_text
 from dpo_lab.preferences.tokens import encode_prompt
 from dpo_lab.sampling import generate
-from dpo_lab.workbench.recipes.recipe import Recipe
+from dpo_lab.workbench.runs.settings import HeldOutSettings
 from dpo_lab.worlds.pocket.judge import judge
 from dpo_lab.worlds.pocket.schema import Conversation
 
 Row = Mapping[str, Any]
 
 
-def answer_rows(model: Any, tokenizer: Any, rows: Sequence[Row], recipe: Recipe) -> list[str]:
-    """One answer to each row's prompt, sampled as the recipe says; the same seed gives the same answers."""
+def longest_prompt(model: Any, max_length: int, max_new_tokens: int) -> int:
+    """Most tokens of a prompt that is to be answered: where positions are a table, up to half of it is the answer's."""
+    limit = position_limit(model)
+    return max_length if limit is None else min(max_length, limit - min(max_new_tokens, limit // 2))
+
+
+def answer_rows(
+    model: Any, tokenizer: Any, rows: Sequence[Row], settings: HeldOutSettings, *, max_length: int, seed: int
+) -> list[str]:
+    """One answer to each row's prompt, sampled as the settings say; the same seed gives the same answers."""
     if not rows:
         return []
-    longest, limit = recipe.config.max_length, position_limit(model)
-    if limit is not None:  # where positions are a table, up to half of it is the answer's
-        longest = min(longest, limit - min(recipe.max_new_tokens, limit // 2))
+    longest = longest_prompt(model, max_length, settings.max_new_tokens)
     texts = generate(
         model, tokenizer, [encode_prompt(dict(row), tokenizer, longest) for row in rows],
-        max_new_tokens=recipe.max_new_tokens, temperature=recipe.sample_temperature, seed=recipe.config.seed,
+        max_new_tokens=settings.max_new_tokens, temperature=settings.sample_temperature, seed=seed,
     )  # fmt: skip
     return [str(text) for text in texts]
 
@@ -37,21 +43,11 @@ def true_reward(row: Row, answer: str) -> float | None:
     return judge(Conversation.from_row(row), answer).reward
 
 
-def sample_rows(
-    rows: Sequence[Row],
-    before: Sequence[str],
-    after: Sequence[str],
-    *,
-    rewards_before: Sequence[float | None] = (),
-    rewards_after: Sequence[float | None] = (),
-) -> list[dict[str, Any]]:
-    """Lines of samples.jsonl: prompt, answers before and after, the pair's own answers, and true rewards if known."""
-    lines = []
-    for i, row in enumerate(rows):
-        line: dict[str, Any] = {"prompt": prompt_text(row), "before": before[i], "after": after[i]}
-        line |= {side: completion_text(row, side) for side in ("chosen", "rejected") if side in row}
-        for name, rewards in (("reward_before", rewards_before), ("reward_after", rewards_after)):
-            if i < len(rewards) and rewards[i] is not None:
-                line[name] = rewards[i]
-        lines.append(line)
-    return lines
+def sample_row(
+    row: Row, before: str, after: str, reward_before: float | None = None, reward_after: float | None = None
+) -> dict[str, Any]:
+    """A line of samples.jsonl: prompt, answers before and after, the pair's own answers, and true rewards if known."""
+    line: dict[str, Any] = {"prompt": prompt_text(row), "before": before, "after": after}
+    line |= {side: completion_text(row, side) for side in ("chosen", "rejected") if side in row}
+    rewards = {"reward_before": reward_before, "reward_after": reward_after}
+    return line | {name: reward for name, reward in rewards.items() if reward is not None}

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from dpo_lab.config import DPOConfig, LoRAConfig
 from dpo_lab.preferences.token_cache import DataSettings
+from dpo_lab.workbench.runs.settings import HeldOutSettings, SourceSettings, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(LoRAConfig):
+class Recipe(LoRAConfig, HeldOutSettings, SourceSettings):
     """One run of `dpo-lab train`: where model and pairs come from, what is sampled, and the training's settings.
 
     The defaults are those of the command line.
     """
 
-    model: str = "embedded"
-    """`embedded`, a folder that save_pretrained wrote (RUN/model), or a Hub id."""
-    pairs: str = "embedded"
-    """`embedded`, a file (.jsonl .json .jsonl.gz .parquet .csv), a folder, or a Hub id."""
-    limit: int | None = None
-    """Use at most this many rows, drawn with the seed; fewer rows make a quicker run."""
-    validation: float = 0.1
-    """Share of the pairs held out for evaluation, by prompt; the embedded pairs have a test split instead."""
-    samples: int = 8
-    """Held-out prompts that the model answers whenever it is evaluated; 0 samples nothing."""
-    sample_temperature: float = 0.7
-    """Temperature of those answers; 0 is greedy."""
-    max_new_tokens: int = 128
-    """Longest sampled answer, in tokens."""
     config: DPOConfig = field(default_factory=DPOConfig)
     """Everything else: loss, β, learning rate and all that a training needs."""
 
@@ -41,24 +27,14 @@ class Recipe(LoRAConfig):
                 raise ValueError(f"{name} must name a source, got {getattr(self, name)!r}; 'embedded' comes along")
         if self.limit is not None and self.limit < 2:
             raise ValueError(f"limit must be at least 2, got {self.limit}; None takes all rows")
-        if not 0 <= self.validation < 1:
-            raise ValueError(
-                f"validation is a share and must lie in [0, 1), got {self.validation}; 0.1 is usual, 0 holds none out"
-            )
-        if self.samples < 0:
-            raise ValueError(f"samples must not be negative, got {self.samples}; 0 samples nothing")
-        if self.sample_temperature < 0:
-            raise ValueError(f"sample_temperature must not be negative, got {self.sample_temperature}; 0 is greedy")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}; 128 is the usual start")
+        self.check_held_out()
         self.check_lora(self.config.dropout)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything by name, flat, as a run folder's config.json keeps it."""
         own = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "config"}
-        adapter = {entry.name: own.pop(entry.name) for entry in fields(LoRAConfig)}
-        return own | adapter | dict(vars(self.config))
+        return own | vars(self.config)
 
     @property
     def data(self) -> DataSettings:
@@ -69,21 +45,7 @@ class Recipe(LoRAConfig):
 
 def command_line(recipe: Recipe) -> str:
     """The same run as a line for a terminal: `dpo-lab train` with every setting that differs from its default."""
-    parts = ["dpo-lab", "train"]
-    for name, value in _changed(recipe).items():
-        flag = f"--{name.replace('_', '-')}"
-        match value:
-            case bool():
-                parts.append(flag if value else f"--no-{flag[2:]}")
-            case dict():
-                parts += [flag, *(shlex.quote(str(part)) for pair in value.items() for part in pair)]
-            case tuple():
-                parts += [flag, *map(shlex.quote, value)]
-            case str() if value.startswith("-"):
-                parts.append(shlex.quote(f"{flag}={value}"))
-            case _:
-                parts += [flag, shlex.quote(str(value))]
-    return " ".join(parts)
+    return " ".join(["dpo-lab train", *(option(name, value) for name, value in _changed(recipe).items())])
 
 
 def python_code(recipe: Recipe, folder: str = "runs/by-hand") -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,7 +203,21 @@ class Run:
             write_whole(place, card)
         return places
 
+    def discard_if_empty(self) -> bool:
+        """Remove the folder of a run that measured nothing: after a slip the same folder can be given again."""
+        if self.has_metrics:
+            return False
+        with suppress(OSError):
+            (self.folder / CONFIG).unlink()
+            self.folder.rmdir()
+        return True
+
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether anything was measured yet."""
+        return (self.folder / METRICS).exists()
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from dpo_lab.config import DPOConfig, Precision
+from dpo_lab.config import DPOConfig
+from dpo_lab.workbench.runs.settings import PassSettings, ReadingSettings
 from dpo_lab.workbench.sweeps.space import SEARCHED, Range, Space, parse_space
 
 ObjectiveName = Literal["accuracy", "loss", "reward", "success"]
@@ -32,7 +33,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepSettings:
+class SweepSettings(PassSettings, ReadingSettings):
     """A sweep. Each knob takes one value, a list `a,b,c`, a range `low:high`, or `low:high:log`."""
 
     loss: str | None = None
@@ -79,35 +80,17 @@ class SweepSettings:
     seed: int = 0
     """Seed of the search, and of every trial's training: trials differ by their knobs alone."""
 
-    model: str = "embedded"
-    """`embedded`, a folder that save_pretrained wrote (RUN/model), or a Hub id."""
-    pairs: str = "embedded"
-    """`embedded`, a file (.jsonl .json .jsonl.gz .parquet .csv), a folder, or a Hub id."""
-    split: str | None = None
-    """Which split of the data, where it has several; None takes train."""
-    limit: int | None = None
-    """Use at most this many rows, drawn with the seed: a budget."""
-    on_bad_row: Literal["raise", "skip"] = "raise"
-    """Stop at a row that cannot be used, or leave it out."""
     validation: float = 0.1
     """Share of the rows, by prompt, that trials are compared on; the test split is left for the last judgement."""
     judged_prompts: int = 64
     """Validation prompts that are answered and judged, for the objectives reward and success."""
     max_new_tokens: int = 80
     """Longest answer that is judged, in tokens."""
-    max_length: int = 1024
-    """Most tokens of prompt plus one completion."""
-    precision: Precision = "float32"
-    """Arithmetic of the forward pass."""
-    device: str = "auto"
-    """`auto` takes the GPU where there is one."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with a Hub model. Read it first."""
 
     def space(self) -> Space:
         """What the knobs say. ValueError where they make no space."""
-        asked = {name: getattr(self, name) for name in SEARCHED}
-        return parse_space({name: text for name, text in asked.items() if text is not None})
+        texts = {name: getattr(self, name) for name in SEARCHED}
+        return parse_space({name: text for name, text in texts.items() if text is not None})
 
     def check(self) -> Space:
         """The space, after everything that can be checked without a model was checked."""
@@ -164,13 +147,6 @@ labels at every β, and log-likelihoods compare."""
 
 WATCHING = ("trials", "device")
 """Settings that a process which joins a study may choose for itself."""
-
-
-def changed(asked: SweepSettings, begun: SweepSettings) -> list[str]:
-    """Settings that were asked for and are not those that a study was begun with."""
-    names = [field.name for field in fields(SweepSettings) if field.name not in WATCHING]
-    default = SweepSettings()
-    return [name for name in names if getattr(asked, name) not in (getattr(default, name), getattr(begun, name))]
 
 
 def is_logarithmic(space: Space, name: str) -> bool:

@@ -18,15 +18,16 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from dpo_lab.storage.files import to_json, write_whole
+from dpo_lab.storage.files import to_json, write_whole, writing
+from dpo_lab.workbench.runs.settings import as_begun as settings_as_begun
 from dpo_lab.workbench.sweeps.locks import is_held, locked
-from dpo_lab.workbench.sweeps.settings import OBJECTIVES, WATCHING, SweepSettings, changed
+from dpo_lab.workbench.sweeps.settings import OBJECTIVES, WATCHING, SweepSettings
 from dpo_lab.workbench.sweeps.space import Choice, Space, Value
 
 if TYPE_CHECKING:
@@ -72,13 +73,8 @@ class StoredStudy:
         if folder.is_dir() and not (folder / SETTINGS).exists() and not (folder / LOCKS).exists() \
                 and any(folder.iterdir()):  # fmt: skip
             raise ValueError(f"{folder} is not empty and holds no sweep; give --study a new or an empty folder")
-        try:
+        with writing(folder, "free space or permissions there, or name another folder with --study"):
             (folder / LOCKS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(
-                f"{folder} cannot be written ({error.strerror or error}); free space or permissions there, or name "
-                "another folder with --study"
-            ) from error
         with study.turn():
             if not (folder / SETTINGS).exists():
                 with study._opened(create=True) as stored:
@@ -88,9 +84,8 @@ class StoredStudy:
                             if cell not in there:
                                 stored.enqueue_trial(cell)
                 write_whole(folder / SETTINGS, to_json(asdict(settings), indent=2) + b"\n")
-            elif difference := changed(settings, read_settings(folder)):
-                raise ValueError(f"{folder} was just begun with other settings ({', '.join(difference)}); join it "
-                                 "with --study alone, or name another folder")  # fmt: skip
+            else:
+                as_begun(folder, settings)  # another process has just begun it
         return study
 
     @classmethod
@@ -337,20 +332,7 @@ def as_begun(folder: Path, settings: SweepSettings) -> SweepSettings:
     """The settings of the study in `folder` where there is one; others than those it was begun with are refused."""
     if not (folder / SETTINGS).exists():
         return settings
-    begun = read_settings(folder)
-    for name in changed(settings, begun):
-        raise ValueError(
-            f"{name} is {getattr(settings, name)!r}, but the sweep in {folder} was begun with "
-            f"{getattr(begun, name)!r}; leave it out to join that sweep, or begin another"
-        )
-    if begun.trust_remote_code and not settings.trust_remote_code:
-        raise ValueError(
-            f"the sweep in {folder} runs Python code that comes with its model, which a file alone can't allow; read "
-            "that code, then say --trust-remote-code again"
-        )
-    default = {entry.name: entry.default for entry in fields(SweepSettings)}
-    own = {name: getattr(settings, name) for name in WATCHING if getattr(settings, name) != default[name]}
-    return replace(begun, **own)
+    return settings_as_begun(settings, vars(read_settings(folder)), f"the sweep in {folder}", free=WATCHING)
 
 
 def best_row(rows: list[Row], *, is_larger_better: bool) -> Row | None:

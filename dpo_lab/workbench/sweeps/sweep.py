@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from dpo_lab.config import DPOConfig
-from dpo_lab.loop import Evaluation, Finished, Step
+from dpo_lab.loop import Evaluation, Finished, Step, num_steps
 from dpo_lab.losses.table import LOSSES, loss_of
 from dpo_lab.models.inside import disable_dropout
 from dpo_lab.models.loading import load_policy
@@ -28,6 +27,7 @@ from dpo_lab.reference import ReferenceCache
 from dpo_lab.sampling import generate
 from dpo_lab.training import train_dpo
 from dpo_lab.workbench.runs.run import Run
+from dpo_lab.workbench.runs.settings import option
 from dpo_lab.workbench.sweeps.settings import SweepSettings
 from dpo_lab.workbench.sweeps.space import Space, Value
 from dpo_lab.workbench.sweeps.study import Row, StoredStudy, Trial, as_begun, best_row
@@ -121,29 +121,22 @@ def check_losses(settings: SweepSettings, space: Space) -> None:
 
 def train_line(values: dict[str, Value], settings: SweepSettings) -> str:
     """The line of `dpo-lab train` that trains with these values on all the pairs."""
-    default = DPOConfig()
-    asked = values | {name: getattr(settings, name) for name in ("seed", "max_length", "precision", "device")}
-    parts = [(name, value) for name, value in asked.items() if value != getattr(default, name)]
-    for name in ("model", "pairs", "split", "limit", "on_bad_row", "trust_remote_code"):
-        if (value := getattr(settings, name)) != getattr(SweepSettings(), name):
-            parts.append((name, value))
-    return " ".join(["dpo-lab train", *(_option(name, value) for name, value in parts)])
+    names = ("seed", "max_length", "precision", "device", "model", "pairs", "split", "limit", "on_bad_row",
+             "trust_remote_code")  # fmt: skip
+    own = [
+        (name, getattr(settings, name)) for name in names if getattr(settings, name) != getattr(SweepSettings(), name)
+    ]
+    changed = [(name, value) for name, value in values.items() if value != getattr(DPOConfig(), name)]
+    return " ".join(["dpo-lab train", *(option(name, value) for name, value in changed + own)])
 
 
 def sweep_line(settings: SweepSettings, folder: str | Path | None = None) -> str:
     """The line of `dpo-lab sweep` that begins this sweep."""
-    default = SweepSettings()
-    parts = [(f.name, getattr(settings, f.name)) for f in fields(settings)]
-    changed = [_option(name, value) for name, value in parts if value != getattr(default, name)]
-    place = [] if folder is None else [_option("study", folder)]
-    return " ".join(["dpo-lab sweep", *changed, *place])
-
-
-def _option(name: str, value: Any) -> str:
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag} {shlex.quote(str(value))}"
+    default = vars(SweepSettings())
+    changed = {name: value for name, value in vars(settings).items() if value != default[name]}
+    if folder is not None:
+        changed["study"] = folder
+    return " ".join(["dpo-lab sweep", *(option(name, value) for name, value in changed.items())])
 
 
 @dataclass
@@ -233,17 +226,17 @@ def _run_trial(
             model, tokenizer, data.tokens, config, held_out=data.validation, cache=store,
             stop=lambda: is_pruned or stop(),
         )  # fmt: skip
-        num_steps = 1
+        length = 1
         for event in run.follow(events):
             if isinstance(event, Step):
-                num_steps = event.num_steps
-                yield TrialStep(trial.number, event.step, num_steps, event.seconds)
+                length = event.num_steps
+                yield TrialStep(trial.number, event.step, length, event.seconds)
             elif isinstance(event, Evaluation) and event.step and not is_pruned:
                 value = _measure(study, event, model, tokenizer, data)
-                look = max(1, round(settings.evaluations * event.step / num_steps))
+                look = max(1, round(settings.evaluations * event.step / length))
                 is_below = trial.report(look, value)
                 yield TrialLook(trial.number, look, settings.evaluations, value)
-                is_pruned = settings.prune and is_below and event.step < num_steps
+                is_pruned = settings.prune and is_below and event.step < length
             elif isinstance(event, Finished):
                 is_complete = event.is_complete
     except ArithmeticError as error:  # the loss or the model's probabilities are no numbers: a verdict on the values
@@ -283,9 +276,8 @@ def _measure(study: StoredStudy, event: Evaluation, model: Any, tokenizer: Any, 
 def _looking(settings: SweepSettings, values: dict[str, Value], num_pairs: int) -> DPOConfig:
     """The trial's configuration, with its looks evenly over its steps."""
     config = settings.trial_config(values)
-    num_steps = math.ceil(config.epochs * math.ceil(num_pairs / config.batch_size) - 1e-9)
-    num_steps = max(1, min(num_steps, config.max_steps or num_steps))
-    return settings.trial_config(values, evaluate_every=max(1, math.ceil(num_steps / settings.evaluations)))
+    every = math.ceil(num_steps(config, math.ceil(num_pairs / config.batch_size)) / settings.evaluations)
+    return settings.trial_config(values, evaluate_every=max(1, every))
 
 
 def _recorded(config: DPOConfig, settings: SweepSettings) -> dict[str, Any]:

@@ -19,24 +19,17 @@ from dpo_lab.workbench.recipes.session import Answers, Prepared, Score, carry_ou
 from dpo_lab.workbench.runs.compare import run_labels
 from dpo_lab.workbench.runs.run import Run, row_of
 from dpo_lab.workbench.widgets import markup
-from dpo_lab.workbench.widgets.background import Job, Throttle
-from dpo_lab.workbench.widgets.cockpit.knobs import controls_of, drive
-from dpo_lab.workbench.widgets.cockpit.status_text import (
-    Progress,
-    Told,
-    ending,
-    kept_runs,
-    sample_columns,
-    samples_so_far,
-)
+from dpo_lab.workbench.widgets.background import HasJob, Job, Throttle
+from dpo_lab.workbench.widgets.cockpit import status_text
+from dpo_lab.workbench.widgets.cockpit.knobs import controls_of
 from dpo_lab.workbench.widgets.cockpit.to_recipe import SHARED_KNOBS, own_knobs, recipe_of
-from dpo_lab.workbench.widgets.live_figure import FULL_WIDTH
-from dpo_lab.workbench.widgets.menus import RunsFigure, shortened
+from dpo_lab.workbench.widgets.layout import button, room, texts
+from dpo_lab.workbench.widgets.live_figure import RunsFigure
 
 SHOWN_AT_FIRST = 4  # runs that are overlaid unless others are chosen
 
 
-class Cockpit(ipywidgets.VBox):
+class Cockpit(HasJob, ipywidgets.VBox):
     """Choose, train, watch, stop, compare. Shows itself as the last value of a cell.
 
     folder: where each run gets a folder of its own, run-01, run-02, …; runs that lie there already are overlaid too.
@@ -68,11 +61,10 @@ class Cockpit(ipywidgets.VBox):
             model=str(model), pairs=str(pairs), limit=limit, samples=samples, max_new_tokens=max_new_tokens,
             config=config,
         )  # fmt: skip
-        self.job: Job | None = None
         self._display_error: Exception | None = None
         self.throttle = Throttle()
         self._text_throttle = Throttle(least=0.2)
-        self.runs, complaints = kept_runs(self.folder)
+        self.runs, complaints = status_text.saved_runs(self.folder)
         self._rows = {run.folder.name: run.metrics for run in self.runs}
         self._samples: dict[str, list[dict[str, Any]]] = {run.folder.name: run.samples for run in self.runs}
         self._prompts: list[str] = []
@@ -96,51 +88,45 @@ class Cockpit(ipywidgets.VBox):
         recipe = self.recipe
         name = next_folder(self.folder).name
         self._rows[name], self._samples[name] = [], []
-        self._progress, self._prepared, self._first, self._display_error = Progress(), None, None, None
+        self._progress, self._prepared, self._first, self._display_error = status_text.Progress(), None, None, None
         self._show_buttons(is_running=True)
         self.status.value = markup.line(f"{name} begins.")
         self.job = Job(
-            lambda stop: carry_out(recipe, self.folder / name, stop=stop, tell=self._tell, score=self.score,
+            lambda stop: carry_out(recipe, self.folder / name, stop=stop, progress=self._on_progress, score=self.score,
                                    cache=self.cache),
             partial(self._on_event, name), on_end=partial(self._on_end, name), name=name,
         )  # fmt: skip
 
     def stop(self) -> None:
-        """Ask the run in hand to stop. It ends within moments and is kept as it stands."""
-        if self.job is not None and self.running:
+        """Stop the run in hand. It ends within moments and is saved as it stands."""
+        if self.running:
             self.stop_button.disabled = True
             self.status.value = markup.line("Stopping: the model and the curves are being saved.")
-            self.job.stop()
+            super().stop()
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the run in hand has ended, and raise what was raised in it, or in showing it."""
-        if self.job is not None:
-            self.job.wait(timeout)
+        super().wait(timeout)
         if self._display_error is not None:
             raise self._display_error
 
-    @property
-    def running(self) -> bool:
-        """Whether a run goes on."""
-        return self.job is not None and self.job.running
-
     # ── what the training's thread calls ─────────────────────────────────────────────────────────────────────────
 
-    def _tell(self, what: str, done: int, total: int) -> None:
+    def _on_progress(self, what: str, done: int, total: int) -> None:
         self._progress.during(what, done, total)
         self._guarded(lambda: self._text_throttle(self._show_progress))
 
-    def _on_event(self, name: str, event: Told) -> None:
+    def _on_event(self, name: str, event: status_text.RunEvent) -> None:
         self._guarded(lambda: self._show_event(name, event))
 
     def _guarded(self, show: Callable[[], object]) -> None:
-        """Show something. A page that is gone is no reason to end a training; `wait` tells."""
+        """Show something. A page that is gone is no reason to end a training; `wait` raises it."""
         try:
             show()
         except Exception as error:
             self._display_error = self._display_error or error
 
-    def _show_event(self, name: str, event: Told) -> None:
+    def _show_event(self, name: str, event: status_text.RunEvent) -> None:
         self._progress.after(event)
         match event:
             case Prepared():
@@ -151,7 +137,7 @@ class Cockpit(ipywidgets.VBox):
                 self.notes.value = markup.notes(event.notes)
                 self.status.value = markup.line(f"{name}: {self._progress.words}.")
             case Answers():
-                self._keep_answers(name, event)
+                self._record_answers(name, event)
             case Finished():
                 self._rows[name].append(row_of(event) or {})
                 self.stop_button.disabled = True
@@ -166,9 +152,9 @@ class Cockpit(ipywidgets.VBox):
         self._text_throttle(self._show_progress)
 
     def _on_end(self, name: str, error: BaseException | None) -> None:
-        kept = next((run for run in self.runs if run.folder.name == name and run.folder.exists()), None)
-        if kept is not None:
-            self._rows[name], self._samples[name] = kept.metrics, kept.samples or self._samples[name]
+        saved = next((run for run in self.runs if run.folder.name == name and run.folder.exists()), None)
+        if saved is not None:
+            self._rows[name], self._samples[name] = saved.metrics, saved.samples or self._samples[name]
         else:
             self.runs = [run for run in self.runs if run.folder.name != name]
             self._offer_runs()
@@ -177,16 +163,17 @@ class Cockpit(ipywidgets.VBox):
         self._show_progress()
         if error is not None:
             self.throttle.now(self.curves.try_redraw)
-            what = "" if kept is None else " What was measured so far is kept."
+            what = "" if saved is None else " What was measured so far is kept."
             self.status.value = markup.line(f"{type(error).__name__}: {error}{what}", is_error=True)
         else:
             nothing = f"{name} was stopped before its first step; nothing was kept."
-            self.status.value = markup.line(nothing if kept is None else ending(kept))
+            self.status.value = markup.line(nothing if saved is None else status_text.ending(saved))
         self._show_buttons(is_running=False)
 
-    def _keep_answers(self, name: str, event: Answers) -> None:
+    def _record_answers(self, name: str, event: Answers) -> None:
         self._first = self._first or event
-        self._samples[name] = samples_so_far(self._prepared.prompts if self._prepared else (), self._first, event)
+        prompts = self._prepared.prompts if self._prepared else ()
+        self._samples[name] = status_text.samples_so_far(prompts, self._first, event)
         self._show_answers()
 
     # ── what is shown ────────────────────────────────────────────────────────────────────────────────────────────
@@ -214,21 +201,21 @@ class Cockpit(ipywidgets.VBox):
 
     def _offer_runs(self, newest: str | None = None) -> None:
         options, names = self._run_options(), [run.folder.name for run in self.runs]
-        kept = [name for name in self.shown_runs.value if name in names] or names[-SHOWN_AT_FIRST:]
-        self.curves.offer(options, (*kept, *([newest] if newest and newest not in kept else [])))
-        chosen = newest or self.answers_of.value
+        chosen = [name for name in self.shown_runs.value if name in names] or names[-SHOWN_AT_FIRST:]
+        self.curves.offer(options, (*chosen, *([newest] if newest and newest not in chosen else [])))
+        answering = newest or self.answers_of.value
         self.answers_of.options = options[::-1]
-        self.answers_of.value = chosen if chosen in names else (names[-1] if names else None)
+        self.answers_of.value = answering if answering in names else (names[-1] if names else None)
 
     def _run_options(self) -> list[tuple[str, str]]:
         labels = run_labels(self.runs) if self.runs else []
-        return [(shortened(label, 90), run.folder.name) for label, run in zip(labels, self.runs, strict=True)]
+        return [(markup.shortened(label, 90), run.folder.name) for label, run in zip(labels, self.runs, strict=True)]
 
     def _offer_prompts(self, prompts: Sequence[str]) -> None:
         if self._prompts == list(prompts):
             return
         self._prompts, chosen = list(prompts), self.prompt.value
-        self.prompt.options = [(f"{i}: {shortened(prompt)}", i) for i, prompt in enumerate(prompts, start=1)]
+        self.prompt.options = markup.numbered(prompts)
         if prompts:
             self.prompt.value = chosen if chosen in range(1, len(prompts) + 1) else 1
 
@@ -241,7 +228,7 @@ class Cockpit(ipywidgets.VBox):
             self.answers.value = markup.line("No answers yet: they come with the first evaluation.")
             return
         sample = samples[number - 1]
-        self.answers.value = markup.answers(sample["prompt"], sample_columns(sample))
+        self.answers.value = markup.answers(sample["prompt"], status_text.sample_columns(sample))
 
     def _on_change(self, change: Mapping[str, Any] | None = None) -> None:
         if change is not None and change["owner"] is self.controls["loss"]:
@@ -270,21 +257,23 @@ class Cockpit(ipywidgets.VBox):
                 one.value = known[name]
 
     def _lay_out(self) -> None:
-        options, wide = self._run_options(), ipywidgets.Layout(width="46em", max_width=FULL_WIDTH)
-        style = {"description_width": "8em"}
-        self.train_button, self.stop_button, self.bar, self.progress = drive()
-        self.status, self.notes, self.answers = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
-        self.command, self.python = ipywidgets.HTML(), ipywidgets.HTML()
+        options, wide = self._run_options(), room("46em", "8em")
+        self.train_button = button("Train", "Begin the run that the controls describe", self.train, icon="play",
+                                   button_style="primary")  # fmt: skip
+        self.stop_button = button("Stop", "End the run in hand and keep it as it stands", self.stop, icon="stop",
+                                  button_style="danger", disabled=True)  # fmt: skip
+        self.bar = ipywidgets.FloatProgress(min=0, max=1, description="progress", **room("24em", "8em"))
+        self.progress = ipywidgets.Label(value="no run yet")
+        self.status, self.notes, self.answers, self.command, self.python = texts(5)
         self.shown_runs = ipywidgets.SelectMultiple(
             options=options, value=tuple(name for _, name in options[-SHOWN_AT_FIRST:]), description="runs shown",
-            rows=4, style=style, layout=wide,
-            tooltip="Curves over each other; Ctrl or Shift chooses several",
+            rows=4, tooltip="Curves over each other; Ctrl or Shift chooses several", **wide,
         )  # fmt: skip
         self.curves = RunsFigure(self.draw, describe=self.describe, runs=self.shown_runs)
         self.answers_of = ipywidgets.Dropdown(options=options[::-1], description="answers of",
-                                              tooltip="Whose answers are shown", style=style, layout=wide)  # fmt: skip
+                                              tooltip="Whose answers are shown", **wide)  # fmt: skip
         self.prompt = ipywidgets.Dropdown(description="prompt", tooltip="The held-out prompt that was answered",
-                                          style=style, layout=wide)  # fmt: skip
+                                          **wide)  # fmt: skip
         self.as_code = ipywidgets.Accordion(
             [self.command, self.python], titles=("The same run as a command", "The same run as Python")
         )
@@ -298,8 +287,6 @@ class Cockpit(ipywidgets.VBox):
             one.observe(self._on_change, names="value")
         for one in (self.prompt, self.answers_of):
             one.observe(self._show_answers, names="value")
-        self.train_button.on_click(lambda _: self.train())
-        self.stop_button.on_click(lambda _: self.stop())
 
     def __repr__(self) -> str:
         try:

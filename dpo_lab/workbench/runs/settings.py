@@ -1,0 +1,126 @@
+"""What the settings of runs, recipes, sweeps and commands have in common: fields, going on as begun, the command line.
+
+No torch: `dpo-lab --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeVar
+
+from dpo_lab.config import Precision
+
+Settings = TypeVar("Settings", bound=Any)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSettings:
+    """Where the model and the pairs come from."""
+
+    model: str = "embedded"
+    """`embedded`, a folder that save_pretrained wrote (RUN/model), or a Hub id."""
+    pairs: str = "embedded"
+    """`embedded`, a file (.jsonl .json .jsonl.gz .parquet .csv), a folder, or a Hub id."""
+    limit: int | None = None
+    """Use at most this many rows, drawn with the seed; fewer rows make a quicker run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingSettings(SourceSettings):
+    """How model and pairs are read."""
+
+    split: str | None = None
+    """Which split of the data, where it has several; None takes train."""
+    on_bad_row: Literal["raise", "skip"] = "raise"
+    """Stop at a row that cannot be used, or leave it out, count it and list it."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a Hub model. Read it first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassSettings:
+    """How a model is run over rows."""
+
+    max_length: int = 1024
+    """Most tokens of prompt plus one completion, as in training."""
+    precision: Precision = "float32"
+    """Arithmetic of the forward pass, as in training."""
+    device: str = "auto"
+    """`auto` takes the GPU where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutSettings:
+    """What is held out, and how the model answers it."""
+
+    validation: float = 0.1
+    """Share of the pairs split off for evaluation, by prompt, where there are no held-out rows; 0 evaluates nothing."""
+    samples: int = 8
+    """Held-out prompts that the model answers when it is evaluated; 0 samples nothing."""
+    sample_temperature: float = 0.7
+    """Temperature of those answers; 0 is greedy."""
+    max_new_tokens: int = 128
+    """Longest sampled answer, in tokens."""
+
+    def check_held_out(self) -> None:
+        """ValueError for what would fail only after training."""
+        if not 0 <= self.validation < 1:
+            raise ValueError(
+                f"validation is a share and must lie in [0, 1), got {self.validation}; 0.1 is usual, 0 holds none out"
+            )
+        if self.samples < 0:
+            raise ValueError(f"samples must not be negative, got {self.samples}; 0 samples nothing")
+        if self.sample_temperature < 0:
+            raise ValueError(f"sample_temperature must not be negative, got {self.sample_temperature}; 0 is greedy")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}; 128 is the usual start")
+
+
+def shared_fields(settings: Any, kind: type) -> dict[str, Any]:
+    """The fields of the dataclass `kind` among the settings, such as a configuration's among a command's options."""
+    return {entry.name: getattr(settings, entry.name) for entry in fields(kind)}
+
+
+def as_begun(settings: Settings, begun: Mapping[str, Any], what: str, *, free: Collection[str] = ()) -> Settings:
+    """The settings with what they were begun with. One that was given otherwise is refused, unless it is `free`.
+
+    what: what goes on, such as "the run in runs/first".
+    """
+    taken: dict[str, Any] = {}
+    for entry in fields(settings):
+        if entry.name not in begun:
+            continue
+        given, recorded = getattr(settings, entry.name), begun[entry.name]
+        if entry.name == "trust_remote_code" and recorded and not given:
+            raise ValueError(
+                f"{what} runs Python code that comes with its model, which a file alone can't allow; read that code, "
+                "then say --trust-remote-code again"
+            )
+        default = entry.default_factory() if callable(entry.default_factory) else entry.default
+        if given in (default, recorded):
+            taken[entry.name] = recorded
+        elif entry.name not in free:
+            raise ValueError(
+                f"--{entry.name.replace('_', '-')} is {given!r}, but {what} was begun with {recorded!r}; leave it out "
+                "to go on, or begin another"
+            )
+    return replace(settings, **taken)
+
+
+def option(name: str, value: Any) -> str:
+    """A setting as a shell takes it: `--learning-rate 0.0001`, `--no-prune`."""
+    flag = f"--{name.replace('_', '-')}"
+    match value:
+        case bool():
+            return flag if value else f"--no-{flag[2:]}"
+        case str() if value.startswith("-"):
+            return shlex.quote(f"{flag}={value}")
+        case dict():
+            words = [word for pair in value.items() for word in pair]
+        case tuple():
+            words = list(value)
+        case _:
+            words = [value]
+    return shlex.join([flag, *map(str, words)])
