@@ -18,7 +18,6 @@ from dpo_lab.worlds.comparisons import (
 from dpo_lab.worlds.learning import (
     descend,
     expected_loss,
-    ipo_optimal_logps,
     minimise,
     one_thread,
     value_and_gradient,
@@ -165,6 +164,16 @@ def test_the_sampled_policy_comes_nearer_to_the_optimum_as_one_over_root_n():
         means.append(torch.stack(distances).mean().item())
     assert means[0] / means[1] == pytest.approx(math.sqrt(10), rel=0.3)
     assert means[1] / means[2] == pytest.approx(math.sqrt(10), rel=0.3)
+
+
+def ipo_optimal_logps(world, beta, *, proposal=None, temperature=1.0):
+    """What IPO converges to: π ∝ π_ref·exp(P(y ≻ μ)/β), with P(y ≻ μ) the chance to beat a draw from μ. (X, Y)
+
+    Holds for `pairs_of(μ)`; μ is `proposal` (X, Y) or else π_ref. Azar et al. 2023 (arXiv 2310.12036), Section 5.
+    """
+    mu = world.reference_logps.exp() if proposal is None else proposal.double()
+    wins = preference_probs(world.rewards, temperature=temperature) * mu[:, None, :]
+    return (world.reference_logps + wins.sum(-1) / beta).log_softmax(-1)
 
 
 def test_with_certain_labels_dpo_runs_away_and_ipo_stays():

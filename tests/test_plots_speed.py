@@ -15,7 +15,7 @@ from dpo_lab.course.plots.speed import (
     plot_running_sums,
     plot_ways,
 )
-from dpo_lab.course.speed.simulated_gpu import PretendDevice
+from dpo_lab.course.speed.simulated_gpu import SimulatedGPU
 from dpo_lab.workbench.plots import to_png
 
 CURVE = {
@@ -58,7 +58,7 @@ def test_phases_lie_end_to_end(scale, unit, told):
 
 
 def test_a_queue_shows_writing_work_and_clocks():
-    device = PretendDevice(launch=1, run=6)
+    device = SimulatedGPU(launch=1, run=6)
     for _ in range(3):
         device.launch()
     ax = plot_queue(device.history, {"too early": device.clock(), "after waiting": 19.0})

@@ -290,7 +290,7 @@ def test_plain_columns_stay_plain_arrow_columns():
 def test_what_a_data_set_cannot_hold_exactly_comes_as_a_list_and_is_said(value, caplog):
     data = load_preferences([{**row, "extra": value} for row in rows(0)])
     if isinstance(data, list):
-        assert "column 'extra' cannot be kept exactly" in caplog.text
+        assert "column 'extra' does not fit a datasets.Dataset exactly" in caplog.text
     assert data[0]["extra"] == value
 
 

@@ -18,7 +18,7 @@ from dpo_lab.course.speed.from_scratch import SIZES, judged, new_llama, own_pair
 from dpo_lab.course.speed.memory import MemoryBook, device_memory, peak_device_memory
 from dpo_lab.course.speed.phases import PHASES, summary, timed_steps
 from dpo_lab.course.speed.rates import matrix_rate, seconds_of
-from dpo_lab.course.speed.simulated_gpu import PretendDevice
+from dpo_lab.course.speed.simulated_gpu import SimulatedGPU
 from dpo_lab.engine.compiling import compile_blocks
 from dpo_lab.logprobs import score, sequence_logps, token_logps
 from dpo_lab.loop import Step
@@ -78,7 +78,7 @@ def test_operations_by_hand():
 
 
 def test_the_device_on_paper_works_while_the_program_goes_on():
-    device = PretendDevice(launch=1, run=10, first=5)
+    device = SimulatedGPU(launch=1, run=10, first=5)
     for _ in range(3):
         device.launch()
     assert device.clock() == 3
@@ -88,11 +88,11 @@ def test_the_device_on_paper_works_while_the_program_goes_on():
     device.wait()
     assert device.clock() == 36
     with pytest.raises(ValueError, match="not be negative, got launch -1"):
-        PretendDevice(launch=-1)
+        SimulatedGPU(launch=-1)
 
 
 def test_a_slow_queue_is_never_waited_for_where_writing_is_slower():
-    device = PretendDevice(launch=4, run=1)
+    device = SimulatedGPU(launch=4, run=1)
     for _ in range(5):
         device.launch()
     assert device.clock() == 20

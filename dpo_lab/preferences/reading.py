@@ -210,7 +210,7 @@ def as_dataset(rows: list[dict[str, Any]], datasets: Any) -> datasets.Dataset | 
     """The rows as a Dataset that gives back exactly these values; a field that a row lacks comes back as None.
 
     Arrow would give all structs of a column the same fields, filled up with None: a tool call's arguments would come
-    back with those of other tools. So columns of anything but plain values and plain messages are kept as JSON.
+    back with those of other tools. So columns of anything but plain values and plain messages are stored as JSON.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row.get(name) for row in rows] for name in names}
@@ -218,7 +218,7 @@ def as_dataset(rows: list[dict[str, Any]], datasets: Any) -> datasets.Dataset | 
     for name, values in columns.items():
         features[name] = _exact_feature([value for value in values if value is not None], datasets)
         if features[name] is None:
-            logger.warning("column %r cannot be kept exactly in a datasets.Dataset: the rows are a list of dicts", name)
+            logger.warning("column %r does not fit a datasets.Dataset exactly: the rows are a list of dicts", name)
             return rows
         if type(features[name]).__name__ == "Json":
             columns[name] = [None if value is None else json.dumps(value) for value in values]

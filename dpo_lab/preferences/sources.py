@@ -1,6 +1,6 @@
 """What a reader means by a source → a stream of raw rows: files, folders, the Hub, data sets in memory.
 
-A `Source` has one split. Where a source has several and none is asked for, the preferred one is read and the
+A `Source` has one split. Where a source has several and none is requested, the preferred one is read and the
 others are named in its notes.
 """
 

@@ -200,24 +200,24 @@ def _collect(
     """Split, shorten, and take the row in."""
     border = min(common_prefix(prompt, whole) for whole in wholes)
     lost = len(prompt) - border
-    kept, whole_completions = prompt[:border], tuple(whole[border:] for whole in wholes)
+    remaining, whole_completions = prompt[:border], tuple(whole[border:] for whole in wholes)
     if not all(map(len, whole_completions)):
         raise BadRow(None, "has an answer without a token: the tokenizer drops its text and has no end token",
                      "leave the row out, or give the tokenizer an end token")  # fmt: skip
     completions = whole_completions
     if border + max(map(len, completions)) > report.max_length:
-        head, tail = encoder.protected(texts.row, kept, lost)
-        kept, completions = shorten(kept, completions, report.max_length, head=head, tail=tail)
+        head, tail = encoder.protected(texts.row, remaining, lost)
+        remaining, completions = shorten(remaining, completions, report.max_length, head=head, tail=tail)
     if len(completions) == 2 and np.array_equal(*completions):
         report.identical.append(texts.number)
         return
-    report.prompts_shortened += len(kept) < border
+    report.prompts_shortened += len(remaining) < border
     report.completions_cut += sum(len(new) < len(old) for new, old in zip(completions, whole_completions, strict=True))
     if lost:
         stable = all(whole.startswith(texts.prompt) for whole in texts.wholes)
         report.border_moved += stable
         report.unstable_prompts += not stable
-    collector.add(kept, completions, texts.weight, texts.number)
+    collector.add(remaining, completions, texts.weight, texts.number)
 
 
 def _has_foreign_turn(answer: object) -> bool:

@@ -127,7 +127,7 @@ def fit_rewards(world: World, comparisons: Comparisons, *, ridge: float = 0.0) -
 
     Without a ridge the maximum exists only where, for each prompt, a chain of wins leads from every response to every
     other (Ford 1957); otherwise a ValueError names the prompt. `optimal_logps(world.with_rewards(fit), β)` is the
-    RLHF road from the same data, and equals the minimiser of the sampled DPO loss where policies are tables.
+    optimum of RLHF on the same data, and equals the minimiser of the sampled DPO loss where policies are tables.
     """
     wins = _win_table(world, comparisons)
     if ridge < 0:

@@ -160,8 +160,8 @@ def relabel(rows: Iterable[dict[str, Any]], *, temperature: float, seed: int = 0
     rng = Random(seed)
     labelled = []
     for row in rows:
-        kept = prefers(row["reward_chosen"], row["reward_rejected"], temperature, rng)
+        stays = prefers(row["reward_chosen"], row["reward_rejected"], temperature, rng)
         swapped = {"chosen": row["rejected"], "rejected": row["chosen"]}
         swapped |= {"reward_chosen": row["reward_rejected"], "reward_rejected": row["reward_chosen"]}
-        labelled.append(dict(row) if kept else row | swapped)
+        labelled.append(dict(row) if stays else row | swapped)
     return labelled

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dpo_lab.loss import PairScores
-from dpo_lab.worlds.comparisons import Comparisons, all_comparisons, preference_probs
+from dpo_lab.worlds.comparisons import Comparisons, all_comparisons
 from dpo_lab.worlds.tabular import World
 
 Loss = Callable[[PairScores], Tensor]
@@ -144,16 +144,3 @@ def largest_curvature(function: Callable[[Tensor], Tensor], at: Tensor, *, itera
         raise ValueError("the function must be curved at the start, got curvature 0.0; give a learning_rate")
     # Power iteration comes from below; a tenth more keeps 1/L on the safe side.
     return 1.1 * size
-
-
-def ipo_optimal_logps(
-    world: World, beta: float, *, proposal: Tensor | None = None, temperature: float = 1.0, flip: float = 0.0
-) -> Tensor:
-    """What IPO converges to: π ∝ π_ref·exp(P(y ≻ μ)/β), with P(y ≻ μ) the chance to beat a draw from μ. (X, Y)
-
-    Bounded however sure the labels are, which is the point of IPO. Holds for `pairs_of(μ)`; μ is `proposal` (X, Y)
-    or else π_ref. Azar et al. 2023 (arXiv 2310.12036), Section 5; their τ is β here.
-    """
-    mu = world.reference_logps.exp() if proposal is None else proposal.double()
-    wins = preference_probs(world.rewards, temperature=temperature, flip=flip) * mu[:, None, :]
-    return (world.reference_logps + wins.sum(-1) / beta).log_softmax(-1)

@@ -47,7 +47,7 @@ class World:
         prompts: Sequence[str] | None = None,
         responses: Sequence[Sequence[str]] | None = None,
     ) -> World:
-        """The world with these rewards (X, Y) and this π_ref(y|x) (X, Y); prompts are equally likely unless told.
+        """The world with these rewards (X, Y) and this π_ref(y|x) (X, Y); prompts are equally likely unless given.
 
         Raises ValueError where a table has the wrong shape or is no distribution.
         """

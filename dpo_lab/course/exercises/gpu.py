@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dpo_lab.course.exercises.checking import NotYet, as_array, as_number, call, close, expect, hint_for, right
-from dpo_lab.course.speed.simulated_gpu import PretendDevice
+from dpo_lab.course.speed.simulated_gpu import SimulatedGPU
 
 
 def check_useful_share(answer: Callable[..., Any]) -> None:
@@ -38,7 +38,7 @@ def check_useful_share(answer: Callable[..., Any]) -> None:
 def check_clock(answer: Callable[..., Any]) -> None:
     """`answer(device, repeats)` → milliseconds that one call of `device.launch()` takes the device once it is warm.
 
-    device: a `PretendDevice`, with `launch()`, `wait()` and `clock()`. There may be old work in its queue, and its
+    device: a `SimulatedGPU`, with `launch()`, `wait()` and `clock()`. There may be old work in its queue, and its
     first call takes longer.
     """
     for launch, run, first, old, repeats in (
@@ -46,7 +46,7 @@ def check_clock(answer: Callable[..., Any]) -> None:
         (0.5, 20.0, 300.0, 0, 5),
         (1.0, 12.0, 90.0, 6, 10),
     ):
-        device = PretendDevice(launch=launch, run=run, first=first)
+        device = SimulatedGPU(launch=launch, run=run, first=first)
         for _ in range(old):
             device.launch()
         found = as_number(call(answer, device, repeats), "the time of a call")

@@ -68,7 +68,7 @@ def plot_phases(ways: Mapping[str, Mapping[str, float]], *, title: str = "Where 
 
 def plot_queue(history: Sequence[tuple[float, float, float]], clocks: Mapping[str, float], *,
                title: str = "A queue, and two clocks", ax: Axes | None = None) -> Axes:  # fmt: skip
-    """What program and device do: `history` is PretendDevice's, `clocks` names moments on the program's clock."""
+    """What program and device do: `history` is SimulatedGPU's, `clocks` names moments on the program's clock."""
     if not history:
         raise ValueError("there is no work to draw; launch some first")
     ax = ax or style.new_axes(7.2, 2.6)

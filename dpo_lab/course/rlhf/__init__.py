@@ -1,9 +1,9 @@
-"""The longer road, for comparison with DPO: a reward model learnt from pairs, then a policy that climbs it.
+"""RLHF in two stages, for comparison with DPO: a reward model learnt from pairs, then a policy that maximises it.
 
 Read in this order: `reward_model` (a scalar head and the Bradley–Terry loss), `reward_training`,
 `rewards` (any function of prompts and answers), `estimators` (the formulas of policy gradient), `rollouts` (sampled
-answers), `works` (RLOO and PPO as the loop wants them), `policy_gradient` (`train_rloo`, `train_ppo`), `costs`. Then
-the shorter roads beside DPO: `best_of_n` and `unlikelihood`.
+answers), `objectives` (RLOO and PPO as the loop takes them), `policy_gradient` (`train_rloo`, `train_ppo`), `costs`,
+`config` (the settings of all). Then two methods without a second stage: `best_of_n` and `unlikelihood`.
 
     reward_model = RewardModel.on(policy)
     for event in train_reward_model(reward_model, tokenizer, pairs): ...

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpo_lab.course.rlhf.rewards import Reward, rewards_of
+from dpo_lab.course.rlhf.rewards import Reward, rewards_of_samples
 from dpo_lab.sampling import Completion, Prompt, generate_ids
 from dpo_lab.worlds.tabular import World
 
@@ -35,9 +35,7 @@ class BestOfN:
 
     def rewards_by(self, reward: Reward) -> np.ndarray:
         """Another reward of every candidate, such as the true one. (P, N)"""
-        prompts = [prompt for prompt, row in zip(self.prompts, self.candidates, strict=True) for _ in row]
-        answers = [answer for row in self.candidates for answer in row]
-        return rewards_of(reward, prompts, answers).reshape(self.rewards.shape)
+        return rewards_of_samples(reward, self.prompts, self.candidates)
 
 
 def sample_best_of_n(
@@ -62,8 +60,7 @@ def sample_best_of_n(
     candidates = generate_ids(
         model, tokenizer, prompts, num_samples=n, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size
     )
-    found = BestOfN(prompts, candidates, np.zeros((len(prompts), n)))
-    return BestOfN(prompts, candidates, found.rewards_by(reward))
+    return BestOfN(prompts, candidates, rewards_of_samples(reward, prompts, candidates))
 
 
 def best_of_n_kl(n: Any) -> np.ndarray:

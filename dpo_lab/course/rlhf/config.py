@@ -1,4 +1,4 @@
-"""The knobs of the longer road: a reward model, then PPO or RLOO. Plain dataclasses without torch."""
+"""Settings of RLHF in two stages: a reward model, then PPO or RLOO. Plain dataclasses without torch."""
 
 from __future__ import annotations
 

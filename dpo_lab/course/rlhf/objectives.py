@@ -1,7 +1,7 @@
 """What RLOO and PPO give the loop: answers sampled when they are needed, and the loss that learns from them.
 
 The training data is an endless numbered list of prompts, reshuffled whenever all have come. Slot q belongs to rollout
-q // B; its answers are sampled when the loop first asks for them, from the policy as it then stands. So a run is a
+q // B; its answers are sampled when the loop first needs them, from the policy as it then stands. So a run is a
 function of its seed, and one that is resumed at a rollout's border goes on as it would have.
 
 B prompts per rollout with K answers each, A = B·K answers of at most T tokens, N tokens of a pass.
@@ -31,7 +31,7 @@ from dpo_lab.course.rlhf.estimators import (
     value_loss,
 )
 from dpo_lab.course.rlhf.reward_model import RewardModel
-from dpo_lab.course.rlhf.rewards import Reward, rewards_of
+from dpo_lab.course.rlhf.rewards import Reward
 from dpo_lab.course.rlhf.rollouts import Rollout, answer_rows, sample_rollout, score_tokens
 from dpo_lab.logprobs import autocast, sum_per_sequence, token_logps, usable_layout
 from dpo_lab.reference import fingerprint
@@ -132,8 +132,7 @@ class RolloutObjective:
         self.rollout = sample_rollout(self.policy, self.tokenizer, prompts, self.config, seed=self._seed(number))
         self.meter.generated_tokens += self.rollout.num_tokens
         self.layout: Layout = self._layout(self.rollout)
-        shape = (len(prompts), self.config.num_samples)
-        self.rewards = torch.from_numpy(rewards_of(self.reward, *self.rollout.flat()).reshape(shape))  # (B, K) float64
+        self.rewards = torch.from_numpy(self.rollout.rewards_by(self.reward))  # (B, K) float64
         self.extra = self._watched(self.rollout)
         self.extra |= {"answer_length": self.rollout.data.completion_lengths, "finished": self.rollout.is_finished()}
         self.reference_logps = self._score(lambda batch: token_logps(self.reference, batch), self.rollout)  # (A, T)
@@ -145,22 +144,17 @@ class RolloutObjective:
         return usable_layout(self.policy, self.config.layout, rollout.data)
 
     def _watched(self, rollout: Rollout) -> dict[str, np.ndarray]:
-        shape = (len(rollout.prompts), -1)
-        return {name: rewards_of(other, *rollout.flat()).reshape(shape) for name, other in self.watch.items()}
+        return {name: rollout.rewards_by(other) for name, other in self.watch.items()}
 
     def _seed(self, number: int) -> int:
         return int(np.random.SeedSequence([self.config.seed, number]).generate_state(1)[0])
 
     def answer_metrics(self, rows: np.ndarray, kl: Tensor, logps: Tensor) -> dict[str, Tensor]:
-        """What is told of the answers to some prompts, summed: kl and logps (B, K) are of whole answers."""
+        """What is logged of the answers to some prompts, summed: kl and logps (B, K) are of whole answers."""
         rewards, lengths = self.rewards[rows], torch.from_numpy(self.rollout.data.completion_lengths[rows])
         kl, logps = kl.double().cpu(), logps.double().cpu()
-        metrics = {
-            "reward": rewards,
-            "kl": kl,
-            "objective": rewards - self.config.beta * kl,
-            "entropy": -logps / lengths,
-        }
+        objective = rewards - self.config.beta * kl
+        metrics = {"reward": rewards, "kl": kl, "objective": objective, "entropy": -logps / lengths}
         metrics |= {name: torch.from_numpy(np.asarray(values[rows], np.float64)) for name, values in self.extra.items()}
         return {name: value.sum().to(self.device, torch.float32) for name, value in metrics.items()}
 
@@ -174,7 +168,7 @@ class RolloutObjective:
             )
             ratios = self._score(lambda batch: token_logps(self.policy, batch), rollout)
             ratios -= self._score(lambda batch: token_logps(self.reference, batch), rollout)
-            found = {"reward": rewards_of(self.reward, *rollout.flat()), "kl": ratios.sum(1).double().numpy()}
+            found = {"reward": rollout.rewards_by(self.reward)[:, 0], "kl": ratios.sum(1).double().numpy()}
             found["objective"] = found["reward"] - self.config.beta * found["kl"]
             found |= {"answer_length": rollout.data.completion_lengths, "finished": rollout.is_finished()}
             found |= self._watched(rollout)

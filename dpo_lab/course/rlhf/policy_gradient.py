@@ -51,7 +51,8 @@ def train_rloo(
     watch: further rewards by name that are measured and not learnt from, such as {"true_reward": judge_reward}.
     held_out: prompts on which reward, KL and what is watched are measured at the start, at the end and every
         `config.evaluate_every` steps, one answer each.
-    stop: asked at the end of every rollout. resume: a checkpoint; the model must be as it was when the run began.
+    stop: called at the end of every rollout; True ends the run. resume: a checkpoint; the model must be as it was when
+        the run began.
 
     Metrics: reward, kl (nats per answer), objective (reward − β·kl), entropy (nats per token, of the sampled ones),
     policy_loss, answer_length, finished (share with an end token), what is watched, and the costs (`costs.Meter`).

@@ -19,7 +19,7 @@ Reward = Callable[[Sequence[Prompt], Sequence[Completion]], Any]
 
 
 def rewards_of(reward: Reward, prompts: Sequence[Prompt], answers: Sequence[Completion]) -> np.ndarray:
-    """What `reward` says, (n,) float64. Raises ValueError where it gives another number of numbers, or none."""
+    """The rewards of n answers, (n,) float64. Raises ValueError where it gives another number of numbers, or none."""
     values = np.asarray(reward(prompts, answers), np.float64)
     if values.shape != (len(answers),):
         raise ValueError(
@@ -33,6 +33,14 @@ def rewards_of(reward: Reward, prompts: Sequence[Prompt], answers: Sequence[Comp
             "give a low number to what should be avoided"
         )
     return values
+
+
+def rewards_of_samples(
+    reward: Reward, prompts: Sequence[Prompt], answers: Sequence[Sequence[Completion]]
+) -> np.ndarray:
+    """`rewards_of` K answers to each of P prompts. (P, K) float64"""
+    repeated = [prompt for prompt, row in zip(prompts, answers, strict=True) for _ in row]
+    return rewards_of(reward, repeated, [answer for row in answers for answer in row]).reshape(len(prompts), -1)
 
 
 def judge_reward(prompts: Sequence[Prompt], answers: Sequence[Completion]) -> list[float]:

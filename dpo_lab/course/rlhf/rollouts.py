@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dpo_lab.batching import Batch, Layout, make_batch, row_lengths, split_passes
 from dpo_lab.course.rlhf.config import PolicyGradientConfig
-from dpo_lab.course.rlhf.rewards import token_ids
+from dpo_lab.course.rlhf.rewards import Reward, rewards_of_samples, token_ids
 from dpo_lab.logprobs import autocast
 from dpo_lab.preferences.token_data import TokenData
 from dpo_lab.sampling import Completion, Prompt, generate_ids
@@ -42,10 +42,9 @@ class Rollout:
         """Tokens that were sampled."""
         return int(self.data.completion_lengths.sum())
 
-    def flat(self) -> tuple[list[Prompt], list[Completion]]:
-        """A prompts and A answers, as a reward wants them."""
-        prompts = [prompt for prompt, row in zip(self.prompts, self.answers, strict=True) for _ in row]
-        return prompts, [answer for row in self.answers for answer in row]
+    def rewards_by(self, reward: Reward) -> np.ndarray:
+        """The reward of every answer. (B, K) float64"""
+        return rewards_of_samples(reward, self.prompts, self.answers)
 
     def is_finished(self) -> np.ndarray:
         """Which answers ended by themselves. (B, K)"""
@@ -61,7 +60,7 @@ def sample_rollout(
     seed: int,
     num_samples: int | None = None,
 ) -> Rollout:
-    """`num_samples` answers (the configuration's unless told) to each prompt. The same seed gives the same answers."""
+    """`num_samples` answers to each prompt, or the configuration's number. The same seed gives the same answers."""
     ids = [token_ids(prompt, tokenizer, config.max_length - config.max_new_tokens) for prompt in prompts]
     answers = generate_ids(
         policy, tokenizer, ids, max_new_tokens=config.max_new_tokens, seed=seed,

@@ -1,4 +1,4 @@
-"""Unlikelihood: raise the chosen answer, lower the rejected one, and ask no reference. A baseline of the DPO paper.
+"""Unlikelihood: raise the chosen answer, lower the rejected one, without a reference. A baseline of the DPO paper.
 
 It shows what the weight and the reference of DPO's gradient are for: without them nothing stops the rejected answer's
 log-probability from falling, and the text falls apart.

@@ -5,9 +5,9 @@
     phases.py        DPO steps with a clock at every border: batch, forward, loss, backward, clip, step
     memory.py        what a step holds, tensor by tensor, and the device's own meter beside it
     process.py       the most memory that this process held; loads no torch
-    pretend.py       a GPU on paper, to see what a clock sees that doesn't wait
+    simulated_gpu.py a GPU on paper, to see what a clock sees that doesn't wait
     from_scratch.py  models by size, and the stages from random weights to DPO in the pocket world
-    kept_gpu.py      what data/gpu.py measured, read back
+    scaling.py       what one device must hold, and how a batch is cut over processes
 
 Nothing here changes a value: it counts, times and watches what training does.
 """

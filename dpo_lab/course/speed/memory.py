@@ -2,7 +2,7 @@
 
     with MemoryBook(model, optimizer) as book:
         logps = token_logps(model, batch); book.enter("backward"); loss.backward(); …
-    book.curve()   # bytes of weights, gradients, moments, and what is kept for the backward pass, event by event
+    book.curve()   # bytes of weights, gradients, moments, and what is saved for the backward pass, event by event
 
 Four things last longer than an operation: the weights, their gradients, the optimiser's moments, and what the forward
 pass keeps for the backward pass. The book counts these exactly, the same on every machine. What an operation needs
@@ -50,7 +50,7 @@ class MemoryBook:
         self.phases: list[tuple[str, int]] = []  # name, and the event that it begins with
         self._rows: list[tuple[float, ...]] = []
         self._own = {_storage(parameter)[0] for parameter in self.parameters}
-        self._users: Counter[int] = Counter()  # of each storage that is kept
+        self._users: Counter[int] = Counter()  # of each storage that autograd holds
         self._bytes: dict[int, int] = {}
         self._with_gradient: set[int] = set()
         self._now = dict.fromkeys(KINDS, 0)
@@ -58,7 +58,7 @@ class MemoryBook:
     def __enter__(self) -> MemoryBook:
         self._began = time.perf_counter()
         self._handles = [p.register_post_accumulate_grad_hook(self._graded) for p in self.parameters if p.requires_grad]
-        self._hooks = saved_tensors_hooks(lambda tensor: _Kept(tensor, self), lambda kept: kept.tensor)
+        self._hooks = saved_tensors_hooks(lambda tensor: _Saved(tensor, self), lambda saved: saved.tensor)
         self._hooks.__enter__()
         self.enter("start")
         return self
@@ -125,7 +125,7 @@ class MemoryBook:
         self._rows.append((seconds, *self._now.values(), device_memory(self.device) or 0))
 
 
-class _Kept:
+class _Saved:
     """A tensor that autograd keeps; it lives as long as autograd needs it, and says when it goes."""
 
     def __init__(self, tensor: Tensor, book: MemoryBook) -> None:

@@ -54,7 +54,7 @@ def timed_steps(
     by_phase: bool = True,
     watch: Callable[[str, torch.optim.Optimizer], None] | None = None,
 ) -> Iterator[TimedStep]:
-    """Train `model` (in place, where it lies) on pairs, and tell what every step took.
+    """Train `model` (in place, where it lies) on pairs, and yield what every step took.
 
     reference: the reference's log-probs, (N, 2), as `logprobs.score` gives them.
     watch: called with the name of each phase as it begins, and the optimiser; its time is not counted.
@@ -117,17 +117,17 @@ def _steps(
 def summary(steps: Sequence[TimedStep], *, skip: int = 1) -> dict[str, Any]:
     """Of the steps after the first `skip`, which warm up: median seconds of each phase and of a step, pairs and tokens
     per second, tokens per pair (padding included)."""
-    kept = steps[skip:]
-    if not kept:
+    counted = steps[skip:]
+    if not counted:
         raise ValueError(f"there are {len(steps)} steps and {skip} are for warming up; time more of them")
-    phases = {phase: median(step.seconds.get(phase, 0.0) for step in kept) for phase in PHASES}
-    total = sum(step.total for step in kept)
+    phases = {phase: median(step.seconds.get(phase, 0.0) for step in counted) for phase in PHASES}
+    total = sum(step.total for step in counted)
     return {
         "phases": phases,
-        "seconds": median(step.total for step in kept),
-        "pairs_per_second": sum(step.pairs for step in kept) / total,
-        "tokens_per_second": sum(step.tokens for step in kept) / total,
-        "tokens_per_pair": sum(step.tokens for step in kept) / sum(step.pairs for step in kept),
+        "seconds": median(step.total for step in counted),
+        "pairs_per_second": sum(step.pairs for step in counted) / total,
+        "tokens_per_second": sum(step.tokens for step in counted) / total,
+        "tokens_per_pair": sum(step.tokens for step in counted) / sum(step.pairs for step in counted),
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 def peak_memory() -> int:
     """The most memory that this process held, in bytes.
 
-    Linux tells it per program (VmHWM); `ru_maxrss` would also count the process that started this one. Where neither
+    Linux counts it per program (VmHWM); `ru_maxrss` would also count the process that started this one. Where neither
     is there (Windows) it is 0.
     """
     try:

@@ -31,7 +31,7 @@ def seconds_of(
     """Seconds of each of `repeats` calls, after `warm_up` calls that don't count.
 
     The first call pays for what is done once: loading kernels, compiling, the first touch of memory. `waits=False`
-    leaves out the waiting, which is the usual mistake, kept here to be looked at.
+    leaves out the waiting, which is the usual mistake, offered here to be looked at.
     """
     for _ in range(warm_up):
         work()

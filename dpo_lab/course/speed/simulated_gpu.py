@@ -1,6 +1,6 @@
 """A GPU on paper: a queue that is worked through while the program goes on. Its clock is a number, not a time.
 
-device = PretendDevice(launch=1, run=10)
+device = SimulatedGPU(launch=1, run=10)
 device.launch()          # the program pays 1 and goes on; the device works until 11
 device.clock()           # 1
 device.wait()            # the program stands still until the queue is empty
@@ -10,7 +10,7 @@ device.clock()           # 11
 from __future__ import annotations
 
 
-class PretendDevice:
+class SimulatedGPU:
     """launch: what a call costs the program; run: what the work costs the device; first: what its first call adds.
 
     All in milliseconds, as is `clock()`. `history` holds, for each call, when the program wrote it down and when the

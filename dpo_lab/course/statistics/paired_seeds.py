@@ -25,7 +25,7 @@ class Difference(NamedTuple):
 
     @property
     def is_clear(self) -> bool:
-        """Whether it would be told apart from 0 even as the most striking of all that were looked at."""
+        """Whether it would be distinguished from 0 even as the most striking of all that were looked at."""
         return abs(self.value) > self.wide_half_width
 
 
