@@ -53,9 +53,7 @@ class Engine:
         if not config.dropout:
             disable_dropout(model)
         if config.compile:
-            from dpo_lab.engine.compiling import compile_model
-
-            compile_model(model)
+            _compile(model)
 
     # ── a training ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -84,7 +82,7 @@ class Engine:
             self.shards = Shards(scorer, self.device)
             scorer = self.shards.twin
             if config.compile:  # a copy is not compiled, whatever it was copied from
-                self.place(scorer, config)
+                _compile(scorer)
         self.scorer, self.optimizer = self.accelerator.prepare(scorer, make_optimizer(scorer, config))
         if self.shards is not None:
             self.shards.optimizer = self.optimizer
@@ -156,3 +154,9 @@ class Engine:
         if self.shards is not None:
             self.shards.gather()
         self.model.eval()
+
+
+def _compile(module: nn.Module) -> None:
+    from dpo_lab.engine.compiling import compile_model  # loaded where it is wanted: most runs compile nothing
+
+    compile_model(module)
