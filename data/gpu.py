@@ -123,7 +123,7 @@ def way_of(model: Any, pairs: TokenData, way: str, plan: Plan, rate: float) -> d
 
 
 def memory_curve(model: Any, pairs: TokenData, plan: Plan) -> dict[str, Any]:
-    """Two steps of a copy as the memory book and the device's own meter see them; about 400 events are kept."""
+    """Two steps of a copy as the memory book and the device's own meter see them; about 400 events are saved."""
     policy = copy.deepcopy(model)
     config = DPOConfig(
         batch_size=plan.timed_pairs, max_steps=2, max_length=corpus.CONTEXT, precision="bfloat16",
@@ -135,25 +135,25 @@ def memory_curve(model: Any, pairs: TokenData, plan: Plan) -> dict[str, Any]:
     curve = book.curve()
     num = len(curve["seconds"])
     borders = {event for _, event in curve["phases"]}
-    kept = sorted({*np.linspace(0, num - 1, min(num, 400)).astype(int).tolist(), *(e for e in borders if e < num)})
-    thin = {name: [curve[name][event] for event in kept] for name in ("seconds", *KINDS)}
-    thin["device"] = None if curve["device"] is None else [curve["device"][event] for event in kept]
-    thin["phases"] = [[phase, int(np.searchsorted(kept, event))] for phase, event in curve["phases"]]
+    chosen = sorted({*np.linspace(0, num - 1, min(num, 400)).astype(int).tolist(), *(e for e in borders if e < num)})
+    thin = {name: [curve[name][event] for event in chosen] for name in ("seconds", *KINDS)}
+    thin["device"] = None if curve["device"] is None else [curve["device"][event] for event in chosen]
+    thin["phases"] = [[phase, int(np.searchsorted(chosen, event))] for phase, event in curve["phases"]]
     return thin | {"peak": book.peak()}
 
 
-def drained(events: Any, told: Callable[[str], None], name: str) -> tuple[list[Step], float]:
+def drained(events: Any, log: Callable[[str], None], name: str) -> tuple[list[Step], float]:
     """The steps of a training, and its seconds from the first step to the last."""
     began, steps = time.perf_counter(), []
     for event in events:
         if isinstance(event, Step):
             steps.append(event)
             if event.step == 1 or event.step % 500 == 0 or event.step == event.num_steps:
-                told(f"{name}: step {event.step} of {event.num_steps}, loss {event.metrics['loss']:.3f}")
+                log(f"{name}: step {event.step} of {event.num_steps}, loss {event.metrics['loss']:.3f}")
     return steps, time.perf_counter() - began
 
 
-def train(name: str, plan: Plan, device: torch.device, tokenizer: Any, texts: TokenData, told: Any) -> dict[str, Any]:
+def train(name: str, plan: Plan, device: torch.device, tokenizer: Any, texts: TokenData, log: Any) -> dict[str, Any]:
     """SFT from random weights, pairs of the model's own answers, DPO; the judge before and after."""
     settings = plan.models[name]
     model = new_llama(name, tokenizer).to(device)
@@ -164,30 +164,30 @@ def train(name: str, plan: Plan, device: torch.device, tokenizer: Any, texts: To
         log_every=max(1, settings["sft_steps"] // 150), **shared,
     )  # fmt: skip
     reset_peak(device)
-    steps, seconds = drained(train_sft(model, tokenizer, texts, sft), told, f"{name} SFT")
+    steps, seconds = drained(train_sft(model, tokenizer, texts, sft), log, f"{name} SFT")
     conversations = corpus.prompts(plan.judged_prompts, split="test", seed=PROMPT_SEED)
     found: dict[str, Any] = {
         "sft": about(steps, seconds, sft.batch_size) | {"peak_bytes": peak_device_memory(device)},
         "judged": {"after SFT": judged(model, tokenizer, conversations)},
     }
-    told(f"{name} after SFT: {found['judged']['after SFT']}")
+    log(f"{name} after SFT: {found['judged']['after SFT']}")
     rows = own_pairs(model, tokenizer, plan.prompts)
     if not rows:
         rows, _ = read_preferences("embedded", split="train", limit=plan.prompts)
-        told(f"{name}: all answers of the model are worth the same; the embedded pairs are taken instead")
+        log(f"{name}: all answers of the model are worth the same; the embedded pairs are taken instead")
         found["pairs_of"] = "the embedded model"
     else:
         found["pairs_of"] = "its own answers"
     pairs, _ = tokenize_pairs(rows, tokenizer, max_length=corpus.CONTEXT)
     dpo = DPOConfig(batch_size=plan.dpo_batch, learning_rate=settings["dpo_rate"], **shared)
     reset_peak(device)
-    steps, seconds = drained(train_dpo(model, tokenizer, pairs, dpo), told, f"{name} DPO")
+    steps, seconds = drained(train_dpo(model, tokenizer, pairs, dpo), log, f"{name} DPO")
     found["dpo"] = about(steps, seconds, dpo.batch_size) | {
         "pairs": len(pairs), "peak_bytes": peak_device_memory(device),
         "accuracy": float(np.mean([step.metrics["rewards/accuracies"] for step in steps[-20:]])),
     }  # fmt: skip
     found["judged"]["after DPO"] = judged(model, tokenizer, conversations)
-    told(f"{name} after DPO: {found['judged']['after DPO']}")
+    log(f"{name} after DPO: {found['judged']['after DPO']}")
     return found
 
 
@@ -201,7 +201,7 @@ def about(steps: list[Step], seconds: float, batch_size: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure(name: str, plan: Plan, device: torch.device, found: dict[str, Any], work: Path, told: Any) -> dict:
+def measure(name: str, plan: Plan, device: torch.device, found: dict[str, Any], work: Path, log: Any) -> dict:
     """Everything about one model."""
     _, tokenizer = load_policy("embedded", device="cpu")
     rows, _ = read_preferences("embedded", split="train", limit=4 * plan.timed_pairs, seed=0)
@@ -214,9 +214,9 @@ def measure(name: str, plan: Plan, device: torch.device, found: dict[str, Any], 
             ways.append(way_of(model, pairs, way, plan, fastest))
         except Exception as error:  # a machine without a compiler, or too little memory, still measures the rest
             found.setdefault("left out", []).append(f"{name}, {way}: {type(error).__name__}: {str(error)[:200]}")
-            told(found["left out"][-1])
+            log(found["left out"][-1])
         else:
-            told(f"{name}, {way}: {ways[-1]['pairs_per_second']:.0f} pairs/s, {ways[-1]['share']:.1%} of the rate")
+            log(f"{name}, {way}: {ways[-1]['pairs_per_second']:.0f} pairs/s, {ways[-1]['share']:.1%} of the rate")
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -227,8 +227,8 @@ def measure(name: str, plan: Plan, device: torch.device, found: dict[str, Any], 
     if not (tokens / "token_data.json").is_file():
         began = time.perf_counter()
         sft_tokens(plan.texts, tokenizer).save(tokens)
-        told(f"{plan.texts} texts written and tokenised in {time.perf_counter() - began:.0f} s")
-    return made | {"training": train(name, plan, device, tokenizer, TokenData.load(tokens), told)}
+        log(f"{plan.texts} texts written and tokenised in {time.perf_counter() - began:.0f} s")
+    return made | {"training": train(name, plan, device, tokenizer, TokenData.load(tokens), log)}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -278,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.tiny and arguments.out == RESULTS / "gpu.json":
         raise SystemExit("--tiny is a trial; name another file with --out, so that it doesn't take the results' place")
     began = time.perf_counter()
-    told = lambda text: print(f"{time.perf_counter() - began:6.0f} s  {text}", flush=True)
+    log = lambda text: print(f"{time.perf_counter() - began:6.0f} s  {text}", flush=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     options = " --tiny" if arguments.tiny else ""
     made = made_with(f"python data/gpu.py{options}") | {"device": name}
@@ -287,12 +287,10 @@ def main(argv: list[str] | None = None) -> None:
     if not found or any(found["made"].get(key) != made[key] for key in same):
         found = {"made": made, "models": {}}
     found["rates"], found["clock"] = rates(plan, device), clock(plan, device)
-    told(
-        ", ".join(f"{dtype}: {max(r for _, r in sizes) / 1e12:.4g} TFLOP/s" for dtype, sizes in found["rates"].items())
-    )
+    log(", ".join(f"{dtype}: {max(r for _, r in sizes) / 1e12:.4g} TFLOP/s" for dtype, sizes in found["rates"].items()))
     for size in plan.models if arguments.tiny else arguments.only or plan.models:
         if size not in found["models"]:
-            found["models"][size] = measure(size, plan, device, found, arguments.work, told)
+            found["models"][size] = measure(size, plan, device, found, arguments.work, log)
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(found, indent=1) + "\n")
             arguments.out.with_suffix(".md").write_text(table(found))

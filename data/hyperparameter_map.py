@@ -4,7 +4,7 @@ One short run for each cell of β × learning rate, from the same model, on the 
 training split that no pair was made from: nothing here has seen the test split, so a setting may be chosen by it. Four
 cells are run with several seeds, to tell differences from noise. Notebook 09 draws and discusses what it writes.
 
-Cells are kept one by one in build/hyperparameter_map.jsonl: a second call goes on where the first was stopped. Cells of
+Each cell is saved in build/hyperparameter_map.jsonl: a second call goes on where the first was stopped. Cells of
 another model or of other settings are computed anew. `--cells 0.5:2e-4 0.1:2e-3` computes these only, and writes no
 table.
 """
@@ -56,8 +56,8 @@ def main() -> None:
     held = tokenize_pairs(rows.select(range(len(rows) - NUM_HELD_OUT, len(rows))), tokenizer)[0]
     conversations = corpus.prompts(arguments.prompts, split="train", seed=VALIDATION_SEED)
     identity = {"model": fingerprint(base)[:16], "pairs": content_hash(train)[:16], "prompts": arguments.prompts}
-    kept = read_lines(CELLS).rows
-    done = {(row["beta"], row["learning_rate"], row["seed"]): row for row in kept if row["identity"] == identity}
+    saved = read_lines(CELLS).rows
+    done = {(row["beta"], row["learning_rate"], row["seed"]): row for row in saved if row["identity"] == identity}
     wanted = cells_wanted(arguments)
     CELLS.parent.mkdir(parents=True, exist_ok=True)
     with ReferenceCache() as cache:
@@ -67,24 +67,24 @@ def main() -> None:
                 config = DPOConfig(beta=beta, learning_rate=learning_rate, seed=seed, device="cpu")
                 done[cell] = measured(config, train, held, conversations, cache) | {"identity": identity}
                 append_line(CELLS, done[cell])
-            told = {name: done[cell][name] for name in COLUMNS}
-            print(f"{place}/{len(wanted)} {json.dumps(told)}", flush=True)
+            measures = {name: done[cell][name] for name in COLUMNS}
+            print(f"{place}/{len(wanted)} {json.dumps(measures)}", flush=True)
     if arguments.cells:
         return
     cells = [{name: value for name, value in done[cell].items() if name != "identity"} for cell in wanted]
-    asked = answer(base, tokenizer, conversations, 0)
+    answers = answer(base, tokenizer, conversations, 0)
     keep(
         "hyperparameter_map", "β × learning rate in the pocket world", (main.__doc__ or __doc__ or "").split("\n\n")[1],
         list(COLUMNS), cells, conversations,
         command=shlex.join(["python", "data/hyperparameter_map.py", *sys.argv[1:]]), pairs=arguments.pairs,
         held_out_pairs=NUM_HELD_OUT, steps=-(-arguments.pairs // DPOConfig().batch_size), model=identity["model"],
-        base={**quality(conversations, asked), "samples": asked[:NUM_SAMPLES]},
+        base={**quality(conversations, answers), "samples": answers[:NUM_SAMPLES]},
         sample_prompts=[prompt_text(one.row()) for one in conversations[:NUM_SAMPLES]],
     )  # fmt: skip
 
 
 def cells_wanted(arguments: argparse.Namespace) -> list[tuple[float, float, int]]:
-    """β, learning rate and seed of each run: those asked for, or the whole map and the repeated cells."""
+    """β, learning rate and seed of each run: those requested, or the whole map and the repeated cells."""
     if arguments.cells:
         return [(float(beta), float(rate), 0) for beta, rate in (cell.split(":") for cell in arguments.cells)]
     grid = list(itertools.product(arguments.betas, arguments.learning_rates))

@@ -54,10 +54,10 @@ def train(
     """A policy trained from a copy of the reference, and the margins of the test pairs as they spread out."""
     model = copy.deepcopy(reference)
     events = train_dpo(model, tokenizer, pairs, config, held_out=test_pairs, cache=cache)
-    told = [event for event in events if isinstance(event, Evaluation)]
+    evaluations = [event for event in events if isinstance(event, Evaluation)]
     quartiles = lambda margins: np.quantile(margins, [0.05, 0.25, 0.5, 0.75, 0.95]).round(3).tolist()
     spread = [{"step": e.step, "quantiles 5 25 50 75 95": quartiles(e.margins),
-               "wrong": float((np.array(e.margins) < 0).mean())} for e in told]  # fmt: skip
+               "wrong": float((np.array(e.margins) < 0).mean())} for e in evaluations]  # fmt: skip
     return model, spread
 
 
@@ -189,8 +189,8 @@ def keep(found: dict[str, Any], config: DPOConfig) -> None:
     """Write data/results/implicit_rewards.json and .md."""
     made = made_with("python data/implicit_rewards.py") | {"seed": config.seed}
     RESULTS.mkdir(exist_ok=True)
-    told = json.dumps({"made": made} | found, indent=1, ensure_ascii=False)
-    (RESULTS / "implicit_rewards.json").write_text(told + "\n")
+    text = json.dumps({"made": made} | found, indent=1, ensure_ascii=False)
+    (RESULTS / "implicit_rewards.json").write_text(text + "\n")
     lines = ["# What the implicit reward is worth in the pocket world", "", *(f"- {k}: {v}" for k, v in made.items())]
     lines += [
         "",

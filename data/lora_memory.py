@@ -124,9 +124,9 @@ def kept_rows(path: Path, made: dict[str, Any]) -> list[dict[str, Any]]:
     """Lines that an interrupted measurement has left, if it was on this machine with these versions."""
     if not path.exists():
         return []
-    kept = json.loads(path.read_text())
-    same = all(kept["made"].get(key) == made[key] for key in ("machine", "python", "torch", "transformers"))
-    return kept["rows"] if same else []
+    saved = json.loads(path.read_text())
+    same = all(saved["made"].get(key) == made[key] for key in ("machine", "python", "torch", "transformers"))
+    return saved["rows"] if same else []
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ def trained(events: Any) -> tuple[float, Event]:
 def made_with(command: str) -> dict[str, Any]:
     """What a result must carry to be read later: commit, machine, versions, command."""
     try:
-        told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-        commit = told.stdout.strip() or "unknown"
+        answer = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        commit = answer.stdout.strip() or "unknown"
     except OSError:  # a machine without git still measures
         commit = "unknown"
     return {

@@ -14,6 +14,7 @@ import torch
 
 from dpo_lab import DPOConfig, train_dpo
 from dpo_lab.batching import make_batch
+from dpo_lab.engine.engine import Engine
 from dpo_lab.logprobs import Scorer, score
 from dpo_lab.loop import optimise
 from dpo_lab.losses import LOSSES, PairScores
@@ -54,7 +55,7 @@ def test_turning_twice_changes_nothing_and_once_takes_the_rewards_along(disturb)
     assert disturb.turned(one) == one | row("no", "yes", (-1.0, 2.0))
 
 
-def test_labels_are_flipped_at_the_rate_that_was_asked_for(disturb):
+def test_labels_are_flipped_at_the_requested_rate(disturb):
     rows = [row(f"{i}", "no") for i in range(4000)]
     assert disturb.flipped(rows, 0.0, seed=1) == rows
     share = np.mean([one["rejected"] != rows[0]["rejected"] for one in disturb.flipped(rows, 0.3, seed=1)])
@@ -101,9 +102,10 @@ def discounted(disturb, world, pairs, alpha: float) -> tuple[Any, Any]:
     config = DPOConfig(beta=0.5, batch_size=4, max_steps=1, device="cpu")
     nothing = np.zeros((len(pairs), 2), np.float32)
     loss = LOSSES["dpo"].bind(beta=0.5)
-    work = disturb.TailDiscounted(pairs, None, loss, 0.5, nothing, None, config, "shared", "live")
-    work.alpha, work.reference_model = alpha, world.reference
-    return work, config
+    engine = Engine(torch.device("cpu"))
+    objective = disturb.TailDiscounted(pairs, None, config, "shared", engine, loss, 0.5, nothing, nothing, "live")
+    objective.alpha, objective.reference_model = alpha, world.reference
+    return objective, config
 
 
 def test_ld_dpo_with_alpha_1_is_dpo_and_with_0_sees_the_heads_alone(disturb, world, pairs):
@@ -112,8 +114,8 @@ def test_ld_dpo_with_alpha_1_is_dpo_and_with_0_sees_the_heads_alone(disturb, wor
         for weight in policy.parameters():
             weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     indices, device = np.arange(4), torch.device("cpu")
-    work = lambda alpha: discounted(disturb, world, pairs, alpha)[0]
-    loss_at = lambda alpha: float(work(alpha).loss(Scorer(policy), indices, device)[0].detach())
+    objective = lambda alpha: discounted(disturb, world, pairs, alpha)[0]
+    loss_at = lambda alpha: float(objective(alpha).loss(Scorer(policy), indices, device)[0].detach())
     dpo = LOSSES["dpo"].bind(beta=0.5)
 
     def by_hand(rows: TokenData) -> float:
@@ -132,8 +134,9 @@ def test_ld_dpo_with_alpha_1_is_dpo_and_with_0_sees_the_heads_alone(disturb, wor
 
 
 def test_ld_dpo_trains(disturb, world, pairs):
-    work, config = discounted(disturb, world, pairs, 0.0)
-    steps = [event for event in optimise(world.new_policy(), work, config) if hasattr(event, "metrics")]
+    objective, config = discounted(disturb, world, pairs, 0.0)
+    events = optimise(world.new_policy(), objective, objective.engine, config)
+    steps = [event for event in events if hasattr(event, "metrics")]
     assert steps[0].metrics["loss"] == pytest.approx(np.log(2), abs=1e-4)
 
 

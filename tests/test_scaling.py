@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dpo_lab.config import DPOConfig
 from dpo_lab.course.plots.scaling import (
     amount,
     describe_scaling,
@@ -24,6 +25,7 @@ from dpo_lab.course.speed.scaling import (
     num_weights,
     ways_to_train,
 )
+from dpo_lab.engine.engine import Engine
 from dpo_lab.engine.processes import Processes
 from dpo_lab.models import num_parameters
 from dpo_lab.models.lora import add_lora
@@ -108,11 +110,13 @@ def test_a_live_reference_is_held_as_the_policy_is_and_an_adapter_needs_none():
 
 @pytest.mark.parametrize(("batch", "num", "most"), [(64, 4, 8), (17, 2, 3), (9, 2, 2), (3, 8, 4), (1, 1, 1)])
 def test_a_batch_is_cut_as_the_processes_cut_it(batch, num, most):
-    runs = lambda share: [share[i : i + most] for i in range(0, len(share), most)]
-    expected = [
-        [len(part) if counts else 0 for part, counts in Processes(k, num).passes(runs, np.arange(batch))]
-        for k in range(num)
-    ]
+    def passes_of(index: int) -> list[int]:
+        engine = Engine(torch.device("cpu"), Processes(index, num))
+        engine.config, engine.is_halved = DPOConfig(micro_batch_size=most, tokens_per_pass=10**6), False
+        engine.shards = object()  # what split weights change: gradients are added up at every pass
+        return [len(part) if weight else 0 for (part,), weight in engine.passes(np.arange(batch), np.ones(batch, int))]
+
+    expected = [passes_of(index) for index in range(num)]
     assert cut_batch(batch, num, most) == expected
     assert sum(map(sum, expected)) == batch
 

@@ -20,7 +20,7 @@ from dpo_lab.logprobs import score, sequence_logps, sum_per_sequence, token_logp
 from dpo_lab.losses import PairScores, discount_tail
 from dpo_lab.preferences import TokenData, tokenize_pairs
 from dpo_lab.reference import CachedLogps
-from dpo_lab.training import PreferenceWork
+from dpo_lab.training import DPOObjective
 from dpo_lab.worlds import corpus
 from dpo_lab.worlds.pocket import Conversation, judge
 
@@ -116,7 +116,7 @@ def scored_with_dropout(rate: float, seed: int) -> GivenReference:
     return GivenReference(values)
 
 
-class TailDiscounted(PreferenceWork):
+class TailDiscounted(DPOObjective):
     """LD-DPO: tokens beyond the shorter answer's length count `alpha` each, in policy and reference alike.
 
     Liu et al. 2024 (arXiv 2409.06411).
@@ -125,7 +125,7 @@ class TailDiscounted(PreferenceWork):
     alpha = 0.0
 
     def loss(self, scorer: nn.Module, indices: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = make_batch(self.data, indices, self.layout).to(device)
+        batch = self.make_batch(self.data, indices).to(device)
         shortest = batch.lengths.min(1).values.repeat_interleave(2)  # (2B,)
         first = torch.cat([batch.lengths.new_zeros(1), batch.lengths.flatten().cumsum(0)[:-1]])
         place = torch.arange(len(batch.sequences), device=device) - first[batch.sequences]

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Cell, Experiment, Row, carry_out, parser
+from harness import Cell, Experiment, Result, carry_out, parser
 
 from dpo_lab.config import DPOConfig, SFTConfig
 from dpo_lab.course.rlhf import (
@@ -121,7 +121,7 @@ class Lab:
         drain(train_reward_model(model, None, token_pairs(self.world, self.comparisons(seed)), config))
         return model
 
-    def run(self, cell: Cell) -> Row:
+    def run(self, cell: Cell) -> Result:
         """Train where there is something to train, and judge exactly."""
         method, knob, seed, table = cell["method"], cell["knob"], cell["seed"], self.world.table
         if method == "base":
@@ -145,7 +145,7 @@ class Lab:
             "from_sample": far(logps, optimal_logps(fitted, knob)),
         }
 
-    def judged(self, logps: torch.Tensor) -> Row:
+    def judged(self, logps: torch.Tensor) -> Result:
         table = self.world.table
         reward, drift = float(expected_reward(table, logps)), float(table.mean(kl(logps, table.reference_logps)))
         furthest = self.frontier[0].max()  # all but the best answers gone: beyond it the frontier is flat

@@ -56,6 +56,7 @@ from dpo_lab import (
     train_dpo,
     train_sft,
 )
+from dpo_lab.engine.engine import Engine
 from dpo_lab.logprobs import score
 from dpo_lab.loop import Evaluation, Step, optimise
 from dpo_lab.losses.table import loss_of
@@ -103,7 +104,7 @@ class Lab:
         self.conversations = corpus.prompts(arguments.prompts, split="test", seed=PROMPT_SEED)
         self.prompts = [encode_prompt(one.row(), self.tokenizer) for one in self.conversations]
         self.cache = ReferenceCache(arguments.work / "failures.sqlite")
-        self.kept: dict[tuple[str, int], nn.Module] = {}
+        self.models: dict[tuple[str, int], nn.Module] = {}
 
     def run(self, cell: dict[str, Any]) -> dict[str, Any] | list[dict[str, Any]]:
         """What the cell's failure measured."""
@@ -117,8 +118,8 @@ class Lab:
 
     def displacement(self, method: str, level: float, seed: int) -> dict[str, Any]:
         rows = self.pairs(seed)
-        policy, told = self.trained(rows, seed, loss=method, epochs=2.0)
-        return self.judged(policy, told, seed) | self.mass(policy, rows[: self.arguments.prompts], seed)
+        policy, curves = self.trained(rows, seed, loss=method, epochs=2.0)
+        return self.judged(policy, curves, seed) | self.mass(policy, rows[: self.arguments.prompts], seed)
 
     def length(self, method: str, level: float, seed: int) -> dict[str, Any]:
         rows = length_biased(self.pairs(seed, 3 * self.arguments.pairs if method == "near" else None), level, seed)
@@ -128,17 +129,17 @@ class Lab:
         per_token = level / LABEL_TEMPERATURE * words_per_token(rows, self.tokenizer)
         match method:
             case "ld":
-                policy, told = self.tail_discounted(rows, seed)
+                policy, curves = self.tail_discounted(rows, seed)
             case "r" | "r, α/4":
                 alpha = per_token if method == "r" else per_token / 4
-                policy, told = self.trained(rows, seed, cache=shifted_by_length(alpha, BETA))
+                policy, curves = self.trained(rows, seed, cache=shifted_by_length(alpha, BETA))
             case "sigmoid_norm":
-                policy, told = self.trained(rows, seed, loss=method, beta=None)
+                policy, curves = self.trained(rows, seed, loss=method, beta=None)
             case _:
-                policy, told = self.trained(rows, seed, loss="dpo" if method == "near" else method)
+                policy, curves = self.trained(rows, seed, loss="dpo" if method == "near" else method)
         longer = mean(words(row, "chosen") > words(row, "rejected") for row in rows
                       if words(row, "chosen") != words(row, "rejected"))  # fmt: skip
-        return self.judged(policy, told, seed) | {"longer_chosen": longer, "pairs": len(rows)}
+        return self.judged(policy, curves, seed) | {"longer_chosen": longer, "pairs": len(rows)}
 
     def noise(self, method: str, level: float, seed: int) -> dict[str, Any]:
         smoothing = {} if method == "dpo" else {"label_smoothing": level}
@@ -160,8 +161,8 @@ class Lab:
         rows, start = self.pairs(seed), self.tuned("chosen", seed)
         wrong = {"stale": self.base, "other": self.tuned("rejected", seed)}.get(method, start)
         cache = scored_with_dropout(DROPOUT, seed) if method == "dropout" else None
-        policy, told = self.trained(rows, seed, start=start, reference=wrong, cache=cache)
-        return self.judged(policy, told, seed, reference=start)
+        policy, curves = self.trained(rows, seed, start=start, reference=wrong, cache=cache)
+        return self.judged(policy, curves, seed, reference=start)
 
     def off_policy(self, method: str, level: float, seed: int) -> dict[str, Any]:
         conversations = corpus.prompts(self.arguments.pairs, split="train", seed=SOURCE_SEED + seed)
@@ -177,8 +178,8 @@ class Lab:
         rows, without = corpus.pair_answers(conversations, texts, temperature=LABEL_TEMPERATURE, seed=seed)
         data, _ = tokenize_pairs(rows, self.tokenizer)
         nats = -float(score(self.base, data).sum() / data.completion_lengths.sum())
-        policy, told = self.trained(rows, seed)
-        return self.judged(policy, told, seed) | {"nats_per_token": nats, "pairs": len(rows), "no_pair": without}
+        policy, curves = self.trained(rows, seed)
+        return self.judged(policy, curves, seed) | {"nats_per_token": nats, "pairs": len(rows), "no_pair": without}
 
     def rate(self, method: str, level: float, seed: int) -> dict[str, Any]:
         few = self.pairs(seed, min(96, self.arguments.pairs))
@@ -198,11 +199,11 @@ class Lab:
 
     def trained(self, rows: Rows, seed: int, *, start: nn.Module | None = None, reference: nn.Module | None = None,
                 cache: Any = None, **knobs: Any) -> tuple[nn.Module, dict[str, float]]:  # fmt: skip
-        """A policy trained from a copy of `start`, and what its curves told."""
+        """A policy trained from a copy of `start`, and what its curves end at."""
         policy = copy.deepcopy(start or self.base)
         events = train_dpo(policy, self.tokenizer, rows, self.config(seed, **knobs), reference=reference,
                            cache=cache or self.cache)  # fmt: skip
-        return policy, told_by(events)
+        return policy, ends_of(events)
 
     def tail_discounted(self, rows: Rows, seed: int) -> tuple[nn.Module, dict[str, float]]:
         """LD-DPO with α = 0."""
@@ -210,13 +211,14 @@ class Lab:
         data, _ = tokenize_pairs(rows, self.tokenizer, max_length=config.max_length)
         _, loss, beta = loss_of(config)
         nothing = np.zeros((len(data), 2), np.float32)
-        work = TailDiscounted(data, None, loss, beta, nothing, None, config, "shared", "live")
-        work.reference_model = self.base
-        return policy, told_by(optimise(policy, work, config))
+        engine = Engine.open(policy, config)
+        objective = TailDiscounted(data, None, config, "shared", engine, loss, beta, nothing, nothing, "live")
+        objective.reference_model = self.base
+        return policy, ends_of(optimise(policy, objective, engine, config))
 
     def tuned(self, side: str, seed: int) -> nn.Module:
         """The base model after SFT on the chosen or the rejected answers of pairs that no cell of this seed uses."""
-        if (side, seed) not in self.kept:
+        if (side, seed) not in self.models:
             number = self.arguments.pairs
             rest = self.pairs(seed, 2 * number)[number:]
             rows = [row | {"chosen": row[side]} for row in rest]
@@ -225,15 +227,15 @@ class Lab:
                                device=self.arguments.device)  # fmt: skip
             for _ in train_sft(model, self.tokenizer, rows, config):
                 pass
-            self.kept[side, seed] = model
-        return copy.deepcopy(self.kept[side, seed])
+            self.models[side, seed] = model
+        return copy.deepcopy(self.models[side, seed])
 
-    def judged(self, policy: nn.Module, told: dict[str, float], seed: int, *, reference: nn.Module | None = None,
+    def judged(self, policy: nn.Module, curves: dict[str, float], seed: int, *, reference: nn.Module | None = None,
                beta: float = BETA) -> dict[str, Any]:  # fmt: skip
         """True reward, shares, words and KL of one answer to each test prompt; loss and accuracy on held-out pairs."""
         reference = reference or self.base
         metrics = evaluate(policy, self.tokenizer, self.held, reference=reference, cache=self.cache, beta=beta).metrics
-        return self.answers(policy, seed, reference) | held_metrics(metrics, beta) | told
+        return self.answers(policy, seed, reference) | held_metrics(metrics, beta) | curves
 
     def answers(self, policy: nn.Module, seed: int, reference: nn.Module) -> dict[str, float]:
         """The judge's numbers on one answer to each test prompt, and their KL from the reference."""
@@ -266,7 +268,7 @@ def held_metrics(metrics: dict[str, float], beta: float) -> dict[str, float]:
             "chosen_change": of["rewards/chosen"] / beta}  # fmt: skip
 
 
-def told_by(events: Iterable[Any]) -> dict[str, float]:
+def ends_of(events: Iterable[Any]) -> dict[str, float]:
     """What a run's curves say: its first step, and the mean of its last ten."""
     steps = [event.metrics for event in events if isinstance(event, Step)]
     last = lambda name: float(np.mean([step[name] for step in steps[-10:]]))

@@ -38,7 +38,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from harness import Cell, Experiment, Row, carry_out, parser
+from harness import Cell, Experiment, Result, carry_out, parser
 from measuring import VALIDATION_SEED
 
 from dpo_lab import DPOConfig, ReferenceCache, evaluate, load_policy, load_preferences, train_dpo
@@ -62,7 +62,7 @@ MEASURES = ("reward", "success", "well_formed", "kl", "words", "accuracy", "chos
 
 
 def members(kind: str) -> list[str]:
-    """Who takes part: every loss of the table, and on noisy labels the two that are told the share of flips."""
+    """Who takes part: every loss of the table, and on noisy labels the two that know the share of flips."""
     return [*LOSSES, *(TOLD if kind == "noisy" else ())]
 
 
@@ -87,7 +87,7 @@ def tuning_cells() -> list[Cell]:
             for kind in KINDS for number in range(4) for member in members(kind)]  # fmt: skip
 
 
-def seed_cells(seeds: int, rows: Iterable[Row]) -> list[Cell]:
+def seed_cells(seeds: int, rows: Iterable[Result]) -> list[Cell]:
     """The base model and the best setting of every member whose trials are all done, a seed after the other."""
     best = {(kind, member): chosen(rows, kind, member) for kind in KINDS for member in members(kind)}
     return [cell for seed in range(seeds) for cell in (
@@ -97,7 +97,7 @@ def seed_cells(seeds: int, rows: Iterable[Row]) -> list[Cell]:
     )]  # fmt: skip
 
 
-def chosen(rows: Iterable[Row], kind: str, member: str) -> dict[str, float] | None:
+def chosen(rows: Iterable[Result], kind: str, member: str) -> dict[str, float] | None:
     """The setting with the best true reward on validation prompts; None before all trials are done."""
     own = {row["trial"]: row.get("reward", -math.inf) for row in rows
            if row["stage"] == "trial" and (row["labels"], row["loss"]) == (kind, member)}  # fmt: skip
@@ -105,9 +105,9 @@ def chosen(rows: Iterable[Row], kind: str, member: str) -> dict[str, float] | No
     return settings[max(own, key=lambda trial: (own[trial], -trial))] if len(own) == len(settings) else None
 
 
-def labelled(rows: Sequence[Row], kind: str, seed: int) -> tuple[list[Row], dict[str, float]]:
+def labelled(rows: Sequence[Result], kind: str, seed: int) -> tuple[list[Result], dict[str, float]]:
     """The pairs with labels of a kind; how many ties were left out, and what share of the labels is wrong."""
-    rng, kept, ties, wrong = Random(seed), [], 0, 0
+    rng, drawn, ties, wrong = Random(seed), [], 0, 0
     for row in rows:
         gap = row["reward_chosen"] - row["reward_rejected"]
         score = gap + (BONUS * (words(row["chosen"]) - words(row["rejected"])) if kind == "length" else 0.0)
@@ -117,11 +117,11 @@ def labelled(rows: Sequence[Row], kind: str, seed: int) -> tuple[list[Row], dict
             continue
         stays = (score > 0) != is_flipped
         wrong += stays != (gap > 0)
-        kept.append(dict(row) if stays else row | swapped(row))
-    return kept, {"pairs": len(kept), "ties": ties, "wrong_labels": wrong / max(len(kept), 1)}
+        drawn.append(dict(row) if stays else row | swapped(row))
+    return drawn, {"pairs": len(drawn), "ties": ties, "wrong_labels": wrong / max(len(drawn), 1)}
 
 
-def swapped(row: Row) -> Row:
+def swapped(row: Result) -> Result:
     return {"chosen": row["rejected"], "rejected": row["chosen"], "reward_chosen": row["reward_rejected"],
             "reward_rejected": row["reward_chosen"]}  # fmt: skip
 
@@ -141,8 +141,8 @@ class Lab:
         self.test, _ = tokenize_pairs(test, self.tokenizer)
         self.cache = ReferenceCache(arguments.work / "family")
 
-    def run(self, cell: Cell) -> Row:
-        """Train and judge. A training that diverged is kept as such: its row says why, and has no measures."""
+    def run(self, cell: Cell) -> Result:
+        """Train and judge. A training that diverged is saved as such: its row says why, and has no measures."""
         is_trial = cell["stage"] == "trial"
         seed = 0 if is_trial else cell["seed"] + 1  # the first slice of the pairs belongs to the trials
         model, found = copy.deepcopy(self.base).requires_grad_(True), {}
@@ -161,7 +161,7 @@ class Lab:
             found |= self.judged(model, "test", TEST_SEED + seed, seed) | self.on_test_pairs(model)
         return {name: round(value, 5) if isinstance(value, float) else value for name, value in found.items()}
 
-    def train(self, model: Any, kind: str, config: DPOConfig) -> Row:
+    def train(self, model: Any, kind: str, config: DPOConfig) -> Result:
         """Train on the seed's own slice of the pairs; returns what the labels were."""
         size = self.arguments.pairs
         start = config.seed * size
@@ -174,7 +174,7 @@ class Lab:
             pass
         return about
 
-    def judged(self, model: Any, split: Any, prompt_seed: int, seed: int) -> Row:
+    def judged(self, model: Any, split: Any, prompt_seed: int, seed: int) -> Result:
         """One answer to each prompt: what the judge says, and KL from the base model."""
         conversations = corpus.prompts(self.arguments.prompts, split=split, seed=prompt_seed)
         ids = [encode_prompt(one.row(), self.tokenizer) for one in conversations]
@@ -183,7 +183,7 @@ class Lab:
         drift = kl_of_samples(model, self.base, ids, [[row[0].ids] for row in answers])
         return {name: found[name] for name in MEASURES if name in found} | {"kl": drift.mean}
 
-    def on_test_pairs(self, model: Any) -> Row:
+    def on_test_pairs(self, model: Any) -> Result:
         table = evaluate(model, self.tokenizer, self.test, reference=self.base, cache=self.cache, beta=1.0).table
         accuracy = np.where(np.abs(table["margin"]) < 1e-4, 0.5, table["margin"] > 0).mean()
         return {"accuracy": float(accuracy), "chosen_moved": float(table["reward_chosen"].mean()),

@@ -34,7 +34,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from harness import Cell, Experiment, Row, carry_out, parser
+from harness import Cell, Experiment, Result, carry_out, parser
 
 from dpo_lab import DPOConfig, SFTConfig, load_policy, load_preferences, train_dpo, train_sft
 from dpo_lab.course.rlhf import (
@@ -118,13 +118,13 @@ class Lab:
         if arguments.pairs:
             self.pairs = self.pairs.select(range(arguments.pairs))
         self.data, _ = tokenize_pairs(self.pairs, self.tokenizer)
-        told = json.dumps(settings_of(arguments) | {"model": fingerprint(self.reference)}, sort_keys=True)
-        self.work = arguments.work / f"frontier-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+        identity = json.dumps(settings_of(arguments) | {"model": fingerprint(self.reference)}, sort_keys=True)
+        self.work = arguments.work / f"frontier-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
         self.work.mkdir(parents=True, exist_ok=True)
         self.test = corpus.prompts(arguments.prompts, split="test", seed=PROMPT_SEED)
         self.validation = corpus.prompts(arguments.prompts, split="train", seed=VALIDATION_SEED)
 
-    def run(self, cell: Cell) -> Row | list[Row]:
+    def run(self, cell: Cell) -> Result | list[Result]:
         """The row of a cell; best-of-n has one for each n."""
         method, knob, seed = cell["method"], cell["knob"], cell["seed"]
         if method in RATES:
@@ -138,7 +138,7 @@ class Lab:
     def settings(self, seed: int) -> dict[str, Any]:
         return {"seed": seed, "device": self.arguments.device, "max_steps": self.arguments.max_steps}
 
-    def judged(self, model: Any, seed: int, conversations: list[Any] | None = None) -> Row:
+    def judged(self, model: Any, seed: int, conversations: list[Any] | None = None) -> Result:
         """One answer to each test prompt: true and learnt reward, shares, and KL from the embedded model."""
         conversations = self.test if conversations is None else conversations
         rows = [conversation.row() for conversation in conversations]
@@ -169,21 +169,21 @@ class Lab:
         model, tokenizer = RewardModel.load(folder, device=self.arguments.device)
         return LearntReward(model, tokenizer)
 
-    def reward_model(self, knob: float, seed: int) -> Row:
+    def reward_model(self, knob: float, seed: int) -> Result:
         """How well it ranks held-out pairs, beside the rate that nobody can pass."""
         reward, test_pairs = self.learnt(seed), load_preferences("embedded", split="test")
         held, _ = tokenize_pairs(test_pairs, self.tokenizer)
         found = evaluate_rewards(reward.model, held)
         true = np.array([row["reward_chosen"] - row["reward_rejected"] for row in test_pairs])
-        kept = {"accuracy": "rewards/accuracies", "loss": "loss", "calibration_error": "calibration_error"}
+        named = {"accuracy": "rewards/accuracies", "loss": "loss", "calibration_error": "calibration_error"}
         costs = json.loads((self.work / f"reward-model-{seed}" / "costs.json").read_text())
-        return {name: found.metrics[metric] for name, metric in kept.items()} | costs | {
+        return {name: found.metrics[metric] for name, metric in named.items()} | costs | {
             "bayes_accuracy": bayes_accuracy(true, LABEL_TEMPERATURE),
             "agrees_with_truth": float(np.mean(np.sign(found.margins) == np.sign(true[held.source_rows]))),
         }  # fmt: skip
 
-    def tuned_run(self, method: str, rate: float) -> Row:
-        """A run at one learning rate, judged on prompts of the train split; kept, so that it is made only once."""
+    def tuned_run(self, method: str, rate: float) -> Result:
+        """A run at one learning rate, judged on prompts of the train split; cached, so that it is made only once."""
         path = self.work / f"{method}-{rate:g}.json"
         with locked(path.with_suffix(".lock"), patience=3600):
             if not path.is_file():
@@ -198,51 +198,51 @@ class Lab:
 
     # ── the methods: a knob and a seed in, a row out ─────────────────────────────────────────────────────────────
 
-    def base(self, knob: float, seed: int) -> Row:
+    def base(self, knob: float, seed: int) -> Result:
         return self.judged(self.reference, seed) | {"kl": 0.0, "kl_standard_error": 0.0}
 
-    def dpo(self, beta: float, seed: int) -> Row:
+    def dpo(self, beta: float, seed: int) -> Result:
         model, config = self.policy(), DPOConfig(beta=beta, **self.settings(seed))
         start = lambda: train_dpo(model, self.tokenizer, self.data, config, reference=self.reference)
         return self.row("dpo", model, seed, config.learning_rate, spent(start, Meter(model, self.reference)))
 
-    def sft(self, rate: float, seed: int) -> Row:
+    def sft(self, rate: float, seed: int) -> Result:
         model, config = self.policy(), SFTConfig(learning_rate=rate, epochs=DPOConfig().epochs, **self.settings(seed))
         data, _ = tokenize_examples(self.pairs, self.tokenizer)
         start = lambda: train_sft(model, self.tokenizer, data, config)
         return self.row("sft", model, seed, rate, spent(start, Meter(model)))
 
-    def unlikelihood(self, alpha: float, seed: int) -> Row:
+    def unlikelihood(self, alpha: float, seed: int) -> Result:
         model, config = self.policy(), DPOConfig(**self.settings(seed))
         start = lambda: train_unlikelihood(model, self.tokenizer, self.data, config, alpha=alpha)
         return self.row("unlikelihood", model, seed, config.learning_rate, spent(start, Meter(model)))
 
-    def rloo_learnt(self, beta: float, seed: int) -> Row:
+    def rloo_learnt(self, beta: float, seed: int) -> Result:
         rate = self.rate("tune-rloo")
         model, costs = self.trained_by_rloo(self.learnt(seed), beta, seed=seed, learning_rate=rate)
         return self.row("rloo-learnt", model, seed, rate, costs)
 
-    def ppo_learnt(self, beta: float, seed: int) -> Row:
+    def ppo_learnt(self, beta: float, seed: int) -> Result:
         rate = self.rate("tune-ppo")
         model, costs = self.trained_by_ppo(self.learnt(seed), beta, seed=seed, learning_rate=rate)
         return self.row("ppo-learnt", model, seed, rate, costs)
 
-    def ppo_true(self, beta: float, seed: int) -> Row:
+    def ppo_true(self, beta: float, seed: int) -> Result:
         rate = self.rate("tune-ppo")
         model, costs = self.trained_by_ppo(true_reward, beta, seed=seed, learning_rate=rate)
         return self.row("ppo-true", model, seed, rate, costs)
 
-    def row(self, method: str, model: Any, seed: int, learning_rate: float, costs: Row) -> Row:
+    def row(self, method: str, model: Any, seed: int, learning_rate: float, costs: Result) -> Result:
         knobs = {"knobs": len(CHOICES[method])} if method in CHOICES else {}
         return costs | knobs | {"learning_rate": learning_rate} | self.judged(model, seed)
 
-    def trained_by_rloo(self, reward: Any, beta: float, *, seed: int, learning_rate: float) -> tuple[Any, Row]:
+    def trained_by_rloo(self, reward: Any, beta: float, *, seed: int, learning_rate: float) -> tuple[Any, Result]:
         model = self.policy()
         config = RLOOConfig(beta=beta, learning_rate=learning_rate, **self.sampling(seed, steps_per_rollout=1))
         start = lambda: train_rloo(model, self.tokenizer, self.pairs, reward, config, reference=self.reference)
         return model, spent(start)
 
-    def trained_by_ppo(self, reward: Any, beta: float, *, seed: int, learning_rate: float) -> tuple[Any, Row]:
+    def trained_by_ppo(self, reward: Any, beta: float, *, seed: int, learning_rate: float) -> tuple[Any, Result]:
         model, critic = self.policy(), copy.deepcopy(self.learnt(seed).model).requires_grad_(True)
         config = PPOConfig(beta=beta, learning_rate=learning_rate, **self.sampling(seed, steps_per_rollout=4))
         start = lambda: train_ppo(
@@ -250,20 +250,20 @@ class Lab:
         )
         return model, spent(start)
 
-    def sampling(self, seed: int, *, steps_per_rollout: int) -> Row:
+    def sampling(self, seed: int, *, steps_per_rollout: int) -> Result:
         """Four answers to each of 32 prompts a rollout, and as many rollouts, for both."""
         return self.settings(seed) | {
             "batch_size": 32, "num_samples": 4, "max_steps": steps_per_rollout * self.arguments.rollouts,
             "epochs": 1_000, "max_new_tokens": MAX_NEW_TOKENS, "schedule": "linear", "warmup": 0.1,
         }  # fmt: skip
 
-    def best_of_n(self, knob: float, seed: int) -> list[Row]:
+    def best_of_n(self, knob: float, seed: int) -> list[Result]:
         return self.picked(self.learnt(seed), "best-of-n", seed)
 
-    def best_of_n_true(self, knob: float, seed: int) -> list[Row]:
+    def best_of_n_true(self, knob: float, seed: int) -> list[Result]:
         return self.picked(judge_reward, "best-of-n-true", seed)
 
-    def picked(self, reward: Any, method: str, seed: int) -> list[Row]:
+    def picked(self, reward: Any, method: str, seed: int) -> list[Result]:
         """Every n from the same 16 answers to each test prompt; the costs are those of all of them."""
         models = [reward.model] if isinstance(reward, LearntReward) else []
         began, rows = time.perf_counter(), [conversation.row() for conversation in self.test]
@@ -287,7 +287,7 @@ def true_reward(prompts: Sequence[Any], answers: Sequence[Any]) -> np.ndarray:
     return np.array(judge_reward(prompts, answers)) / LABEL_TEMPERATURE
 
 
-def spent(start: Callable[[], Iterable[Event]], meter: Meter | None = None) -> Row:
+def spent(start: Callable[[], Iterable[Event]], meter: Meter | None = None) -> Result:
     """Carry a training out; its seconds and costs. PPO and RLOO count for themselves."""
     began, last = time.perf_counter(), None
     with meter or nullcontext():

@@ -1,4 +1,4 @@
-"""What the experiments of this folder share: cells run on several processes, each kept as it is done, then a table.
+"""What the experiments of this folder share: cells run on several processes, each saved as it is done, then a table.
 
 An experiment is a list of cells, small dictionaries that name one run each (method, knob, seed), and a `Lab` class
 whose `run(cell)` returns the row or rows that the cell measured. A lab is built once in every process and holds what
@@ -43,7 +43,7 @@ from dpo_lab import load_policy
 from dpo_lab.reference import fingerprint
 
 Cell = dict[str, Any]
-Row = dict[str, Any]
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def parser(description: str | None, *, seeds: int = 3) -> argparse.ArgumentParse
                       "share of the cores (default: one a core)")  # fmt: skip
     made.add_argument("--device", default="cpu")
     made.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "dpo-lab-experiments",
-                      help="where models that several cells share are kept")  # fmt: skip
+                      help="where models that several cells share are saved")  # fmt: skip
     made.add_argument(
         "--anew", action="store_true", help="measure every cell again; without it, those that are missing"
     )
@@ -78,20 +78,20 @@ def parser(description: str | None, *, seeds: int = 3) -> argparse.ArgumentParse
 
 
 def carry_out(experiment: Experiment, cells: Sequence[Cell], lab: Callable[[argparse.Namespace], Any],
-              arguments: argparse.Namespace) -> list[Row]:  # fmt: skip
+              arguments: argparse.Namespace) -> list[Result]:  # fmt: skip
     """Run the cells that are missing and keep each as it is done.
 
-    Returns: every row that is kept, in the order of the cells; a row is its cell and what was measured.
-    Raises: SystemExit where the file holds rows of other settings; what a cell raises, after the others' rows are kept.
+    Returns: every saved row, in the order of the cells; a row is its cell and what was measured.
+    Raises: SystemExit where the file holds rows of other settings; a cell's own error, after the others are saved.
     """
     path = arguments.out or RESULTS / f"{experiment.name}.json"
     settings = json.loads(json.dumps(experiment.settings | {"model": fingerprint(load_policy("embedded")[0])[:16]}))
-    rows, commits = ([], []) if arguments.anew else kept_rows(path, settings)
+    rows, commits = ([], []) if arguments.anew else saved_rows(path, settings)
     done = {identity(row["cell"]) for row in rows}
     wanted = [cell for cell in cells if not arguments.only or set(arguments.only) & {str(v) for v in cell.values()}]
     missing = [cell for cell in wanted if identity(cell) not in done]
     place = {identity(cell): number for number, cell in enumerate(cells)}
-    made = made_with(shlex.join(["python", "data/experiments/" + Path(sys.argv[0]).name, *told(sys.argv[1:])]))
+    made = made_with(shlex.join(["python", "data/experiments/" + Path(sys.argv[0]).name, *without_work(sys.argv[1:])]))
     made["commit"] = ", ".join(dict.fromkeys([*commits, made["commit"]]))  # of every start that gave rows
     print(f"{experiment.name}: {len(missing)} of {len(wanted)} cells to run", flush=True)
     for number, (cell, found, seconds) in enumerate(ran(missing, lab, arguments), start=1):
@@ -103,7 +103,7 @@ def carry_out(experiment: Experiment, cells: Sequence[Cell], lab: Callable[[argp
 
 
 def ran(cells: Sequence[Cell], lab: Callable[[argparse.Namespace], Any],
-        arguments: argparse.Namespace) -> Iterator[tuple[Cell, list[Row], float]]:  # fmt: skip
+        arguments: argparse.Namespace) -> Iterator[tuple[Cell, list[Result], float]]:  # fmt: skip
     """Each cell, its rows and its seconds, as they come; in this process where there is one worker."""
     workers = min(arguments.workers, len(cells))
     if workers <= 1:
@@ -122,7 +122,7 @@ def ran(cells: Sequence[Cell], lab: Callable[[argparse.Namespace], Any],
             pool.shutdown(cancel_futures=True)
 
 
-def told(arguments: Sequence[str]) -> list[str]:
+def without_work(arguments: Sequence[str]) -> list[str]:
     """The command line without `--work`: a folder of one machine says nothing to another."""
     is_work = [argument == "--work" for argument in arguments]
     return [argument for argument, own, before in zip(arguments, is_work, [False, *is_work], strict=False)
@@ -139,7 +139,7 @@ def begin(lab: Callable[[argparse.Namespace], Any], arguments: argparse.Namespac
     LAB = lab(arguments)
 
 
-def run_cell(cell: Cell) -> tuple[Cell, list[Row], float]:
+def run_cell(cell: Cell) -> tuple[Cell, list[Result], float]:
     began = time.perf_counter()
     found = LAB.run(cell)
     return cell, found if isinstance(found, list) else [found], time.perf_counter() - began
@@ -150,23 +150,23 @@ def identity(cell: Cell) -> str:
     return json.dumps(cell, sort_keys=True)
 
 
-# ── what is kept ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is saved ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def kept_rows(path: Path, settings: dict[str, Any]) -> tuple[list[Row], list[str]]:
+def saved_rows(path: Path, settings: dict[str, Any]) -> tuple[list[Result], list[str]]:
     """The rows of earlier starts with the same settings, and the commits that these were made at."""
     if not path.is_file():
         return [], []
-    kept = json.loads(path.read_text())
-    if kept["settings"] != settings:
-        different = {name: (kept["settings"].get(name), settings.get(name)) for name in kept["settings"] | settings
-                     if kept["settings"].get(name) != settings.get(name)}  # fmt: skip
-        raise SystemExit(f"{path} was made with other settings (kept, asked for): {different}. Measure all of it "
+    saved = json.loads(path.read_text())
+    if saved["settings"] != settings:
+        different = {name: (saved["settings"].get(name), settings.get(name)) for name in saved["settings"] | settings
+                     if saved["settings"].get(name) != settings.get(name)}  # fmt: skip
+        raise SystemExit(f"{path} was made with other settings (saved, requested): {different}. Measure all of it "
                          "anew with --anew, or name another --out.")  # fmt: skip
-    return kept["rows"], kept["made"]["commit"].split(", ")
+    return saved["rows"], saved["made"]["commit"].split(", ")
 
 
-def write(path: Path, experiment: Experiment, made: dict, settings: dict, rows: list[Row]) -> None:
+def write(path: Path, experiment: Experiment, made: dict, settings: dict, rows: list[Result]) -> None:
     """The JSON, whole or not at all, and the table beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -175,7 +175,7 @@ def write(path: Path, experiment: Experiment, made: dict, settings: dict, rows: 
     path.with_suffix(".md").write_text(table(experiment, made | settings, rows))
 
 
-def table(experiment: Experiment, about: dict[str, Any], rows: list[Row]) -> str:
+def table(experiment: Experiment, about: dict[str, Any], rows: list[Result]) -> str:
     """A line per group of rows: how many, and mean ± standard deviation of each column."""
     facts = [f"- {name}: {value}" for name, value in about.items()]
     names = [*experiment.group_by, "runs", *experiment.columns]
@@ -187,15 +187,15 @@ def table(experiment: Experiment, about: dict[str, Any], rows: list[Row]) -> str
     return "\n".join(lines) + "\n"
 
 
-def grouped(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple, list[Row]]:
+def grouped(rows: Sequence[Result], names: Sequence[str]) -> dict[tuple, list[Result]]:
     """The rows by their values of these names, in the order in which each group first comes."""
-    groups: dict[tuple, list[Row]] = {}
+    groups: dict[tuple, list[Result]] = {}
     for row in rows:
         groups.setdefault(tuple(row.get(name, "") for name in names), []).append(row)
     return groups
 
 
-def spread(rows: Sequence[Row], name: str) -> str:
+def spread(rows: Sequence[Result], name: str) -> str:
     """Mean ± standard deviation of a column; the one value, where there is one; empty, where there is none."""
     values = [row[name] for row in rows if name in row and row[name] is not None]
     if not values:

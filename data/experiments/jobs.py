@@ -25,7 +25,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from harness import RESULTS, Cell, Experiment, Row, carry_out, parser
+from harness import RESULTS, Cell, Experiment, Result, carry_out, parser
 
 from dpo_lab import (
     DPOConfig,
@@ -53,7 +53,7 @@ from dpo_lab.worlds.pocket import JOBS, Conversation, sample_conversation
 
 PROMPT_SEED, ATTACK_SEED = 77_000, 78_000
 MAX_NEW_TOKENS = 80
-SAMPLES = 4  # answers kept for each job, of the first seed
+SAMPLES = 4  # answers saved for each job, of the first seed
 
 PARTS = {
     "harmful requests": lambda row: row["job"] == "safety" and row["task"]["harmful"],
@@ -107,7 +107,7 @@ class Lab:
         arguments.work.mkdir(parents=True, exist_ok=True)
         self.cache = ReferenceCache(arguments.work / "jobs-reference.sqlite")
 
-    def run(self, cell: Cell) -> list[Row]:
+    def run(self, cell: Cell) -> list[Result]:
         method, trained, seed = cell["method"], cell["trained"], cell["seed"]
         if method == "base":
             return [self.judged(self.base, trained, seed)]
@@ -119,12 +119,12 @@ class Lab:
         seconds = self.dpo(model, pairs, seed, epochs=2.0 if trained == "all twice" else 1.0)
         return [*found, {"pairs": len(pairs), "seconds": seconds} | self.judged(model, trained, seed)]
 
-    def sft(self, model: Any, pairs: Sequence[Row], seed: int) -> float:
+    def sft(self, model: Any, pairs: Sequence[Result], seed: int) -> float:
         config = SFTConfig(seed=seed, device=self.arguments.device, max_steps=self.arguments.max_steps)
         data, _ = tokenize_examples(pairs, self.tokenizer, max_length=config.max_length)
         return drained(train_sft(model, self.tokenizer, data, config))
 
-    def dpo(self, model: Any, pairs: Sequence[Row], seed: int, epochs: float) -> float:
+    def dpo(self, model: Any, pairs: Sequence[Result], seed: int, epochs: float) -> float:
         """The reference is the model as it is when DPO begins."""
         steps = self.arguments.max_steps
         config = DPOConfig(seed=seed, device=self.arguments.device, epochs=epochs, max_steps=steps)
@@ -137,13 +137,13 @@ class Lab:
         texts = generate(model, self.tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, seed=seed, batch_size=128)
         return judge_answers(conversations, [str(text) for text in texts])
 
-    def judged(self, model: Any, trained: str, seed: int) -> Row:
+    def judged(self, model: Any, trained: str, seed: int) -> Result:
         """What the prompts of the test split say of a policy; one that learnt a part is judged on its own job."""
         jobs = (OWN_JOB[trained],) if trained in OWN_JOB else JOBS
         judged = self.answered(model, [one for one in self.conversations if one.job in jobs], seed)
         by_job = {job: [one for one in judged if one.conversation.job == job] for job in jobs}
         mean = lambda values: sum(values) / len(values)
-        row: Row = {f"success/{job}": mean([one.verdict.success for one in own]) for job, own in by_job.items()}
+        row: Result = {f"success/{job}": mean([one.verdict.success for one in own]) for job, own in by_job.items()}
         row |= {
             "success": mean([one.verdict.success for one in judged]),
             "well_formed": mean([one.verdict.well_formed for one in judged]),
@@ -168,7 +168,7 @@ def bits(judged: Sequence[Judged]) -> str:
 
 
 def counted(share: Any) -> list[int]:
-    """A share as passed and all: what is kept to make its interval from."""
+    """A share as passed and all: what is saved to make its interval from."""
     return [round(share.share * share.n) if share.n else 0, share.n]
 
 
@@ -180,10 +180,10 @@ def drained(events: Any) -> float:
     return round(time.perf_counter() - began, 1)
 
 
-def with_intervals(rows: Sequence[Row]) -> str:
+def with_intervals(rows: Sequence[Result]) -> str:
     """Tables of shares with their intervals, as far as the rows go."""
     kinds = dict.fromkeys((row["method"], row["trained"]) for row in rows)
-    told = lambda share: f"{share.share:.3f} [{share.low:.3f}, {share.high:.3f}] of {share.n}"
+    shown = lambda share: f"{share.share:.3f} [{share.low:.3f}, {share.high:.3f}] of {share.n}"
     own = lambda kind: [row for row in rows if (row["method"], row["trained"]) == kind]
     named = lambda field: {" on ".join(kind): kind for kind in kinds if all(field in row for row in own(kind))}
     tables = {
@@ -197,7 +197,7 @@ def with_intervals(rows: Sequence[Row]) -> str:
         if found:
             names = list(next(iter(found.values())))
             lines += [f"## {title}", "", "| policy | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
-            lines += [f"| {name} | " + " | ".join(told(own[n]) for n in names) + " |" for name, own in found.items()]
+            lines += [f"| {name} | " + " | ".join(shown(own[n]) for n in names) + " |" for name, own in found.items()]
             lines.append("")
     return "\n".join(lines)
 

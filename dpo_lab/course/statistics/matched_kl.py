@@ -1,4 +1,4 @@
-"""Methods compared at the same KL: the reward of each, read off its own reward–KL curve. Rows in, numbers out.
+"""Methods compared at the same KL: the reward of each, read off its own reward–KL curve. RunRows in, numbers out.
 
 A method has a knob (β, n, a learning rate), and its settings make a curve of policies from the reference onwards. The
 knobs of two methods don't compare, and neither do rewards at different KL: whoever may go further gets more. So the
@@ -16,7 +16,7 @@ import numpy as np
 
 from dpo_lab.course.statistics.paired_seeds import student_quantile
 
-Rows = Sequence[Mapping[str, Any]]
+RunRows = Sequence[Mapping[str, Any]]
 
 
 class SeedInterval(NamedTuple):
@@ -56,10 +56,10 @@ def reward_at_kl(kl: Any, rewards: Any, at: Any) -> np.ndarray:
     return np.interp(np.sqrt(np.asarray(at, np.float64)), distance, means, left=np.nan, right=np.nan)
 
 
-def curves_of(rows: Rows, method: str, *, base: str = "base", reward: str = "reward") -> dict[int, np.ndarray]:
+def curves_of(rows: RunRows, method: str, *, base: str = "base", reward: str = "reward") -> dict[int, np.ndarray]:
     """The curve of a method for each seed, begun at the reference's reward in that seed: seed → (2, S), KL over reward.
 
-    Rows of the method `base` are the reference, at KL 0. A row without a finite KL or reward is an error of the run;
+    RunRows of the method `base` are the reference, at KL 0. A row without a finite KL or reward is an error of the run;
     ValueError names it. So does a method without rows.
     """
     own = [row for row in rows if row["method"] == method]
@@ -76,7 +76,7 @@ def curves_of(rows: Rows, method: str, *, base: str = "base", reward: str = "rew
     return found
 
 
-def rewards_at_kl(rows: Rows, method: str, at: float, **options: Any) -> dict[int, float]:
+def rewards_at_kl(rows: RunRows, method: str, at: float, **options: Any) -> dict[int, float]:
     """`reward_at_kl` of a method for each seed; nan for a seed whose runs don't go that far. Options: `curves_of`."""
     curves = curves_of(rows, method, **options)
     return {seed: float(reward_at_kl(kl, rewards, at)) for seed, (kl, rewards) in curves.items()}
@@ -94,12 +94,12 @@ def seed_interval(values: Iterable[float]) -> SeedInterval:
     return SeedInterval(mean, float(mean - half), float(mean + half), num)
 
 
-def reach(rows: Rows, method: str) -> float:
+def reach(rows: RunRows, method: str) -> float:
     """The KL that a method's runs reach in every seed: up to there it can be compared."""
     return float(min(curve[0].max() for curve in curves_of(rows, method).values()))
 
 
-def compare_at_kl(rows: Rows, method: str, other: str, at: float, **options: Any) -> SeedInterval:
+def compare_at_kl(rows: RunRows, method: str, other: str, at: float, **options: Any) -> SeedInterval:
     """How much more reward `method` has than `other` at the same KL: differences seed by seed, then the interval.
 
     ValueError where a seed of either doesn't go that far; `reach` says how far each goes.
@@ -116,7 +116,7 @@ def compare_at_kl(rows: Rows, method: str, other: str, at: float, **options: Any
 
 
 def compare_along(
-    rows: Rows, method: str, other: str, kls: Sequence[float], **options: Any
+    rows: RunRows, method: str, other: str, kls: Sequence[float], **options: Any
 ) -> dict[float, SeedInterval]:
     """`compare_at_kl` at each KL that both methods reach in every seed; the others are left out, as `reach` says."""
     furthest = min(reach(rows, method), reach(rows, other))
