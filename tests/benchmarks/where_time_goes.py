@@ -22,15 +22,18 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from dpo_lab.batching import epoch_batches, row_lengths
+from dpo_lab.batching import epoch_batches, row_lengths, split_passes
 from dpo_lab.config import DPOConfig
 from dpo_lab.course.speed.flops import forward_flops
+from dpo_lab.engine.engine import Engine
 from dpo_lab.logprobs import Scorer, score, scoring_path
 from dpo_lab.loop import make_optimizer
 from dpo_lab.losses.table import loss_of
-from dpo_lab.training import PreferenceWork
+from dpo_lab.training import DPOObjective
 from tests.benchmarks.machine import ROOT, heading, matrix_rate
 from tests.benchmarks.workload import load_pairs, make_model, prepare
+
+CPU = torch.device("cpu")
 
 
 def main() -> None:
@@ -51,16 +54,16 @@ def main() -> None:
     # numbers too small for float32 take many times as long.
     reference = score(model, data)
     layout = "separate" if arguments.plain else "shared"
-    work = PreferenceWork(data, None, loss, beta, reference, None, config, layout, "none")
+    objective = DPOObjective(data, None, config, layout, Engine(CPU), loss, beta, reference, reference)
+    scoring_path(model).chunked = not arguments.plain
     scorer, optimizer = Scorer(model), make_optimizer(model, config)
     if arguments.plain:
-        scoring_path(model).chunked = False
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, foreach=False, fused=False)
     batches = epoch_batches(row_lengths(data), 8, seed=0, group_by_length=not arguments.plain)
 
     def step(indices: np.ndarray) -> None:
-        for part in work.passes(indices):
-            work.loss(scorer, part, torch.device("cpu"))[0].div(len(indices)).backward()
+        for part in split_passes(indices, objective.lengths, tokens_per_pass=config.tokens_per_pass):
+            objective.loss(scorer, part, CPU)[0].div(len(indices)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
