@@ -156,7 +156,7 @@ def test_another_beta_runs_the_reference_on_nothing(tell, inputs, monkeypatch):
 def test_cache_fills_what_train_then_finds(tell, inputs):
     told = tell("cache", *inputs, "--cache", "here")
     assert "24 pairs computed, 0 found" in told.out
-    assert "kept in here" in told.out
+    assert "saved in here" in told.out
     assert "0 pairs computed, 24 found" in tell("cache", *inputs, "--cache", "here").out
     told = tell("train", *inputs, *QUICK, "--max-steps", 1, "--cache", "here", "--run", "r")
     assert "reference: all 24 pairs found in the cache, none scored" in told.out
@@ -253,7 +253,7 @@ def test_ctrl_c_keeps_a_checkpoint_says_how_to_go_on_and_resuming_changes_nothin
     told = dpo_lab_process("train", *inputs, *LONG, "--run", "my run", before=before, cwd=tmp_path)
     assert told.status == 130
     assert "stopping after this step; Ctrl-C again stops at once" in told.err
-    assert "stopped after step 8 of 12; a checkpoint is kept" in told.out
+    assert "stopped after step 8 of 12; a checkpoint is saved" in told.out
     assert "go on with: dpo-lab train --run 'my run' --resume" in told.out
     run = Run.load(tmp_path / "my run")
     assert not run.model_folder.exists()

@@ -164,7 +164,7 @@ def test_wrong_calls_are_told(tmp_path):
 def test_rows_with_the_same_answer_twice_are_listed_in_the_book(tmp_path, caplog):
     given = [*rows(2), {"prompt": "x", "answers": ["same", "same"]}]
     assert LabelBook.open(tmp_path / "b", given).left_out == [2]
-    assert "1 of 3 rows have the same answer twice and are not asked: rows 2" in caplog.text
+    assert "1 of 3 rows have the same answer twice and are left out: rows 2" in caplog.text
     assert LabelBook.open(tmp_path / "b").left_out == [2]
 
 

@@ -322,7 +322,7 @@ def test_a_folder_that_is_taken_is_told_once(commanded):
 @slow
 def test_ctrl_c_keeps_a_checkpoint_and_both_leave(commanded):
     folder, said = commanded
-    assert re.search(r"stopping after this step.*stopped after step \d+ of \d+; a checkpoint is kept", said["broken-0"],
+    assert re.search(r"stopping after this step.*stopped after step \d+ of \d+; a checkpoint is saved", said["broken-0"],
                      re.DOTALL)  # fmt: skip
     assert said["broken-1"] == ""
     assert list_checkpoints(folder / "broken" / "checkpoints")
@@ -418,7 +418,7 @@ def test_ctrl_c_at_a_launcher_keeps_a_checkpoint(launcher, sources, tmp_path):
     wait_until(lambda: num_steps(run) > 3, 200)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all, and the launcher passes it on once more
     process.wait(timeout=60)
-    assert "a checkpoint is kept" in said.read_text()
+    assert "a checkpoint is saved" in said.read_text()
     assert latest_checkpoint(run / "checkpoints") is not None
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["kind"] == "finished"

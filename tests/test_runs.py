@@ -76,7 +76,7 @@ def test_what_json_cannot_keep_becomes_text_or_is_refused(tmp_path: Path):
     run = Run.create(tmp_path / "a", {"settings": settings})
     assert run.config["settings"] == {"cache": "a/b", "betas": [0.9, 0.99], "limit": "Infinity", "name": "\ud800"}
     assert Run.load(tmp_path / "a").config == run.config
-    with pytest.raises(ValueError, match="config field 'model' cannot be kept as JSON"):
+    with pytest.raises(ValueError, match="config field 'model' cannot be written as JSON"):
         Run.create(tmp_path / "b", {"model": object()})
     assert not (tmp_path / "b").exists()
 

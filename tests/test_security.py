@@ -201,9 +201,8 @@ def test_every_function_that_makes_html_escapes_what_it_is_given():
     from dpo_lab.workbench.plots import new_figure, show, token_html
     from dpo_lab.workbench.runs import page
     from dpo_lab.workbench.runs.report import render_report
-    from dpo_lab.workbench.widgets import markup, texts
+    from dpo_lab.workbench.widgets import markup
     from dpo_lab.workbench.widgets.inspector import token_table
-    from dpo_lab.workbench.widgets.live_figure import _line
     from dpo_lab.workbench.widgets.sweep import _titled
 
     answer = SimpleNamespace(tokens=[EVIL, EVIL], rewards=np.zeros(2), logps=np.zeros(2), reference_logps=np.zeros(2))
@@ -213,7 +212,7 @@ def test_every_function_that_makes_html_escapes_what_it_is_given():
         markup.table(EVIL, [{EVIL: EVIL}], upright=True), markup.answers(EVIL, {EVIL: (EVIL, 0.5), "b": (None, None)}),
         markup.download(EVIL, EVIL, EVIL), page.text(EVIL), page.text({EVIL: [EVIL]}), page.folded(EVIL),
         page.folded(EVIL * 20), page.table(EVIL, [EVIL, EVIL], []), page.terms({EVIL: ""}), page.code(EVIL),
-        texts.text_box(EVIL, EVIL), texts.status(EVIL), texts.html_table(EVIL, [EVIL], [[EVIL, EVIL]]), _line(EVIL),
+        markup.text_box(EVIL, EVIL),
         token_html(SimpleNamespace(chosen=answer, rejected=answer, prompt_text=EVIL)), token_table(answer, EVIL),
         _titled(EVIL, EVIL),
     ]  # fmt: skip
@@ -225,8 +224,10 @@ def test_every_function_that_makes_html_escapes_what_it_is_given():
     config = {"command": "train", "settings": {"model": EVIL, EVIL: EVIL}, EVIL: EVIL}
     samples = [{"prompt": EVIL, "before": EVIL, "after": EVIL, "chosen": EVIL, EVIL: EVIL}]
     rows = [{"kind": "step", "step": 1, "loss": 0.5, EVIL: 1.0, "seconds": 1.0}]
-    report = render_report(folder=EVIL, config=config, rows=rows, panels={}, margins={}, samples=samples,
-                           has_model=True, has_checkpoint=True)  # fmt: skip
+    here = Path()  # a folder that is there, as the model's
+    run = SimpleNamespace(folder=EVIL, config=config, metrics=rows, margins={}, samples=samples, model_folder=here,
+                          checkpoints=here)  # fmt: skip
+    report = render_report(run, panels={})
     check(report.partition("<body>")[2])
     assert "default-src 'none'" in report.partition("<body>")[0]
     assert Tags(shown_text(show(new_figure(3, 2), EVIL * 2, EVIL * 2))).tags == {"details", "summary"}

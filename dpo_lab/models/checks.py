@@ -1,4 +1,4 @@
-"""What can be wrong with a model's folder, its weights and its tokenizer, said in words."""
+"""What can be wrong with a model's folder, its weights and its tokenizer, each with a message that explains it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dpo_lab.models.inside import inner_model
 logger = logging.getLogger("dpo_lab")
 
 
-def _check_source(name: str) -> None:
+def check_source(name: str) -> None:
     path = Path(name)
     if not name.strip():
         raise ValueError("the name of the model is empty; give a folder, a Hub id (owner/name) or 'embedded'")
@@ -62,7 +62,7 @@ def _check_shards(index: Path) -> None:
             raise ValueError(f"{index} names {shard!r}, which lies outside of its folder; get the model again")
 
 
-def _check_weights(name: str, found: Any) -> None:
+def check_weights(name: str, found: Any) -> None:
     """Refuse what transformers would make up: a weight without a value in the file starts at random."""
     listed = {kind: _listed(found[f"{kind}_keys"]) for kind in ("missing", "mismatched", "unexpected")}
     for kind, what in (("missing", "are missing"), ("mismatched", "have another shape than its config.json says")):
@@ -80,8 +80,17 @@ def _listed(keys: Any) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+@contextmanager
+def explain_loading(name: str, what: str) -> Iterator[None]:
+    """Load in silence; a failed download or a broken folder becomes a ValueError with a remedy."""
+    try:
+        with quiet_transformers():
+            yield
+    except Exception as error:
+        raise _explained(name, what, error) from error
+
+
 def _explained(name: str, what: str, error: Exception) -> ValueError:
-    """Say what stands behind the many faces of a failed download or a broken folder."""
     text = f"{type(error).__name__}: {error}"
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "trust_remote_code" in text:
@@ -102,7 +111,7 @@ def _explained(name: str, what: str, error: Exception) -> ValueError:
     )
 
 
-def _fit(model: nn.Module, tokenizer: Any, name: str) -> None:
+def check_tokenizer(model: nn.Module, tokenizer: Any, name: str) -> None:
     """Refuse a tokenizer whose ids the model has no embedding for."""
     rows = inner_model(model).get_input_embeddings().weight.shape[0]
     largest = max(tokenizer.get_vocab().values(), default=-1)
@@ -116,8 +125,8 @@ def _fit(model: nn.Module, tokenizer: Any, name: str) -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without its progress bars and loading reports; what matters in them is said here."""
+def quiet_transformers() -> Iterator[None]:
+    """Without its progress bars and loading reports; what matters in them is logged here."""
     bar, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from dpo_lab.models.checks import _check_source, _check_weights, _explained, _fit, _quiet_transformers
+from dpo_lab.models.checks import check_source, check_tokenizer, check_weights, explain_loading, quiet_transformers
 from dpo_lab.models.inside import pick_device
 from dpo_lab.storage.embedded import embedded_path
 
@@ -41,7 +41,7 @@ def load_policy(
     dtype: of the weights in memory. float32 is right for training; the configuration's `precision` sets the arithmetic.
 
     A tokenizer without a pad token takes its end token for padding (padding is masked by length, so nothing changes);
-    one without a chat template gets the plain default when messages are rendered. Both are said in the log.
+    one without a chat template gets the plain default when messages are rendered. Both are logged.
     Raises ValueError for what is no model, with what to do.
     """
     if dtype not in DTYPES:
@@ -51,7 +51,7 @@ def load_policy(
     if Path(name).expanduser().is_dir() and name.strip():
         name = str(Path(name).expanduser())
     try:
-        _check_source(name)
+        check_source(name)
     except PermissionError as error:
         raise PermissionError(
             f"no permission to read {error.filename}; change its mode or load a copy of your own"
@@ -61,7 +61,7 @@ def load_policy(
         options["revision"] = revision
     tokenizer = _load_tokenizer(name, options)
     model = _load_model(name, options, DTYPES[dtype])
-    _fit(model, tokenizer, name)
+    check_tokenizer(model, tokenizer, name)
     return model.to(target).eval(), tokenizer
 
 
@@ -75,7 +75,7 @@ def save_policy(model: nn.Module, tokenizer: Any, folder: str | os.PathLike[str]
         model = copy.deepcopy(model).merge_and_unload()  # pyright: ignore[reportCallIssue]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _quiet_transformers():
+        with quiet_transformers():
             model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
             tokenizer.save_pretrained(folder)
     except Exception as error:
@@ -89,11 +89,8 @@ def save_policy(model: nn.Module, tokenizer: Any, folder: str | os.PathLike[str]
 
 
 def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
-    try:
-        with _quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except Exception as error:
-        raise _explained(name, "tokenizer", error) from error
+    with explain_loading(name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"the tokenizer of {name} has no end token, and a completion must end with one; "
@@ -108,16 +105,13 @@ def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
 
 
 def _load_model(name: str, options: dict[str, Any], dtype: torch.dtype) -> Any:
-    try:
-        with _quiet_transformers():
-            config = AutoConfig.from_pretrained(name, **options)
-            # Sizes that do not match are let through here, to be told below with the other misfits.
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
-                ignore_mismatched_sizes=True, **options,
-            )  # fmt: skip
-    except Exception as error:
-        raise _explained(name, "model", error) from error
+    with explain_loading(name, "model"):
+        config = AutoConfig.from_pretrained(name, **options)
+        # Sizes that do not match are let through here, and named below with the other misfits.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True, **options,
+        )  # fmt: skip
     model, found = loaded
-    _check_weights(name, found)
+    check_weights(name, found)
     return model

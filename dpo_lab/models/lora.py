@@ -4,8 +4,8 @@ A linear layer W gets a low-rank part, W + (α/r)·B·A with A (r × in) and B (
 B starts at zero, so the policy starts as its base. Hu et al. 2021, arXiv 2106.09685, section 4.1.
 
 With the adapter switched off the model *is* its base, to the bit: DPO needs no second copy of it, and the reference
-cache knows it by the base's own fingerprint. That holds for the base alone. What an adapter has learnt already, in SFT
-say, is gone when it is switched off; so an adapter that does something is never switched off for a reference: the
+cache knows it by the base's own fingerprint. That holds for the base alone. What an adapter has learnt already, as
+in SFT, is gone when it is switched off; so an adapter that does something is never switched off for a reference: the
 policy is scored as it stands before the first step, adapter included, or the adapter is merged first.
 """
 
@@ -74,13 +74,13 @@ def _linear_layers(model: nn.Module) -> dict[str, bool]:
     return dict(sorted(found.items()))
 
 
-def adapted(model: nn.Module, asked: LoRAConfig, seed: int) -> Any:
-    """The model with the adapter that a run's options ask for, or as it is where they ask for none."""
-    if asked.lora is None:
+def adapted(model: nn.Module, requested: LoRAConfig, seed: int) -> Any:
+    """The model with the adapter that a run's options request, or as it is where they request none."""
+    if requested.lora is None:
         return model
     return add_lora(
-        model, rank=asked.lora, alpha=asked.lora_alpha, dropout=asked.lora_dropout, targets=asked.lora_targets,
-        seed=seed,
+        model, rank=requested.lora, alpha=requested.lora_alpha, dropout=requested.lora_dropout,
+        targets=requested.lora_targets, seed=seed,
     )  # fmt: skip
 
 
@@ -183,11 +183,11 @@ def base_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def adapter_settings(model: nn.Module) -> dict[str, Any]:
     """What decides an adapter beside its weights, by the adapter's name: rank, alpha, layers; empty without one."""
-    kept = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
+    deciding = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
     found: dict[str, Any] = {}
     for name, settings in getattr(model, "peft_config", {}).items():
         values = settings.to_dict()
-        found[name] = {key: str(values[key]) for key in kept if key in values}
+        found[name] = {key: str(values[key]) for key in deciding if key in values}
         found[name]["target_modules"] = " ".join(sorted(values.get("target_modules") or ()))
     return found
 
@@ -215,7 +215,7 @@ def base_of(folder: str | Path) -> str:
     """The base model that an adapter's folder names, a Hub id or a path. Raises ValueError where it names none."""
     name = _settings_of(Path(folder)).get("base_model_name_or_path")
     if not name:
-        raise ValueError(f"{folder} does not say which model its adapter is for; name it with --model")
+        raise ValueError(f"{folder} does not name the model of its adapter; name it with --model")
     return str(name)
 
 
@@ -237,7 +237,7 @@ def merge_adapter(base: nn.Module, folder: str | Path) -> Any:
     The base is changed in place. Raises ValueError where the adapter was made for another model.
     """
     folder, peft = Path(folder), _peft()
-    _settings_of(folder)  # says what is missing or damaged
+    _settings_of(folder)  # names what is missing or damaged
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ValueError(
             f"{folder} holds no {ADAPTER_WEIGHTS}; a pickled adapter can run code and is not read: save it with peft"

@@ -176,8 +176,8 @@ def _load_weights(model: nn.Module, path: Path) -> None:
 
 def _changing(model: nn.Module) -> dict[str, torch.Tensor]:
     """Weights that are trained, and buffers."""
-    kept = model.state_dict().keys()
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    saved = model.state_dict().keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
     return {name: p for name, p in model.named_parameters() if p.requires_grad} | buffers
 
 

@@ -44,9 +44,10 @@ class LogpStore:
             if not _may_be_store(self.path):  # someone's own file is no damaged store either
                 raise OSError("it is another kind of file")
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._store = self._open()
-        except (OSError, sqlite3.OperationalError) as error:
+        except OSError as error:
             raise _unwritable(self.path, error) from error
+        self._store: sqlite3.Connection | None = None
+        self._with_store(lambda store: None)
 
     def lookup(self, keys: list[bytes], num_completions: int) -> tuple[np.ndarray, np.ndarray]:
         """Stored values (N, K) for the keys, and which are missing (N,). Computes nothing."""
@@ -72,11 +73,11 @@ class LogpStore:
         blobs = [value.astype("<f4").tobytes() for value in values]
         rows = [(key, blob, zlib.crc32(key + blob)) for key, blob in zip(keys, blobs, strict=True)]
 
-        def insert() -> None:
-            with self._store:  # one transaction
-                self._store.executemany("INSERT OR REPLACE INTO logps VALUES (?, ?, ?)", rows)
+        def insert(store: sqlite3.Connection) -> None:
+            with store:  # one transaction
+                store.executemany("INSERT OR REPLACE INTO logps VALUES (?, ?, ?)", rows)
 
-        self._retry_anew(insert)
+        self._with_store(insert)
 
     def add(self, keys: list[bytes], values: np.ndarray) -> None:
         """Store what is not there yet: what processes on other machines have stored only on theirs."""
@@ -85,41 +86,34 @@ class LogpStore:
             self.write([keys[i] for i in np.flatnonzero(is_missing)], values[is_missing])
 
     def __len__(self) -> int:
-        return self._retry_anew(lambda: self._store.execute("SELECT count(*) FROM logps").fetchone()[0])
+        return self._with_store(lambda store: store.execute("SELECT count(*) FROM logps").fetchone()[0])
 
     def close(self) -> None:
         with self._lock:
-            self._store.close()
+            if self._store is not None:
+                self._store.close()
 
     def _select(self, keys: list[bytes]) -> list[tuple[Any, Any, Any]]:
         marks = ",".join("?" * len(keys))
         query = f"SELECT key, value, checksum FROM logps WHERE key IN ({marks})"
-        return self._retry_anew(lambda: self._store.execute(query, keys).fetchall())
+        return self._with_store(lambda store: store.execute(query, keys).fetchall())
 
-    def _retry_anew(self, action: Callable[[], T]) -> T:
+    def _with_store(self, action: Callable[[sqlite3.Connection], T]) -> T:
         """Read or write; if the file turns out to be damaged, begin anew and do it again."""
         with self._lock:
             try:
                 try:
-                    return action()
+                    self._store = self._store or _connect(self.path)
+                    return action(self._store)
                 except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                     if not _is_damage(error):
                         raise
-                    self._store.close()
+                    self.close()
                     self._set_aside(error)
                     self._store = _connect(self.path)
-                    return action()
+                    return action(self._store)
             except (OSError, sqlite3.OperationalError) as error:
                 raise _unwritable(self.path, error) from error
-
-    def _open(self) -> sqlite3.Connection:
-        try:
-            return _connect(self.path)
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            if not _is_damage(error):
-                raise
-            self._set_aside(error)
-            return _connect(self.path)
 
     def _set_aside(self, error: Exception) -> None:
         aside = self.path.with_name(f"{self.path.name}.damaged-{os.getpid()}")
@@ -146,7 +140,7 @@ def cache_path(path: str | os.PathLike[str] | None = None) -> Path:
 
 
 def token_cache_folder(path: str | os.PathLike[str] | None = None) -> Path:
-    """The folder beside a store, named after it, where `preferences.token_cache` keeps the token ids of data sets."""
+    """The folder beside a store, named after it, where `preferences.token_cache` saves the token ids of data sets."""
     file = cache_path(path)
     return file.with_name(f"{file.name}-tokens")
 

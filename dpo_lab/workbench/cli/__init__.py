@@ -6,7 +6,7 @@ models     cache, evaluate, sample, merge
 tables     compare, losses, recipes
 sweep      many short runs that search for good knobs
 demo, lab  what make demo and make lab call
-inputs, progress, interruption   what several of them share
+inputs, progress, terminal, interruption   what several of them share
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{who}: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if type(error).__name__ == "MainFailed":  # the main process says it
+        if type(error).__name__ == "MainFailed":  # the main process reports it
             return 2
         if "memory" not in f"{type(error).__name__} {error}".lower() or os.environ.get("DPO_LAB_TRACEBACK"):
             raise

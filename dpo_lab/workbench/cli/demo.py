@@ -14,7 +14,7 @@ from dpo_lab.preferences.reading import read_preferences
 from dpo_lab.sampling import generate
 from dpo_lab.workbench.cli.inputs import dated_folder
 from dpo_lab.workbench.cli.options import DemoOptions, TrainOptions
-from dpo_lab.workbench.cli.progress import console
+from dpo_lab.workbench.cli.terminal import console, plain_table
 from dpo_lab.workbench.cli.train import train
 from dpo_lab.workbench.runs.run import Run
 from dpo_lab.worlds.pocket.quality import quality
@@ -56,20 +56,16 @@ def demo(options: DemoOptions) -> int:
 def quality_table(before: dict[str, float], after: dict[str, float], num_prompts: int) -> Table:
     """Success for each job and overall, well-formedness, over-refusal and true reward."""
     title = f"Judged by the true reward, {num_prompts} unseen prompts, one answer each at temperature 1"
-    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
-    table.add_column("")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
     names = {f"success/{job}": f"success: {TITLES[job]}" for job in JOBS} | {
         "success": "success: all four",
         "well_formed": "well-formed",
         "over_refusal": "harmless requests refused",
     }
-    for name, title in names.items():
-        table.add_row(title, *(f"{100 * by[name]:.0f} %" if name in by else "–" for by in (before, after)))
-    table.add_row("mean true reward", *(f"{by['reward']:+.2f}" for by in (before, after)))
-    table.add_row("mean length in words", *(f"{by['words']:.1f}" for by in (before, after)))
-    return table
+    share = lambda by, name: f"{100 * by[name]:.0f} %" if name in by else "–"
+    rows = [(what, *(share(by, name) for by in (before, after))) for name, what in names.items()]
+    rows.append(("mean true reward", *(f"{by['reward']:+.2f}" for by in (before, after))))
+    rows.append(("mean length in words", *(f"{by['words']:.1f}" for by in (before, after))))
+    return plain_table(("", "before", "after"), rows, title=title)
 
 
 def _answers(model_source: str, rows: list[dict[str, Any]], options: DemoOptions) -> list[str]:

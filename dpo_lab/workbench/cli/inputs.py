@@ -23,7 +23,7 @@ from dpo_lab.preferences.token_cache import (
 from dpo_lab.preferences.token_data import TokenData
 from dpo_lab.storage.logp_store import token_cache_folder
 from dpo_lab.workbench.cli.options import CacheOptions, InputOptions, RunOptions
-from dpo_lab.workbench.cli.progress import console
+from dpo_lab.workbench.cli.terminal import console
 from dpo_lab.workbench.runs.settings import shared_fields
 
 Row = dict[str, Any]

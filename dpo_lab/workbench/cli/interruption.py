@@ -1,4 +1,4 @@
-"""Ctrl-C as a question that a training or a sweep asks after each step."""
+"""Ctrl-C as a flag that a training or a sweep checks after each step."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ ONE_CALL = 2.0
 
 
 class Interruption:
-    """While it is entered, Ctrl-C asks for a stop after the step in hand; a second one stops at once.
+    """While it is entered, Ctrl-C requests a stop after the current step; a second one stops at once.
 
-    processes: those that train together. Where they are several, SIGTERM asks too: a launcher sends it, and so does a
-        cluster that wants its machines back.
+    processes: those that train together. Where they are several, SIGTERM requests it too: a launcher sends it, and so
+        does a cluster that wants its machines back.
     """
 
-    is_asked = False
+    is_requested = False
 
     def __init__(self, processes: Any = None) -> None:
         self.is_several = processes is not None and processes.count > 1
@@ -28,7 +28,7 @@ class Interruption:
     def __enter__(self) -> Interruption:
         self.is_main = threading.current_thread() is threading.main_thread()
         signals = (signal.SIGINT, signal.SIGTERM) if self.is_several else (signal.SIGINT,)
-        self.previous = {number: signal.signal(number, self._ask) for number in signals} if self.is_main else {}
+        self.previous = {number: signal.signal(number, self._request) for number in signals} if self.is_main else {}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -36,13 +36,13 @@ class Interruption:
             signal.signal(number, handler)
 
     def __call__(self) -> bool:
-        return self.is_asked
+        return self.is_requested
 
-    def _ask(self, *_: object) -> None:
-        if self.is_asked:
-            if self.is_several and time.monotonic() - self.asked_at < ONE_CALL:
+    def _request(self, *_: object) -> None:
+        if self.is_requested:
+            if self.is_several and time.monotonic() - self.requested_at < ONE_CALL:
                 return
             raise KeyboardInterrupt
-        self.is_asked, self.asked_at = True, time.monotonic()
+        self.is_requested, self.requested_at = True, time.monotonic()
         if self.is_speaker:
             print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`dpo-lab cache`, `evaluate`, `sample`: what a model says, how it scores; `merge`: one model of base and adapter."""
+"""`dpo-lab cache`, `evaluate`, `sample`: what a model answers and how it scores; `merge`: base and adapter as one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from dpo_lab.reference import ReferenceCache
 from dpo_lab.sampling import generate
 from dpo_lab.workbench.cli.inputs import load_model, print_report, read_rows, stream_tokens
 from dpo_lab.workbench.cli.options import CacheOptions, EvaluateOptions, MergeOptions, SampleOptions
-from dpo_lab.workbench.cli.progress import Dashboard, console, number_table
+from dpo_lab.workbench.cli.progress import Dashboard
 from dpo_lab.workbench.cli.tables import TABLES, check_output, write_table
+from dpo_lab.workbench.cli.terminal import console, number_table
 from dpo_lab.workbench.evaluation.kl import kl_from_reference
 from dpo_lab.workbench.evaluation.pairs import evaluate as evaluate_pairs
 from dpo_lab.workbench.recipes.answers import longest_prompt
@@ -47,7 +48,7 @@ def cache(options: CacheOptions) -> int:
         )  # fmt: skip
         seconds = time.perf_counter() - began
         console.print(f"{result.num_computed:,} pairs computed, {result.num_found:,} found, in {seconds:.1f} s")
-        console.print(f"kept in {store.path}", soft_wrap=True)
+        console.print(f"saved in {store.path}", soft_wrap=True)
     leave()
     return 0
 

@@ -83,7 +83,7 @@ class ScoreOptions(PassSettings, InputOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheOptions(ScoreOptions):
-    """Score pairs under the reference once and keep the log-probs, so that training starts at once."""
+    """Score pairs under the reference once and save the log-probs, so that training starts at once."""
 
     tokens: Path | None = None
     """Stream the rows, and map their token ids from this folder: for more data than memory holds."""
@@ -118,7 +118,7 @@ class SampleOptions:
     """Let a model answer prompts: from the command line, from a file of rows, or from standard input."""
 
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """What to ask; none takes --pairs, or reads one prompt per line from standard input."""
+    """The prompts; none takes --pairs, or reads one prompt per line from standard input."""
     model: str = "embedded"
     """`embedded`, a folder that save_pretrained wrote (RUN/model), or a Hub id."""
     pairs: str | None = None
@@ -173,7 +173,7 @@ class CompareOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(SweepSettings):
-    """Search for good knobs: several short runs, kept in a study that many processes may work on at once."""
+    """Search for good knobs: several short runs, stored in a study that many processes may work on at once."""
 
     study: Path | None = None
     """Folder of the study: a new one begins it, one that is there is joined. None makes runs/sweep-DATE-TIME."""
@@ -220,7 +220,7 @@ def check_stream(tokens: Path | None, limit: int | None) -> None:
 
 
 def check_kl_prompts(number: int) -> None:
-    """The standard error is over prompts, so one alone says nothing."""
+    """The standard error is over prompts, so one alone has none."""
     if number < 0 or number == 1:
         raise ValueError(f"kl_prompts must be 0 or at least 2, got {number}; 64 is usual, 0 leaves the estimate out")
 

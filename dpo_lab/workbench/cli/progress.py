@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
-from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dpo_lab.loop import Evaluation, Event, Finished, Step
-
-console = Console(stderr=False, highlight=False)
+from dpo_lab.workbench.cli.terminal import TITLES, console, number_table, plain_table
 
 
 class Dashboard:
@@ -25,7 +22,26 @@ class Dashboard:
 
     def follow(self, events: Iterator[Event]) -> Iterator[Event]:
         """Show the events and pass them on."""
-        return self._with_bar(events) if console.is_terminal else self._with_lines(events)
+        columns: list[ProgressColumn] = [
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+        ]
+        first, shown = None, -1
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("", total=None, start=True, numbers="", visible=False)
+            for event in events:
+                if isinstance(event, Step):
+                    first = first or event
+                    numbers, tenth = self._numbers(event, first), 10 * event.step // event.num_steps
+                    bar.update(task, total=event.num_steps, completed=event.step, visible=True, numbers=numbers)
+                    if not console.is_terminal and (tenth > shown or event is first):
+                        shown = tenth
+                        console.print(f"step {event.step}/{event.num_steps}  {numbers}")
+                elif isinstance(event, Evaluation):
+                    console.print(evaluation_line(event))
+                yield event
 
     def reference(self, done: int, total: int) -> None:
         """Progress of the reference's pass."""
@@ -41,38 +57,6 @@ class Dashboard:
             console.print(f"reference: {self.num_scored:,} pairs scored, {found:,} found in the cache")
         else:
             console.print(f"reference: all {num_pairs:,} pairs found in the cache, none scored")
-
-    def _with_bar(self, events: Iterator[Event]) -> Iterator[Event]:
-        columns: list[ProgressColumn] = [
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-        ]
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("", total=None, start=True, numbers="", visible=False)
-            first: Step | None = None
-            for event in events:
-                if isinstance(event, Step):
-                    first = first or event
-                    bar.update(task, total=event.num_steps, completed=event.step, visible=True,
-                               numbers=self._numbers(event, first))  # fmt: skip
-                elif isinstance(event, Evaluation):
-                    bar.console.print(evaluation_line(event))
-                yield event
-
-    def _with_lines(self, events: Iterator[Event]) -> Iterator[Event]:
-        first, shown = None, -1
-        for event in events:
-            if isinstance(event, Step):
-                first = first or event
-                tenth = 10 * event.step // event.num_steps
-                if tenth > shown or event.step == first.step:
-                    shown = tenth
-                    console.print(f"step {event.step}/{event.num_steps}  {self._numbers(event, first)}")
-            elif isinstance(event, Evaluation):
-                console.print(evaluation_line(event))
-            yield event
 
     def _numbers(self, event: Step, first: Step) -> str:
         metrics = event.metrics
@@ -96,42 +80,13 @@ def evaluation_line(event: Evaluation) -> str:
     return f"held-out after step {event.step}: " + "  ".join(parts)
 
 
-ROWS = {
-    "loss": "loss",
-    "rewards/accuracies": "accuracy",
-    "rewards/margins": "reward margin",
-    "rewards/chosen": "reward of chosen",
-    "rewards/rejected": "reward of rejected",
-    "logps/chosen": "log-prob of chosen",
-    "logps/rejected": "log-prob of rejected",
-    "perplexity": "perplexity",
-}
-
-
 def result_table(first: Evaluation | None, last: Evaluation | None, finished: Finished) -> Table:
     """Held-out metrics before and after; without held-out data, the training metrics of the last step."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    if first is not None and last is not None:
-        table.add_column("held-out")
-        table.add_column("before", justify="right")
-        table.add_column("after", justify="right")
-        for name, title in ROWS.items():
-            if f"eval_{name}" in last.metrics:
-                table.add_row(title, *(f"{event.metrics.get(f'eval_{name}', math.nan):.4f}" for event in (first, last)))
-        return table
-    table.add_column("last step")
-    table.add_column("", justify="right")
-    for name, title in ROWS.items():
-        if name in finished.metrics:
-            table.add_row(title, f"{finished.metrics[name]:.4f}")
-    return table
-
-
-def number_table(title: str, metrics: dict[str, Any]) -> Table:
-    """Names and numbers."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(title)
-    table.add_column("", justify="right")
-    for name, value in metrics.items():
-        table.add_row(ROWS.get(name, name), value if isinstance(value, str) else f"{value:.4f}")
-    return table
+    if first is None or last is None:
+        return number_table("last step", {name: finished.metrics[name] for name in TITLES if name in finished.metrics})
+    rows = [
+        (title, *(f"{event.metrics.get(f'eval_{name}', math.nan):.4f}" for event in (first, last)))
+        for name, title in TITLES.items()
+        if f"eval_{name}" in last.metrics
+    ]
+    return plain_table(("held-out", "before", "after"), rows)

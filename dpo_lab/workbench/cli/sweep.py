@@ -13,7 +13,7 @@ from rich.text import Text
 from dpo_lab.workbench.cli.inputs import dated_folder
 from dpo_lab.workbench.cli.interruption import Interruption
 from dpo_lab.workbench.cli.options import SweepOptions
-from dpo_lab.workbench.cli.progress import console
+from dpo_lab.workbench.cli.terminal import console
 from dpo_lab.workbench.runs.settings import shared_fields
 from dpo_lab.workbench.sweeps.settings import OBJECTIVES, SweepSettings
 from dpo_lab.workbench.sweeps.study import SETTINGS, Row, StoredStudy, as_begun
@@ -108,7 +108,7 @@ def _close(folder: Path, settings: SweepSettings, ended: SweepEnded) -> int:
     if ended.best is not None:
         ties = sum(row["value"] == ended.best["value"] for row in ended.rows)
         if ties > 1:
-            advice = "more validation pairs or another objective would tell them apart"
+            advice = "more validation pairs or another objective would separate them"
             console.print(f"{ties} trials share the best value, and the first is taken; {advice}", soft_wrap=True)
         values = study.space.fixed | {name: ended.best[name] for name in study.space.searched}
         console.print(f"best, on all pairs: {train_line(values, settings)}", soft_wrap=True, markup=False)

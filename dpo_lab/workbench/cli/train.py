@@ -25,7 +25,8 @@ from dpo_lab.training import train_dpo, train_sft
 from dpo_lab.workbench.cli.inputs import Row, dated_folder, load_model, training_data
 from dpo_lab.workbench.cli.interruption import Interruption
 from dpo_lab.workbench.cli.options import RunOptions, SFTOptions, TrainOptions
-from dpo_lab.workbench.cli.progress import Dashboard, console, result_table
+from dpo_lab.workbench.cli.progress import Dashboard, result_table
+from dpo_lab.workbench.cli.terminal import console
 from dpo_lab.workbench.evaluation.kl import kl_from_reference
 from dpo_lab.workbench.recipes.answers import answer_rows, longest_prompt, sample_row, true_reward
 from dpo_lab.workbench.recipes.session import save_outcome
@@ -105,8 +106,8 @@ def carry_out(command: str, options: TrainOptions | SFTOptions, config: DPOConfi
 
 
 def meet(config: DPOConfig | SFTConfig) -> Processes:
-    """Join the processes that were launched together; all but the main one keep quiet."""
-    torch.manual_seed(config.seed)  # a process starts with a state by chance, which checkpoints would keep
+    """Join the processes that were launched together; all but the main one are silent."""
+    torch.manual_seed(config.seed)  # a process starts with a random state, which checkpoints would save
     processes = join(pick_device(config.device))
     console.quiet = not processes.is_main
     if processes.count > 1:
@@ -115,7 +116,7 @@ def meet(config: DPOConfig | SFTConfig) -> Processes:
 
 
 def resumed(options: Options) -> Options:
-    """On --resume, the options that the run was begun with. An option that says otherwise is refused."""
+    """On --resume, the options that the run was begun with. One that was given otherwise is refused."""
     if not options.resume:
         return options
     if options.run is None:
@@ -134,7 +135,7 @@ def resumed(options: Options) -> Options:
 
 @contextmanager
 def recorded_inputs(options: RunOptions) -> Iterator[None]:
-    """On --resume, an error about the model or the data also names the file that says to use them."""
+    """On --resume, an error about the model or the data also names the file that requests them."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -218,7 +219,7 @@ def close(run: Run, finished: Finished, options: RunOptions) -> None:
     """Write the report and the model's card, and print where everything is, or how to go on."""
     run.write_report()
     if not finished.is_complete:
-        console.print(f"stopped after step {finished.step} of {finished.num_steps}; a checkpoint is kept")
+        console.print(f"stopped after step {finished.step} of {finished.num_steps}; a checkpoint is saved")
         console.print(f"go on with: {way_on(run)}", soft_wrap=True)
         return
     run.write_card()

@@ -3,13 +3,8 @@
     pairs.py           loss, accuracy, margins and rewards on preference pairs
     kl.py              KL from the reference, on sampled answers
     token_rewards.py   the implicit reward of every single token
-    decision.py        where in an answer the decision falls
     reward_quality.py  implicit against true rewards: calibration, rank correlation, what length explains
     ranking.py         the policy as a reward model: fresh answers, best of n
-    matched_kl.py      several methods compared at the same KL, with intervals over seeds
-    blocks.py          methods that shared their seeds: which differences are larger than a seed's luck
-    jobs.py            the judge's verdicts split into the numbers of each job: tool calls, refusals, attacks
-    kept_jobs.py       the same from the kept results of data/experiments/jobs.py
 
 Implicit rewards are β·log(π/π_ref), so β is in them; log-probs and KL are in nats.
 """

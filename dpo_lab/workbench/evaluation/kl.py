@@ -62,10 +62,7 @@ def kl_of_samples(
     answers: Sequence[Sequence[np.ndarray]],
 ) -> Estimate:
     """The estimate of `kl_from_reference` from answers that were already sampled from `policy` at temperature 1."""
-    data = TokenData.from_rows(
-        (np.asarray(prompt, np.int32), tuple(np.asarray(answer, np.int32) for answer in row))
-        for prompt, row in zip(prompts, answers, strict=True)
-    )
+    data = answer_tokens(prompts, answers)
     if reference is None and not has_adapter(policy):
         raise ValueError("the policy has no adapter to switch off; give the reference that it started from")
     own = score(policy, data)
@@ -75,3 +72,11 @@ def kl_of_samples(
     independent = ratios.mean(1) if len(ratios) > 1 else ratios[0]  # answers to one prompt share its difficulty
     error = independent.std(ddof=1) / np.sqrt(len(independent)) if len(independent) > 1 else float("nan")
     return Estimate(float(independent.mean()), float(error), ratios.size)
+
+
+def answer_tokens(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Any]]) -> TokenData:
+    """K answers to each prompt, given as token ids or as what `generate_ids` returned, ready to be scored."""
+    return TokenData.from_rows(
+        (np.asarray(prompt, np.int32), tuple(np.asarray(getattr(one, "ids", one), np.int32) for one in row))
+        for prompt, row in zip(prompts, answers, strict=True)
+    )

@@ -57,6 +57,13 @@ def evaluate(
     return evaluate_scores(pair_scores_of(policy_logps, reference_logps, data), bound, reward_beta(spec, knobs), data)
 
 
+def dpo_beta(beta: float | None) -> float:
+    """β of an implicit reward: None is the default of the "dpo" loss. ValueError for a β that is no price."""
+    knobs = {} if beta is None else {"beta": beta}
+    LOSSES["dpo"].bind(divergence="reverse_kl", **knobs)
+    return reward_beta(LOSSES["dpo"], knobs)
+
+
 def usable_pairs(preferences: Any, tokenizer: Any, max_length: int) -> TokenData:
     """Rows or their token ids as token ids with two completions each; what was cut or left out is logged."""
     data = preferences

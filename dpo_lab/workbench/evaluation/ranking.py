@@ -9,8 +9,8 @@ import numpy as np
 from torch import nn
 
 from dpo_lab.logprobs import score
-from dpo_lab.losses.table import LOSSES, reward_beta
-from dpo_lab.preferences.token_data import TokenData
+from dpo_lab.workbench.evaluation.kl import answer_tokens
+from dpo_lab.workbench.evaluation.pairs import dpo_beta
 
 
 def answer_rewards(
@@ -27,14 +27,8 @@ def answer_rewards(
     the default of the "dpo" loss. Only answers to the same prompt compare: r̂ = r − β·log Z(x) at the optimum, and Z
     depends on the prompt (Rafailov et al. 2023, arXiv 2305.18290, Eq. 5).
     """
-    knobs = {} if beta is None else {"beta": beta}
-    LOSSES["dpo"].bind(divergence="reverse_kl", **knobs)  # refuses a β that is no price
-    data = TokenData.from_rows(
-        (np.asarray(prompt, np.int32), tuple(np.asarray(getattr(one, "ids", one), np.int32) for one in row))
-        for prompt, row in zip(prompts, answers, strict=True)
-    )
-    ratios = score(policy, data).astype(np.float64) - score(reference, data)
-    return reward_beta(LOSSES["dpo"], knobs) * ratios
+    scale, data = dpo_beta(beta), answer_tokens(prompts, answers)
+    return scale * (score(policy, data).astype(np.float64) - score(reference, data))
 
 
 def best_of_n(scores: Any, worth: Any, sizes: Sequence[int] = (1, 2, 4, 8)) -> dict[int, tuple[float, float]]:

@@ -57,7 +57,7 @@ def coin_sides(num: int, *, seed: int = 0) -> np.ndarray:
 def calibration(
     margins: Any, labels: Any, bins: int = 10, *, temperature: float = 1.0, draws: int = 200, seed: int = 0
 ) -> Calibration:
-    """Does σ(margin) say how often the first answer is preferred?
+    """Does σ(margin) predict how often the first answer is preferred?
 
     Bins have equal width in σ; empty ones are left out. The expected calibration error is Σ_b (n_b/N)·|observed_b −
     predicted_b| (Guo et al. 2017, arXiv 1706.04599, Eq. 3). It is never 0, since frequencies of few pairs

@@ -18,11 +18,10 @@ import torch
 from torch import nn
 
 from dpo_lab.batching import Layout, make_batch, row_lengths, split_passes
-from dpo_lab.logprobs import autocast, token_logps, usable_layout
-from dpo_lab.losses.table import LOSSES, reward_beta
+from dpo_lab.logprobs import Scorer, usable_layout
 from dpo_lab.preferences.encoding import common_prefix
 from dpo_lab.preferences.token_data import TokenData
-from dpo_lab.workbench.evaluation.pairs import usable_pairs
+from dpo_lab.workbench.evaluation.pairs import dpo_beta, usable_pairs
 
 _CONTEXT = 4  # tokens of context that a decoder may need to write the next one: a character has at most four bytes
 
@@ -72,13 +71,10 @@ def token_rewards(
     """Both answers of every pair, token by token, in the order of the pairs.
 
     preferences: rows as `load_preferences` gives them, or their `TokenData`; some dozens are usual, since every token
-        is kept. beta: None takes the default of the "dpo" loss.
+        is stored. beta: None takes the default of the "dpo" loss.
     Each `rewards` adds up to the `reward_chosen` or `reward_rejected` of `evaluate`.
     """
-    knobs = {} if beta is None else {"beta": beta}
-    LOSSES["dpo"].bind(divergence="reverse_kl", **knobs)  # refuses a β that is no price
-    scale = reward_beta(LOSSES["dpo"], knobs)
-    data = usable_pairs(preferences, tokenizer, max_length)
+    scale, data = dpo_beta(beta), usable_pairs(preferences, tokenizer, max_length)
     options: dict[str, Any] = {"layout": layout, "precision": precision, "tokens_per_pass": tokens_per_pass}
     policy, frozen = (_token_logps_of(one, data, **options) for one in (model, reference))
     found = []
@@ -109,15 +105,15 @@ def token_texts(tokenizer: Any, ids: Ids, *, before: Ids = ()) -> list[str]:
     sequence = [int(token) for token in (*before[-_CONTEXT:], *ids)]
     start = len(sequence) - len(ids)
     texts = []
-    told = max(0, start - _CONTEXT)  # the window begins here; what stands before `start` was told
+    context = max(0, start - _CONTEXT)  # the window begins here; what stands before `start` has been decoded
     for end in range(start, len(sequence)):
-        old, new = _decode(tokenizer, sequence[told:start]), _decode(tokenizer, sequence[told : end + 1])
+        old, new = _decode(tokenizer, sequence[context:start]), _decode(tokenizer, sequence[context : end + 1])
         is_waiting = new.endswith("\N{REPLACEMENT CHARACTER}") and end + 1 - start < _CONTEXT
         if (is_waiting or len(new) <= len(old)) and end + 1 < len(sequence):
             texts.append("")
             continue
         texts.append(new[len(old) :])
-        told, start = start, end + 1
+        context, start = start, end + 1
     return texts
 
 
@@ -135,13 +131,12 @@ def _token_logps_of(
     lengths = row_lengths(data, layout)
     order = np.argsort(-lengths, kind="stable")
     found: list[list[np.ndarray]] = [[] for _ in range(len(data))]
-    was_training = model.training
+    scorer, was_training = Scorer(model, precision), model.training
     model.eval()
     try:
         for indices in split_passes(order, lengths, tokens_per_pass=tokens_per_pass):
             batch = make_batch(data, indices, layout)
-            with autocast(device, precision):
-                logps = token_logps(model, batch.to(device)).float().cpu().numpy()
+            logps = scorer(batch.to(device)).float().cpu().numpy()
             pieces = np.split(logps, np.cumsum(batch.lengths.numpy().ravel())[:-1])  # sequence by sequence
             for place, index in enumerate(indices):
                 first = place * data.num_completions

@@ -5,7 +5,7 @@
     results.py    export for `load_preferences`, win rates, the pull of the left side
     agreement.py  two books compared: raw share, Cohen's kappa, the questions on which they differ
 
-Pure Python, no torch; the panels are in `dpo_lab.workbench.widgets`.
+No torch; the panels are in `dpo_lab.workbench.widgets`.
 """
 
 from dpo_lab import face

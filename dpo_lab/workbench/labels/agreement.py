@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from dpo_lab.workbench.labels.book import LabelBook
 
 CATEGORIES = ("answer 0", "answer 1", "tie")
@@ -98,13 +100,12 @@ def cohen_kappa(table: Table) -> float:
 
 
 def _agreed(table: Table) -> float:
-    total = sum(map(sum, table))
-    return sum(table[i][i] for i in range(len(table))) / total if total else math.nan
+    """The share on the diagonal."""
+    counts = np.asarray(table)
+    return float(np.trace(counts) / counts.sum()) if counts.sum() else math.nan
 
 
 def _by_chance(table: Table) -> float:
-    total = sum(map(sum, table))
-    if not total:
-        return math.nan
-    columns = [sum(row[i] for row in table) for i in range(len(table))]
-    return sum(sum(row) * column for row, column in zip(table, columns, strict=True)) / total**2
+    """The share that independent choices with these row and column sums would put on the diagonal."""
+    counts = np.asarray(table)
+    return float(counts.sum(1) @ counts.sum(0) / counts.sum() ** 2) if counts.sum() else math.nan

@@ -6,7 +6,7 @@ One file of JSON lines. First a header and the questions, written whole or not a
     {"kind": "undo", "question": 3, ...}                                   the choice before it holds no more
 
 Lines are only ever added, each is with the disk when the call returns, and an undo is a line too: a process killed at
-any byte loses at most the line in hand, and the file tells how the labels came about.
+any byte loses at most the line in hand, and the file records how the labels came about.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class LabelBook:
         self.events: list[dict[str, Any]] = []
         """Every event of the file, undone choices included."""
         self.left_out: list[int] = []
-        """Rows that were not asked, as given to `open` when the book began: both answers were the same."""
+        """Rows that are no questions, as given to `open` when the book began: both answers were the same."""
         self.torn = 0
         """Bytes of a last line that a kill had cut off, taken away when the book was opened."""
         self._standing: dict[int, Choice] = {}
@@ -81,7 +81,7 @@ class LabelBook:
 
         rows: as `questions_of` takes them. Of a book that is there they may be left out; where given, they must be its
             questions. who: the labeller, "someone" by default; a book belongs to one person. seed: decides with `who`
-            which answer stands on the left, half of the time the first. A book that is there keeps its own seed.
+            which answer stands on the left, half of the time the first. An existing book has its own seed.
         """
         path = Path(path)
         if path.exists():
@@ -96,7 +96,7 @@ class LabelBook:
         lines = [header, *({"kind": "question", **question.as_json()} for question in questions)]
         write_lines(path, lines, remedy=REMEDY)
         if left_out:
-            logger.warning("%d of %d rows have the same answer twice and are not asked: rows %s", len(left_out),
+            logger.warning("%d of %d rows have the same answer twice and are left out: rows %s", len(left_out),
                            len(questions) + len(left_out), ", ".join(map(str, left_out[:8])))  # fmt: skip
         return cls._read(path)
 
@@ -141,7 +141,7 @@ class LabelBook:
 
     @property
     def task(self) -> str:
-        """What is asked, as a fingerprint: see `task_of`."""
+        """The questions, as a fingerprint: see `task_of`."""
         return self.header["task"]
 
     @property
@@ -165,9 +165,9 @@ class LabelBook:
         """One line on how far the labelling is."""
         counts = self.counts
         num_done = len(self.questions) - counts["open"]
-        told = [f"{counts[name]} {name if counts[name] == 1 else plural}"
-                for name, plural in (("tie", "ties"), ("skip", "skips")) if counts[name]]  # fmt: skip
-        return f"{num_done} of {len(self.questions)} done" + (f" ({', '.join(told)})" if told else "")
+        others = [f"{counts[name]} {name if counts[name] == 1 else plural}"
+                  for name, plural in (("tie", "ties"), ("skip", "skips")) if counts[name]]  # fmt: skip
+        return f"{num_done} of {len(self.questions)} done" + (f" ({', '.join(others)})" if others else "")
 
     # ── the file ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -242,7 +242,7 @@ def _lefts(count: int, seed: int, who: str) -> list[int]:
 
 def _name(who: str | None) -> str:
     if who is not None and not who.strip():
-        raise ValueError("who is empty; name the labeller, so that two books can be told apart")
+        raise ValueError("who is empty; name the labeller, so that two books can be distinguished")
     return who or "someone"
 
 

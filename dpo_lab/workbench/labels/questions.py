@@ -1,4 +1,4 @@
-"""What a labeller is asked: a prompt with two answers, and where each came from, which stays hidden while labelling.
+"""A question for a labeller: a prompt with two answers, and where each came from, which stays hidden while labelling.
 
 Rows of pairs in, questions out. Knows no files and no choices.
 """
@@ -42,7 +42,7 @@ class Question:
     def row(self, winner: int) -> dict[str, Any]:
         """A row of preference data in which answer `winner` is the chosen one.
 
-        Columns that tell of one answer (`reward_chosen`, `chosen_model`) go with it to the other side.
+        Columns that describe one answer (`reward_chosen`, `chosen_model`) go with it to the other side.
         """
         columns = dict(self.columns)
         if winner == 1:
@@ -52,29 +52,29 @@ class Question:
         return pair | columns | sources
 
     def as_json(self) -> dict[str, Any]:
-        """What a book keeps of the question."""
+        """The question as a book stores it."""
         return {"prompt": self.prompt, "answers": [*self.answers], "sources": [*self.sources], "columns": self.columns}
 
     @classmethod
-    def from_json(cls, kept: Mapping[str, Any]) -> Question:
+    def from_json(cls, stored: Mapping[str, Any]) -> Question:
         """The inverse of `as_json`. KeyError, TypeError or ValueError where it is none."""
-        first, second = kept["answers"]
-        one, other = kept["sources"]
-        return cls(kept["prompt"], (first, second), (one, other), dict(kept["columns"]))
+        first, second = stored["answers"]
+        one, other = stored["sources"]
+        return cls(stored["prompt"], (first, second), (one, other), dict(stored["columns"]))
 
 
 class Questions(NamedTuple):
-    """The questions of some rows, and the rows that ask nothing."""
+    """The questions of some rows, and the rows that make none."""
 
     questions: list[Question]
     identical: list[int]
-    """Indices of rows whose two answers are the same text: nobody can prefer one, so they are not asked."""
+    """Indices of rows whose two answers are the same text: nobody can prefer one, so they are left out."""
 
 
 def questions_of(rows: Iterable[Mapping[str, Any]]) -> Questions:
     """Questions from rows of `prompt` with `chosen` and `rejected` in any layout, or with `answers`, a list of two.
 
-    `sources` (a list of two names), or `source_chosen` and `source_rejected`, say where the answers came from.
+    `sources` (a list of two names), or `source_chosen` and `source_rejected`, name where the answers came from.
     A row that is no pair raises BadRow with its index. Rows with the same answer twice are left out and listed.
     """
     questions, identical = [], []
@@ -96,7 +96,7 @@ def questions_of(rows: Iterable[Mapping[str, Any]]) -> Questions:
 
 
 def task_of(questions: Sequence[Question]) -> str:
-    """A SHA-256 over what is asked, as hex: two books with the same task hold labels of the same questions.
+    """A SHA-256 over the questions, as hex: two books with the same task hold labels of the same questions.
 
     Sources and carried columns play no part: the labeller doesn't see them.
     """

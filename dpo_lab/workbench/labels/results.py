@@ -1,4 +1,4 @@
-"""What a book says: pairs to train on, which source wins how often, and whether the left side wins too often.
+"""The results of a book: pairs to train on, which source wins how often, and whether the left side wins too often.
 
 Ties and skips are counted in every answer; nothing is dropped in silence.
 """
@@ -49,7 +49,7 @@ def export_rows(
     """Rows that `load_preferences` reads: prompt, chosen, rejected, who, when, question, and the sources.
 
     ties: "leave out" counts them only. "both ways" writes a tie as two rows, one each way, with weight ½ each: their
-        losses are least where the margin is 0, which is what a tie says. All rows have a `weight` then.
+        losses are least where the margin is 0, which is what a tie means. All rows have a `weight` then.
     """
     if ties not in ("leave out", "both ways"):
         raise ValueError(f"ties must be 'leave out' or 'both ways', got {ties!r}; either way they are counted")
@@ -75,7 +75,7 @@ def export_rows(
 def export_labels(
     books: LabelBook | Sequence[LabelBook], path: str | Path, *, ties: Ties = "leave out"
 ) -> ExportReport:
-    """Write `export_rows` as a JSONL file, whole or not at all, and say what became of every question."""
+    """Write `export_rows` as a JSONL file, whole or not at all, and report what became of every question."""
     rows, report = export_rows(books, ties=ties)
     if Path(path).suffix != ".jsonl":
         raise ValueError(f"labels are exported as .jsonl, one row per line, got {str(path)!r}; name it LABELS.jsonl")

@@ -32,7 +32,7 @@ class Recipe(LoRAConfig, HeldOutSettings, SourceSettings):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything by name, flat, as a run folder's config.json keeps it."""
+        """Everything by name, flat, as a run folder's config.json records it."""
         own = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "config"}
         return own | vars(self.config)
 
@@ -49,7 +49,7 @@ def command_line(recipe: Recipe) -> str:
 
 
 def python_code(recipe: Recipe, folder: str = "runs/by-hand") -> str:
-    """The same run as Python: it trains, keeps the run in `folder` (new or empty), and saves the model there."""
+    """The same run as Python: it trains, records the run in `folder` (new or empty), and saves the model there."""
     config = recipe.config
     changed = {name: value for name, value in _changed(recipe).items() if name in vars(config)}
     drawn = f", limit={recipe.limit}, seed={config.seed}" if recipe.limit is not None else ""
@@ -68,20 +68,20 @@ def python_code(recipe: Recipe, folder: str = "runs/by-hand") -> str:
     elif recipe.validation:
         lines.append("from dpo_lab.preferences import split_rows")
         data = [
-            f"pairs = load_preferences({_said(recipe.pairs)}{drawn})",
+            f"pairs = load_preferences({_literal(recipe.pairs)}{drawn})",
             f"pairs, held_out = split_rows(pairs, {recipe.validation!r}, seed={config.seed})",
         ]
     else:
-        data = [f"pairs = load_preferences({_said(recipe.pairs)}{drawn})", "held_out = None"]
+        data = [f"pairs = load_preferences({_literal(recipe.pairs)}{drawn})", "held_out = None"]
     return "\n".join([
         *lines,
         "",
         *_call("config = DPOConfig", changed),
-        f"model, tokenizer = load_policy({_said(recipe.model)}, device=config.device)",
+        f"model, tokenizer = load_policy({_literal(recipe.model)}, device=config.device)",
         *_adapter_lines(recipe),
         *data,
-        f"source = {{\"model\": {_said(recipe.model)}, \"pairs\": {_said(recipe.pairs)}}}",
-        f"run = Run.create({_said(folder)}, {{\"command\": \"train\", \"settings\": source | vars(config)}})",
+        f"source = {{\"model\": {_literal(recipe.model)}, \"pairs\": {_literal(recipe.pairs)}}}",
+        f"run = Run.create({_literal(folder)}, {{\"command\": \"train\", \"settings\": source | vars(config)}})",
         "with ReferenceCache() as cache:",
         "    events = train_dpo(model, tokenizer, pairs, config, held_out=held_out, cache=cache)",
         "    for event in run.follow(events):",
@@ -96,9 +96,9 @@ def _adapter_lines(recipe: Recipe) -> list[str]:
     """The call of `add_lora`, where the recipe has an adapter."""
     if recipe.lora is None:
         return []
-    asked = {"rank": recipe.lora, "alpha": recipe.lora_alpha, "dropout": recipe.lora_dropout,
-             "targets": recipe.lora_targets, "seed": recipe.config.seed}  # fmt: skip
-    return _call("model = add_lora", {name: value for name, value in asked.items() if value}, "model")
+    adapter = {"rank": recipe.lora, "alpha": recipe.lora_alpha, "dropout": recipe.lora_dropout,
+               "targets": recipe.lora_targets, "seed": recipe.config.seed}  # fmt: skip
+    return _call("model = add_lora", {name: value for name, value in adapter.items() if value}, "model")
 
 
 def _saving_lines(recipe: Recipe) -> list[str]:
@@ -115,11 +115,11 @@ def _changed(recipe: Recipe) -> dict[str, Any]:
 
 def _call(start: str, arguments: dict[str, Any], *first: str) -> list[str]:
     """A call with keywords, on one line where it fits."""
-    parts = [*first, *(f"{name}={_said(value)}" for name, value in arguments.items())]
+    parts = [*first, *(f"{name}={_literal(value)}" for name, value in arguments.items())]
     line = f"{start}({', '.join(parts)})"
     return [line] if len(line) <= 100 else [f"{start}(", *(f"    {part}," for part in parts), ")"]
 
 
-def _said(value: Any) -> str:
+def _literal(value: Any) -> str:
     """A value as Python, texts in double quotes."""
     return json.dumps(value, ensure_ascii=True) if isinstance(value, str) else repr(value)

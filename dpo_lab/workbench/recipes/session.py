@@ -52,11 +52,11 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the model says after `step` steps, to the prompts of `Prepared`."""
+    """What the model answers after `step` steps to the prompts of `Prepared`."""
 
     step: int
     texts: tuple[str, ...]
-    rewards: tuple[float | None, ...]  # true rewards; None where nobody knows
+    rewards: tuple[float | None, ...]  # true rewards; None where they are not known
 
 
 class Stopped(Exception):

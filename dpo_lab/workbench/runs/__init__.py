@@ -1,7 +1,8 @@
 """A run as a folder: configuration, metrics, samples, model, report; loading and comparing runs. No torch at import.
 
-Read in this order: `files` (writing that survives a crash), `run` (the folder), `report` (the page), `card` (the
-model's), `compare`; `tracking` and `publishing` tell others.
+Read in this order: `settings` (what runs, recipes, sweeps and commands have in common), `run` (the folder),
+`provenance` (versions, device, time), `report` (its page, built by `page`), `card` (the model card), `compare`;
+`tracking` and `publishing` pass a run on to trackers and to the Hub.
 """
 
 from dpo_lab import face

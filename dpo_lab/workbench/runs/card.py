@@ -1,6 +1,6 @@
 """The model card of a run: the README.md in the folder of the trained model, as the Hub shows it.
 
-It says what can be known from the run's record, and that nothing else was measured. Local paths are not in it, only the
+It states what the run's record holds, and that nothing else was measured. Local paths are not in it, only the
 names of their last parts: a card is made to be published.
 """
 
@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 _METHODS = {"train": "preference tuning", "sft": "supervised fine-tuning"}
 _PLACES = {"run", "resume", "cache", "model", "pairs", "held_out", "push_to_hub", "track"}
-"""Settings that say where things lie; model and data stand in the card's first table."""
+"""Settings that name places; model and data stand in the card's first table."""
 
 
 def model_card(name: str, config: Mapping[str, Any], rows: Sequence[Row]) -> str:

@@ -86,23 +86,28 @@ def comparison_frame(runs: Sequence[Run]) -> pandas.DataFrame:
 
 def comparison_csv(runs: Sequence[Run], path: str | Path | None = None) -> str:
     """`compare_runs` as CSV with a header, a line for each run; written to `path` too where one is given."""
-    rows = compare_runs(runs)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    text = csv_text(compare_runs(runs))
     if path is not None:
         target = Path(path)
         if target.suffix != ".csv":
-            raise ValueError(f"{target} must end in .csv; the ending says what it holds")
+            raise ValueError(f"{target} must end in .csv; the ending names the format")
         if target.is_dir() or not target.parent.is_dir():
             raise ValueError(f"{target} cannot be written: give the name of a file in a folder that exists")
-        write_whole(target, text.getvalue().encode())
+        write_whole(target, text.encode())
+    return text
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of the same fields as CSV with a header."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
 
 
 def answers_side_by_side(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What several runs answered to the same prompts: one row per prompt that any run was asked, in their order.
+    """What several runs answered to the same prompts: one row per prompt that any run answered, in their order.
 
     Each row has the prompt, "chosen" and "rejected" where known, and "runs": for each run that answered, by its name,
     its sample row (before, after, and where known reward_before and reward_after).
@@ -129,7 +134,7 @@ def comparison_figure(runs: Sequence[Run]) -> Picture:
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """The shortest end of each run's path that tells it from the others, and a number where paths are the same."""
+    """The shortest end of each run's path that differs from the others, and a number where paths are the same."""
     parts = [run.folder.resolve().parts for run in runs]
     longest = max(map(len, parts), default=1)
     for length in range(1, longest + 1):

@@ -38,7 +38,7 @@ def _versions() -> dict[str, str]:
 
 
 def _device_name(device: str) -> str:
-    """The GPU's or the machine's name. torch is asked only where it is loaded already, as it is when training."""
+    """The GPU's or the machine's name. torch is used only where it is loaded already, as it is when training."""
     torch = sys.modules.get("torch")
     if torch is not None and device.startswith(("auto", "cuda")) and torch.cuda.is_available():
         return torch.cuda.get_device_name(device if ":" in device else None)
@@ -46,12 +46,14 @@ def _device_name(device: str) -> str:
 
 
 def plain_json(values: dict[str, Any], what: str) -> dict[str, Any]:
-    """The values as JSON keeps them: paths as text, tuples as lists. ValueError names what it cannot keep."""
+    """The values as JSON has them: paths as text, tuples as lists. ValueError names what JSON cannot hold."""
     for name, value in values.items():
         try:
             values[name] = json.loads(json.dumps(spelled(value), default=_path_as_text))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{what} field {name!r} cannot be kept as JSON ({error}); give text or numbers") from None
+            raise ValueError(
+                f"{what} field {name!r} cannot be written as JSON ({error}); give text or numbers"
+            ) from None
     return values
 
 

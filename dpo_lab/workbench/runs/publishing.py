@@ -1,4 +1,4 @@
-"""A trained model put on the Hugging Face Hub: asked for by name, private, and checked before training begins.
+"""A trained model uploaded to the Hugging Face Hub: on request, private, and checked before training begins.
 
 huggingface_hub is loaded when it is used.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def check_push(name: str) -> None:
-    """What would strike only after hours of training: a name that cannot be, no log-in, no network allowed."""
+    """What would fail only after hours of training: a name that cannot be, no log-in, no network allowed."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 

@@ -1,4 +1,4 @@
-"""What the page of a run says: what was run, what came of it, and how to go on."""
+"""The page of a run: what was run, its results, and how to go on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,33 +16,27 @@ from dpo_lab.workbench.plots.margins import describe_margins, plot_margins
 from dpo_lab.workbench.plots.style import new_figure, to_png
 from dpo_lab.workbench.runs.page import code, folded, picture, table, terms, text, whole_page
 
+if TYPE_CHECKING:
+    from dpo_lab.workbench.runs.run import Run
+
 Row = Mapping[str, Any]
 
 FIGURE = (4.6, 3.0)  # inches: small, so that its letters can be read on a phone
 COMMANDS = {"train": "Preference tuning", "sft": "Supervised fine-tuning"}
 
 
-def render_report(
-    *,
-    folder: str,
-    config: Mapping[str, Any],
-    rows: Sequence[Row],
-    panels: Mapping[str, bytes],
-    margins: Mapping[int, Sequence[float]],
-    samples: Sequence[Row],
-    has_model: bool,
-    has_checkpoint: bool,
-) -> str:
-    """The page. `rows`, `margins` (by step) and `samples` are those of the run's files, `panels` PNG files by name."""
+def render_report(run: Run, panels: Mapping[str, bytes]) -> str:
+    """The page of a run; panels: PNG files by the name of their panel."""
+    config, rows, samples = run.config, run.metrics, run.samples
     sections = [
         ("What was run", _settings(config)),
         ("Result", _results(rows)),
         ("Curves", _curves(rows, panels)),
-        ("Margins", _margins(margins)),
+        ("Margins", _margins(run.margins)),
         ("Samples", "\n".join(_sample(i, row) for i, row in enumerate(samples, start=1))),
-        ("The model, and how to go on", _next(folder, config, rows, has_model, has_checkpoint)),
+        ("The model, and how to go on", _next(run, rows)),
     ]
-    title = Path(folder).resolve().name or folder
+    title = Path(run.folder).resolve().name or str(run.folder)
     return whole_page(title, _lead(config, rows), [section for section in sections if section[1]])
 
 
@@ -165,19 +159,20 @@ def _reward(row: Row, side: str) -> str:
     return "" if value is None else f' <span class="quiet">reward {_number(value)}</span>'
 
 
-def _next(folder: str, config: Mapping[str, Any], rows: Sequence[Row], has_model: bool, has_checkpoint: bool) -> str:
-    model, run = f"{folder}/model", shlex.quote(folder)
+def _next(run: Run, rows: Sequence[Row]) -> str:
+    model, folder, has_model = f"{run.folder}/model", shlex.quote(str(run.folder)), run.model_folder.is_dir()
     if not has_model and any(row["kind"] == "finished" and row["is_complete"] for row in rows):
-        return "<p>No model is saved in this run. In Python, keep it with:</p>\n" + code(
+        return "<p>No model is saved in this run. In Python, save it with:</p>\n" + code(
             f"from dpo_lab.models.loading import save_policy\n\nsave_policy(model, tokenizer, {model!r})"
         )
     if not has_model:
-        command = config["command"] if config.get("command") in COMMANDS else "train"
+        command = run.config["command"] if run.config.get("command") in COMMANDS else "train"
+        has_checkpoint = any(run.checkpoints.glob("step-*"))
         where = "from the last checkpoint" if has_checkpoint else "from the beginning, since there is no checkpoint"
         return "\n".join([
             "<p>No model is saved yet, since training did not come to its end.</p>",
             f"<p>To go on {where}, give the same command again, with its settings and these two options:</p>",
-            code(f"dpo-lab {command} … --run {run} --resume"),
+            code(f"dpo-lab {command} … --run {folder} --resume"),
         ])  # fmt: skip
     return "\n".join([
         f"<p>The tuned model lies in <code>{text(model)}</code>. Load it in Python:</p>",
@@ -192,7 +187,7 @@ def _next(folder: str, config: Mapping[str, Any], rows: Sequence[Row], has_model
         code(
             f"dpo-lab sample --model {shlex.quote(model)}\n"
             f"dpo-lab train --model {shlex.quote(model)} --run another-run\n"
-            f"dpo-lab compare {run} another-run"
+            f"dpo-lab compare {folder} another-run"
         ),
     ])  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A run as a folder: what was asked for, what was measured, what the model says now.
+"""A run as a folder: what was requested, what was measured, what the model answers now.
 
     config.json     command, settings, sources, seed, device, versions, when it began
     metrics.jsonl   one line per logged step and evaluation, {"kind", "step", metric: value, …, "seconds"}
@@ -43,7 +43,7 @@ CONFIG, METRICS, MARGINS, SAMPLES = "config.json", "metrics.jsonl", "margins.jso
 CURVES, REPORT, CHECKPOINTS, MODEL, ADAPTER = "curves.png", "report.html", "checkpoints", "model", "adapter"
 CARD = "README.md"
 ENDINGS = ("finished", "result")  # kinds of rows that stand after the end of training
-# Settings that say where things lie, not what is computed.
+# Settings that name places, not what is computed.
 PLACES = {"run", "resume", "cache", "tokens", "track", "push_to_hub"}
 
 
@@ -52,6 +52,11 @@ class Run:
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder, self.config = folder, config
+        self.checkpoints = folder / CHECKPOINTS
+        self.model_folder = folder / MODEL
+        """Where the tuned model lies: what `load_policy` and `from_pretrained` load."""
+        self.adapter_folder = folder / ADAPTER
+        """Where the adapter alone lies, where one was trained; `model_folder` holds it merged into its base."""
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -60,7 +65,7 @@ class Run:
     def create(cls, folder: str | Path, config: Mapping[str, Any], *, resume: bool = False) -> Run:
         """Begin a run in a new or empty folder, or with `resume` open the one that is to go on.
 
-        config: what the run is: "command" ("train" or "sft"), "settings", and anything else worth keeping. Sources,
+        config: what the run is: "command" ("train" or "sft"), "settings", and anything else worth recording. Sources,
             seed, device, versions and time are added where they are not given. A resumed run keeps its own.
         """
         folder = Path(folder)
@@ -90,7 +95,7 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
-        """Open the run in `folder`. ValueError says what is wrong where there is none."""
+        """Open the run in `folder`. ValueError explains what is wrong where there is none."""
         folder = Path(folder)
         path = folder / CONFIG
         if not folder.is_dir():
@@ -185,11 +190,7 @@ class Run:
         if panels_of(rows):
             curves, panels = curves_pngs(rows, title=self.folder.name)
             write_whole(self.folder / CURVES, curves)
-        html = render_report(
-            folder=str(self.folder), config=self.config, rows=rows, panels=panels, margins=self.margins,
-            samples=self.samples, has_model=self.model_folder.is_dir(),
-            has_checkpoint=any(self.checkpoints.glob("step-*")),
-        )  # fmt: skip
+        html = render_report(self, panels)
         write_whole(self.folder / REPORT, html.encode())
         return self.folder / REPORT
 
@@ -248,21 +249,6 @@ class Run:
         ended = [row for row in rows if row["kind"] == "finished"]
         state = {"step": last.get("step", 0), "is_complete": bool(ended and ended[-1]["is_complete"])}
         return state | {name: value for name, value in last.items() if name not in ("kind", *state)}
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where checkpoints lie."""
-        return self.folder / CHECKPOINTS
-
-    @property
-    def model_folder(self) -> Path:
-        """Where the tuned model lies: what `load_policy` and `from_pretrained` load."""
-        return self.folder / MODEL
-
-    @property
-    def adapter_folder(self) -> Path:
-        """Where the adapter alone lies, where one was trained; `model_folder` holds it merged into its base."""
-        return self.folder / ADAPTER
 
     def _read(self, name: str) -> Lines:
         path = self.folder / name

@@ -1,7 +1,7 @@
-"""Experiment trackers, through accelerate: the stream of a run's events, told to TensorBoard, wandb, MLflow, … as well.
+"""Experiment trackers, through accelerate: a run's events, logged to TensorBoard, wandb, MLflow, … as well.
 
-The run's own record (`metrics.jsonl`) is complete without them: a tracker that fails on the way is let go, and said.
-accelerate is loaded when a tracker is opened.
+The run's own record (`metrics.jsonl`) is complete without them: a tracker that fails on the way is dropped, with a
+warning. accelerate is loaded when a tracker is opened.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _NAME_OF_RUN = {"wandb": "name", "trackio": "name", "mlflow": "run_name"}
 
 
 def tracked(events: Iterable[Event], tracker: TrackerName | None, run: Run) -> Iterator[Event]:
-    """Pass the events of a training on, each step and evaluation told to the tracker under the names of the record.
+    """Pass the events of a training on, each step and evaluation logged to the tracker under the names of the record.
 
     tracker: None passes them on untouched. TensorBoard writes into the run's folder `tensorboard/`; the others go where
-        their own settings say (wandb: WANDB_PROJECT, WANDB_MODE=offline; MLflow: MLFLOW_TRACKING_URI).
+        their own settings point (wandb: WANDB_PROJECT, WANDB_MODE=offline; MLflow: MLFLOW_TRACKING_URI).
     Raises at the call: ValueError for an unknown tracker, ImportError for one that is not installed.
     """
     if tracker is None:
@@ -73,7 +73,7 @@ def _tracked(events: Iterable[Event], name: TrackerName, run: Run) -> Iterator[E
 
 
 def _opened(name: TrackerName, run: Run, step: int) -> Any:
-    """The tracker, told what the run is. Opened at the first event: the processes have found each other by then."""
+    """The tracker with the run's settings. Opened at the first event: the processes have found each other by then."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     kind = LOGGER_TYPE_TO_CLASS[name]

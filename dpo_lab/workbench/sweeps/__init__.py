@@ -1,8 +1,8 @@
-"""Sweeps: many short runs that search for good knobs, kept in a study that several processes share.
+"""Sweeps: many short runs that search for good knobs, stored in a study that several processes share.
 
 Read in this order: `space` (what may be tried), `settings` (the knobs of a sweep), `study` (Optuna's study in a
-folder; `locks` keeps processes apart), `sweep` (the stream of events); `kept_map` reads the map that the course
-discusses. Optuna and torch load when a sweep runs.
+folder; `locks` makes processes wait for each other), `sweep` (the stream of events). Optuna and torch
+load when a sweep runs.
 """
 
 from dpo_lab import face

@@ -88,7 +88,7 @@ class SweepSettings(PassSettings, ReadingSettings):
     """Longest answer that is judged, in tokens."""
 
     def space(self) -> Space:
-        """What the knobs say. ValueError where they make no space."""
+        """The space of the knobs. ValueError where they make none."""
         texts = {name: getattr(self, name) for name in SEARCHED}
         return parse_space({name: text for name, text in texts.items() if text is not None})
 

@@ -29,7 +29,7 @@ Value = float | int | str | None
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several values. Their order says nothing."""
+    """One of several values. Their order has no meaning."""
 
     values: tuple[Value, ...]
 

@@ -1,11 +1,11 @@
 """Optuna's study in a folder that several processes share, and that survives the death of any of them.
 
     sweep.json      the settings that the sweep was begun with
-    study.sqlite    the trials, as Optuna keeps them (`optuna.load_study` opens it too)
+    study.sqlite    the trials, as Optuna stores them (`optuna.load_study` opens it too)
     trials/0007/    each trial's run folder
     locks/          one file per living process, and one that lets them take trials in turn
 
-A trial is taken under a lock, so that no two processes take the same and together they take as many as were asked for.
+A trial is taken under a lock, so that no two processes take the same and together they take as many as were requested.
 A process holds a lock of its own as long as it lives. Where a trial is running and its process is not, the trial is
 marked as failed, and the same values are tried once more.
 """
@@ -128,10 +128,10 @@ class StoredStudy:
             if num_taken >= self.settings.num_trials(self.space):
                 return None
             study.sampler = self._sampler(num_taken)
-            asked = study.ask()
-            asked.set_user_attr("worker", self._worker)
-            values = {name: self._suggest(asked, name) for name in self.space.searched}
-            return Trial(self, asked, values)
+            trial = study.ask()
+            trial.set_user_attr("worker", self._worker)
+            values = {name: self._suggest(trial, name) for name in self.space.searched}
+            return Trial(self, trial, values)
 
     def rows(self) -> list[Row]:
         """All trials, each as a flat row: number, state, value, its knobs, seconds, why it ended early."""
@@ -196,7 +196,7 @@ class StoredStudy:
     def _opened(self, *, create: bool = False) -> Iterator[optuna.Study]:
         """Optuna's study. Opened for each use: SQLite's connections don't outlive it, and none is left to close."""
         optuna, settings = self.optuna, self.settings
-        with self._told():
+        with self._explain_database_error():
             storage = optuna.storages.RDBStorage(
                 f"sqlite:///{(self.folder / STORE).resolve()}",
                 engine_kwargs={"connect_args": {"timeout": 60}},  # others write too
@@ -215,12 +215,12 @@ class StoredStudy:
 
     @contextmanager
     def _closing(self, storage: Any) -> Iterator[None]:
-        """Closes the connections at the end, which come back with the next use; Optuna keeps quiet in between."""
+        """Closes the connections at the end, which come back with the next use; Optuna is silent in between."""
         logging = self.optuna.logging
         before = logging.get_verbosity()
         logging.set_verbosity(logging.WARNING)
         try:
-            with self._told():
+            with self._explain_database_error():
                 yield
         finally:
             storage.remove_session()
@@ -228,7 +228,7 @@ class StoredStudy:
             logging.set_verbosity(before)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _explain_database_error(self) -> Iterator[None]:
         """Gives what the database complains about the study's file and the remedy."""
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -266,8 +266,8 @@ class StoredStudy:
 class Trial:
     """A trial that this process has taken. It ends by `complete`, `prune`, `fail` or `give_back`."""
 
-    def __init__(self, study: StoredStudy, asked: optuna.Trial, searched: dict[str, Value]) -> None:
-        self.study, self._asked, self.number = study, asked, asked.number
+    def __init__(self, study: StoredStudy, trial: optuna.Trial, searched: dict[str, Value]) -> None:
+        self.study, self._trial, self.number = study, trial, trial.number
         self.searched = searched
         self.values = study.space.fixed | searched
         self.folder = study.folder / TRIALS / f"{self.number:04d}"
@@ -275,34 +275,34 @@ class Trial:
 
     def report(self, look: int, value: float) -> bool:
         """Record a look (1, 2, … out of `evaluations`); whether the trial stands below the median of the others."""
-        with self.study._closing(self._asked.study._storage):
-            self._asked.report(value, look)
-            return self._asked.should_prune()
+        with self.study._closing(self._trial.study._storage):
+            self._trial.report(value, look)
+            return self._trial.should_prune()
 
     def complete(self, value: float) -> None:
         """End it with the value that it is compared by."""
-        self._tell("COMPLETE", value, "")
+        self._end("COMPLETE", value, "")
 
     def prune(self, why: str) -> None:
         """End it early: the search learns that these values are worse than the others."""
-        self._tell("PRUNED", None, why)
+        self._end("PRUNED", None, why)
 
     def fail(self, why: str) -> None:
         """End it for good, without a verdict on its values."""
-        self._tell("FAIL", None, why)
+        self._end("FAIL", None, why)
 
     def give_back(self, why: str) -> None:
         """Mark it as failed and let its values be tried again, by whoever goes on with the study."""
-        study = self._asked.study
+        study = self._trial.study
         with self.study.turn(), self.study._closing(study._storage):
-            self.study._give_back(study, self._asked._trial_id, why, is_death=False)
+            self.study._give_back(study, self._trial._trial_id, why, is_death=False)
 
-    def _tell(self, state: str, value: float | None, why: str) -> None:
-        with self.study._closing(self._asked.study._storage):
+    def _end(self, state: str, value: float | None, why: str) -> None:
+        with self.study._closing(self._trial.study._storage):
             if why:
-                self._asked.set_user_attr("why", why)
-            self._asked.set_user_attr("seconds", round(time.monotonic() - self._began, 3))
-            self._asked.study.tell(self._asked, value, state=getattr(self.study.optuna.trial.TrialState, state))
+                self._trial.set_user_attr("why", why)
+            self._trial.set_user_attr("seconds", round(time.monotonic() - self._began, 3))
+            self._trial.study.tell(self._trial, value, state=getattr(self.study.optuna.trial.TrialState, state))
 
 
 def read_settings(folder: Path) -> SweepSettings:

@@ -81,7 +81,7 @@ class TrialEnded:
 
 @dataclass(frozen=True)
 class SweepEnded:
-    """The last event. `is_complete` is False when the sweep was asked to stop before its budget was spent."""
+    """The last event. `is_complete` is False when a stop was requested before its budget was spent."""
 
     is_complete: bool
     rows: list[Row] = field(repr=False)
@@ -100,9 +100,9 @@ def run_sweep(
 ) -> Iterator[SweepEvent]:
     """Begin the sweep in `folder`, or join the one that is there, and work on it until its budget is spent.
 
-    cache: where the reference's log-probs are kept, as for `ReferenceCache`. All trials share it, so the reference is
+    cache: where the reference's log-probs are stored, as for `ReferenceCache`. All trials share it, so the reference is
         scored once.
-    stop: asked after every step; when it says True, the trial in hand is given back and the stream ends.
+    stop: called after every step; when it returns True, the trial in hand is given back and the stream ends.
     Raises ValueError for a space that cannot be, before anything is read.
     """
     settings = as_begun(Path(folder), settings)
@@ -113,9 +113,9 @@ def run_sweep(
 
 def check_losses(settings: SweepSettings, space: Space) -> None:
     """Every loss of the space must have every knob that the sweep turns, in the range that it is turned."""
-    told = ("loss", "beta", "label_smoothing", "divergence")
-    searched = {name: dimension for name, dimension in space.searched.items() if name in told}
-    for values in Space(searched, {name: value for name, value in space.fixed.items() if name in told}).corners():
+    knobs = ("loss", "beta", "label_smoothing", "divergence")
+    searched = {name: dimension for name, dimension in space.searched.items() if name in knobs}
+    for values in Space(searched, {name: value for name, value in space.fixed.items() if name in knobs}).corners():
         loss_of(settings.trial_config(values))
 
 
@@ -281,6 +281,6 @@ def _looking(settings: SweepSettings, values: dict[str, Value], num_pairs: int) 
 
 
 def _recorded(config: DPOConfig, settings: SweepSettings) -> dict[str, Any]:
-    """The settings that a run folder keeps."""
+    """The settings that a run folder records."""
     sources = {name: getattr(settings, name) for name in ("model", "pairs", "split", "limit", "validation")}
     return {entry.name: asdict(config)[entry.name] for entry in fields(config)} | sources
