@@ -1,0 +1,43 @@
+"""The terminal that the commands print on, and their tables. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+console = Console(stderr=False, highlight=False)
+
+TITLES = {
+    "loss": "loss",
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "reward margin",
+    "rewards/chosen": "reward of chosen",
+    "rewards/rejected": "reward of rejected",
+    "logps/chosen": "log-prob of chosen",
+    "logps/rejected": "log-prob of rejected",
+    "perplexity": "perplexity",
+}
+
+
+def plain_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, title: str | None = None) -> Table:
+    """A table without lines: names on the left, numbers on the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+    for i, name in enumerate(columns):
+        table.add_column(Text(name), justify="right" if i else "left", overflow="fold" if i else "ellipsis")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def number_table(title: str, metrics: Mapping[str, Any]) -> Table:
+    """Names and numbers; a text stays as it is."""
+    return plain_table((title, ""), ((TITLES.get(name, name), number_cell(value)) for name, value in metrics.items()))
+
+
+def number_cell(value: Any) -> Text:
+    """A cell of a table: a number with four digits, nothing for None."""
+    return Text("" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value))
