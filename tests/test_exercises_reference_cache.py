@@ -21,13 +21,9 @@ def digest(*parts):
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def three(row):
-    return row["prompt"], row["chosen"], row["rejected"]
-
-
 def test_right_keys(capsys):
-    check_cache_key(lambda row, name, max_length: digest(*three(row), name, max_length))
-    check_cache_key(lambda row, name, max_length: (*three(row), name, max_length))
+    check_cache_key(lambda *parts: digest(*parts))
+    check_cache_key(lambda name, precision, *pair: (name, precision, *map(tuple, pair)))
     assert capsys.readouterr().out.count("Right: ") == 2
 
 
@@ -37,22 +33,17 @@ counter = itertools.count()
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda row, name, max_length: digest(*three(row), name), "planted bug"),
-        (lambda row, name, max_length: digest(*three(row), max_length), "weights changed"),
-        (lambda row, name, max_length: digest(*sorted(three(row)), name, max_length), "changed places"),
-        (lambda row, name, max_length: digest("".join(three(row)), name, max_length), "moved into the prompt|border"),
-        (
-            lambda row, name, n: digest(row["prompt"] + row["chosen"], row["rejected"], name, n),
-            "moved into the prompt",
-        ),
-        (
-            lambda row, name, n: digest(row["prompt"], row["chosen"] + row["rejected"], name, n),
-            "border between chosen and rejected",
-        ),
-        (lambda row, name, n: digest(row["prompt"], row["chosen"], name, n), "rejected answer changed"),
-        (lambda row, name, n: digest(row["chosen"], row["rejected"], name, n), "prompt changed"),
-        (lambda row, name, max_length: hash((*three(row), name, max_length)), "every process"),
-        (lambda row, name, max_length: digest(next(counter)), "two different keys"),
+        (lambda name, precision, x, w, r: digest(name, [*x, *w, *r]), "precision changed"),
+        (lambda name, precision, x, w, r: digest(name, precision, [*x, *w, *r]), "moved into the prompt"),
+        (lambda name, precision, x, w, r: digest(precision, x, w, r), "weights changed"),
+        (lambda name, precision, x, w, r: digest(name, precision, x, sorted([w, r])), "changed places"),
+        (lambda name, precision, x, w, r: digest(name, precision, x, sorted(w), r), "two tokens"),
+        (lambda name, precision, x, w, r: digest(name, precision, [*x, *w], r), "moved into the prompt"),
+        (lambda name, precision, x, w, r: digest(name, precision, x, [*w, *r]), "border between chosen and rejected"),
+        (lambda name, precision, x, w, r: digest(name, precision, x, w), "rejected answer changed"),
+        (lambda name, precision, x, w, r: digest(name, precision, w, r), "prompt changed"),
+        (lambda *parts: hash(repr(parts)), "every process"),
+        (lambda *_: digest(next(counter)), "two different keys"),
     ],
 )
 def test_wrong_keys(wrong, message):

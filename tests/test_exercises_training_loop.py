@@ -1,4 +1,4 @@
-"""The checks of 06: right answers pass, and each usual mistake is told by its own message."""
+"""The checks of 06: right answers pass, and each usual mistake gets a message of its own."""
 
 from __future__ import annotations
 
@@ -13,52 +13,46 @@ from dpo_lab.course.exercises import (
     check_training_step,
     check_warmup_share,
 )
-from dpo_lab.logprobs import sequence_logps
+from dpo_lab.dpo import completion_logps, dpo_step
 
 
-def step(model, optimizer, batch, reference, beta, max_norm):
-    logps = sequence_logps(model, batch)
-    h = (logps[:, 0] - reference[:, 0]) - (logps[:, 1] - reference[:, 1])
-    loss = -F.logsigmoid(beta * h).mean()
-    optimizer.zero_grad()
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    optimizer.step()
-    return loss.item(), norm.item()
+def crooked(*, gap=lambda chosen, rejected: chosen - rejected, reduce=torch.mean, **slips):
+    """A step of DPO with a part replaced."""
 
-
-def crooked(*, gap=lambda chosen, rejected, lengths: chosen - rejected, reduce=torch.mean, **slips):
-    """`step` with a part replaced."""
-
-    def one(model, optimizer, batch, reference, beta, max_norm):
-        logps = sequence_logps(model, batch)
-        ratios = logps if slips.get("no_reference") else logps - reference
-        h = gap(ratios[:, 0], ratios[:, 1], batch.lengths)
-        loss = reduce(-F.logsigmoid((1 if slips.get("no_beta") else beta) * h))
+    def one(policy, reference, optimizer, pairs, beta, max_norm):
+        with torch.set_grad_enabled("reference_gradient" in slips):
+            frozen = completion_logps(reference, pairs)
+        logps = completion_logps(policy, pairs)
+        ratios = logps if "no_reference" in slips else logps - frozen
+        margins = (1 if "no_beta" in slips else beta) * gap(*ratios.unbind(1))
+        loss = reduce(-F.logsigmoid(margins))
         loss.backward()
-        if slips.get("clear_early"):
+        if "clear_early" in slips:
             optimizer.zero_grad()
-        if slips.get("clip_late"):
+        if "clip_late" in slips:
             optimizer.step()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9 if slips.get("no_clip") else max_norm)
-        if not slips.get("clip_late"):
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1e9 if "no_clip" in slips else max_norm)
+        if "clip_late" not in slips:
             optimizer.step()
-        if not slips.get("keep"):
+        if "keep" not in slips:
             optimizer.zero_grad()
-        if slips.get("graph"):
-            return loss, norm.item()
-        if slips.get("clipped_norm"):
-            return loss.item(), min(norm.item(), max_norm)
-        if slips.get("swapped"):
-            return norm.item(), loss.item()
-        return loss.item(), norm.item()
+        if "moved_reference" in slips:
+            next(reference.parameters()).data += 0.1
+        margin = margins.mean().item()
+        returned = {
+            "graph": (loss, margin),
+            "swapped": (margin, loss.item()),
+            "log_ratio": (loss.item(), margin / beta),
+            "negative": (loss.item(), -margin),
+        }
+        return next((returned[name] for name in slips if name in returned), (loss.item(), margin))
 
     return one
 
 
 def test_a_right_step(capsys):
     state = torch.get_rng_state()
-    check_training_step(step)
+    check_training_step(dpo_step)
     check_training_step(crooked())
     assert capsys.readouterr().out.count("Right: ") == 2
     assert torch.equal(torch.get_rng_state(), state)
@@ -69,23 +63,25 @@ def test_a_right_step(capsys):
     [
         (crooked(keep=True), "still holds the first one's gradient"),
         (crooked(clear_early=True), "no weight has moved"),
-        (crooked(no_clip=True), "longer than max_norm"),
+        (crooked(no_clip=True), "longer than max_grad_norm"),
         (crooked(clip_late=True), "before the step is taken"),
-        (crooked(gap=lambda w, r, n: r - w), "towards the rejected"),
-        (crooked(gap=lambda w, r, n: w / n[:, 0] - r / n[:, 1]), "divided by the lengths"),
-        (crooked(no_reference=True), "reference isn't taken away"),
+        (crooked(gap=lambda w, r: r - w), "towards the rejected"),
+        (crooked(no_reference=True), "reference isn't subtracted"),
+        (crooked(reference_gradient=True), "reference got a gradient"),
+        (crooked(moved_reference=True), "Only the policy is trained"),
         (crooked(reduce=torch.sum), "added up"),
-        (crooked(no_beta=True), "β is missing"),
-        (crooked(gap=lambda w, r, n: 3 * w - r), "aren't those of forward"),
+        (crooked(no_beta=True), "β is missing inside"),
+        (crooked(gap=lambda w, r: 3 * w - r), "aren't those of forward"),
         (crooked(graph=True), "graph"),
-        (crooked(clipped_norm=True), "after clipping"),
         (crooked(swapped=True), "loss comes first"),
+        (crooked(log_ratio=True), "difference of implicit rewards"),
+        (crooked(negative=True), "rejected minus chosen"),
         (lambda *_: 0.5, "two numbers"),
         (lambda *_: None, "returned nothing"),
         (lambda *_: 1 / 0, "ZeroDivisionError"),
     ],
 )  # fmt: skip
-def test_a_wrong_step_is_told_what_is_wrong(wrong, message):
+def test_a_wrong_step_gets_a_message(wrong, message):
     with pytest.raises(NotYet, match=message):
         check_training_step(wrong)
 
@@ -108,14 +104,14 @@ def accumulate(parts, losses_of):
     return mean
 
 
-def accumulation(weigh, *, tell=lambda mean: mean):
+def accumulation(weigh, *, report=lambda mean: mean):
     def one(parts, losses_of):
         num, mean = sum(map(len, parts)), 0.0
         for part in parts:
             losses = losses_of(part)
             weigh(losses, num, len(parts)).backward()
             mean += float(losses.detach().sum()) / num
-        return tell(mean)
+        return report(mean)
 
     return one
 
@@ -141,24 +137,24 @@ def test_right_accumulation(capsys):
         (accumulation(lambda losses, num, parts: losses.sum() / num / parts), "divided twice"),
         (accumulation(lambda losses, num, parts: losses.mean() / num), "means already"),
         (accumulation(lambda losses, num, parts: -losses.sum() / num), "times as long"),
-        (accumulation(lambda losses, n, parts: losses.sum() / n, tell=lambda mean: 2 * mean), "mean over"),
+        (accumulation(lambda losses, n, parts: losses.sum() / n, report=lambda mean: 2 * mean), "mean over"),
         (all_at_once, "all graphs were in"),
         (lambda parts, losses_of: 0.5, "No gradient was left"),
     ],
 )  # fmt: skip
-def test_wrong_accumulation_is_told_what_is_wrong(wrong, message):
+def test_wrong_accumulation_gets_a_message(wrong, message):
     with pytest.raises(NotYet, match=message):
         check_accumulation(wrong)
 
 
-def loop(*, moving=False, keep=False, early=False, attached=False, first=False, tell=lambda loss: loss):
+def loop(*, moving=False, keep=False, early=False, attached=False, first=False, report=lambda loss: loss):
     def train(model, batches):
         optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
         with torch.no_grad():
-            references = [sequence_logps(model, batch) for batch in batches]
+            references = [completion_logps(model, batch) for batch in batches]
         losses = []
         for reference, batch in zip(references, batches, strict=True):
-            logps = sequence_logps(model, batch)
+            logps = completion_logps(model, batch)
             if moving:
                 reference = logps.detach()
             if attached:
@@ -174,7 +170,7 @@ def loop(*, moving=False, keep=False, early=False, attached=False, first=False, 
             optimizer.step()
             if not keep:
                 optimizer.zero_grad()
-            losses.append(tell(loss.item()))
+            losses.append(report(loss.item()))
         return losses
 
     return train
@@ -194,12 +190,12 @@ def test_a_repaired_loop(capsys):
         (loop(early=True), "No weight has moved"),
         (loop(attached=True), "No weight has moved"),
         (loop(first=True), "first batch's reference"),
-        (loop(tell=lambda loss: loss + 0.1), "the losses"),
+        (loop(report=lambda loss: loss + 0.1), "the losses"),
         (lambda model, batches: loop()(model, batches[:2]), "4 batches gave 2 losses"),
         (lambda model, batches: loop()(model, batches[::-1]), "The first must be log 2"),
     ],
 )
-def test_a_loop_that_still_has_bugs_is_told_which(wrong, message):
+def test_a_loop_that_still_has_bugs_gets_a_message(wrong, message):
     with pytest.raises(NotYet, match=message):
         check_repaired_loop(wrong)
 
@@ -221,6 +217,6 @@ def test_the_warm_up(capsys):
         (0.1, "warms up for 19 of 189 steps. Count the steps"),
     ],
 )
-def test_a_wrong_warm_up_is_told_what_is_wrong(wrong, message):
+def test_a_wrong_warm_up_gets_a_message(wrong, message):
     with pytest.raises(NotYet, match=message):
         check_warmup_share(wrong)

@@ -9,39 +9,47 @@ import numpy as np
 
 from dpo_lab.course.exercises.checking import NotYet, as_array, as_parts, call, expect, right
 
-_ROW = {"prompt": "What colour is grass?", "chosen": " Grass is green.", "rejected": " Grass is blue."}
+_PAIR = ([5, 6, 7], [8, 9], [8, 4, 9])
+"""Token ids of a prompt, its chosen and its rejected answer."""
 
 
 def check_cache_key(answer: Callable[..., Any]) -> None:
-    """`answer(row, model_name, max_length)` → a key: the same for the same values, another where a value may differ.
+    """`answer(fingerprint, precision, prompt, chosen, rejected)` → a key: the same for the same values, another where a
+    value may differ.
 
-    row: a dict with prompt, chosen and rejected; model_name: the fingerprint of the reference's weights.
+    fingerprint and precision are strings; prompt, chosen and rejected are lists of token ids after truncation.
     """
-    key = call(answer, dict(_ROW), "weights-1", 64)
+    key_of = lambda fingerprint, precision, *pair: call(answer, fingerprint, precision, *map(list, pair))
+    prompt, chosen, rejected = _PAIR
+    key = key_of("weights-1", "float32", *_PAIR)
     if isinstance(key, int):
         raise NotYet(f"The key is the number {key}. Python's own `hash` of a text is another in every process; "
                      "a store on disk needs a digest such as sha256.")  # fmt: skip
-    if call(answer, dict(_ROW), "weights-1", 64) != key:
-        raise NotYet("The same row, weights and length gave two different keys: nothing would ever be found.")
-    changes: list[tuple[str, dict[str, str], str, int]] = [
-        ("max_length changed from 64 to 32 and the key stayed: a truncated pair has other tokens, so other values. "
-         "This is the planted bug", _ROW, "weights-1", 32),
-        ("the weights changed and the key stayed: another reference has other values", _ROW, "weights-2", 64),
+    if key_of("weights-1", "float32", *_PAIR) != key:
+        raise NotYet("The same model, precision and pair gave two different keys: nothing would ever be found.")
+    changes: list[tuple[str, tuple[Any, ...]]] = [
+        ("the weights changed and the key stayed: another reference has other values",
+         ("weights-2", "float32", *_PAIR)),
+        ("the precision changed and the key stayed: the same model in bfloat16 has other values. This is one of the "
+         "planted bugs", ("weights-1", "bfloat16", *_PAIR)),
+        ("a token of the prompt changed and the key stayed", ("weights-1", "float32", [5, 6, 3], chosen, rejected)),
+        ("a token of the rejected answer changed and the key stayed",
+         ("weights-1", "float32", prompt, chosen, [8, 4, 3])),
+        ("two tokens of the chosen answer changed places and the key stayed",
+         ("weights-1", "float32", prompt, [9, 8], rejected)),
         ("chosen and rejected changed places and the key stayed: the two numbers would be swapped",
-         {**_ROW, "chosen": _ROW["rejected"], "rejected": _ROW["chosen"]}, "weights-1", 64),
-        ("the prompt changed and the key stayed", {**_ROW, "prompt": "What colour is snow?"}, "weights-1", 64),
-        ("the rejected answer changed and the key stayed", {**_ROW, "rejected": " Grass is red."}, "weights-1", 64),
-        ("the first word of the answer moved into the prompt and the key stayed: the text is the same when glued "
-         "together, but fewer tokens are scored",
-         {"prompt": _ROW["prompt"] + " Grass", "chosen": " is green.", "rejected": _ROW["rejected"]}, "weights-1", 64),
+         ("weights-1", "float32", prompt, rejected, chosen)),
+        ("the first token of the chosen answer moved into the prompt and the key stayed: the tokens are the same when "
+         "they are joined, but fewer of them are scored",
+         ("weights-1", "float32", [*prompt, 8], [9], rejected)),
         ("the border between chosen and rejected moved and the key stayed",
-         {**_ROW, "chosen": " Grass is green. Grass", "rejected": " is blue."}, "weights-1", 64),
+         ("weights-1", "float32", prompt, [8, 9, 8], [4, 9])),
     ]  # fmt: skip
-    for change, row, weights, max_length in changes:
-        if call(answer, dict(row), weights, max_length) == key:
+    for change, arguments in changes:
+        if key_of(*arguments) == key:
             raise NotYet(f"Not safe: {change}. Whatever can change a value has to be in the key.")
-    right("whatever can change a value is in the key, so a wrong value can't be found; "
-          "the package goes one better and hashes the token ids after truncation")  # fmt: skip
+    right("whatever can change a value is in the key, so a wrong value can't be found; tokenizer, template and "
+          "truncation are in it through the token ids")  # fmt: skip
 
 
 def check_looks_stale(answer: Callable[..., Any]) -> None:

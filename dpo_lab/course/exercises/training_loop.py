@@ -1,7 +1,7 @@
 """Checks for 06_training_loop: one step, accumulation over unequal parts, a loop with planted bugs, the warm-up.
 
 The loops are tried on a random Llama of a few thousand weights. Each usual mistake is made here as well, so that an
-answer that equals it is told which one it is.
+answer that equals it gets its message. A pair is three lists of token ids, as in `dpo_lab.dpo`.
 """
 
 from __future__ import annotations
@@ -16,95 +16,92 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpo_lab.batching import Batch, make_batch
 from dpo_lab.config import SFTConfig
-from dpo_lab.course.exercises.checking import NotYet, as_number, call, close, expect, right
-from dpo_lab.logprobs import sequence_logps
+from dpo_lab.course.exercises.checking import NotYet, as_number, as_parts, call, close, expect, hint_for, right
+from dpo_lab.dpo import Pair, completion_logps
 from dpo_lab.loop import Schedule
-from dpo_lab.preferences.token_data import TokenData
-
-__all__ = ["check_accumulation", "check_repaired_loop", "check_training_step", "check_warmup_share"]
-
 
 # One step.
 
 
 def check_training_step(function: Callable[..., Any]) -> None:
-    """`function(model, optimizer, batch, reference, beta, max_norm)` → (loss, norm before clipping), floats."""
+    """`function(policy, reference, optimizer, pairs, beta, max_grad_norm)` → (loss, margin) before the step, floats."""
     beta, max_norm = 0.5, 12.0  # the first norm is below it, the second above
-    batches, reference = (drawn[:1:-1] for drawn in _batches_and_references(4))  # the fourth and the third
+    batches = _batches(4)[:1:-1]  # the fourth and the third
 
-    def steps(take: Callable[..., Any]) -> tuple[Tensor, list[Any]]:
-        model = _small_model()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        told = [take(model, optimizer, batch, ref, beta, max_norm)
-                for batch, ref in zip(batches, reference, strict=True)]  # fmt: skip
-        return _weights(model), told
+    def steps(take: Callable[..., Any]) -> tuple[nn.Module, Tensor, list[Any]]:
+        policy, reference = _small_model(), _other_model()
+        optimizer = torch.optim.SGD(policy.parameters(), lr=0.01)
+        answers = [take(policy, reference, optimizer, pairs, beta, max_norm) for pairs in batches]
+        return reference, _weights(policy), answers
 
     with _generator_put_back():
-        weights, told = steps(lambda *arguments: call(function, *arguments))
-        for pair in told:
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise NotYet(
-                    f"It should return two numbers, the loss and the norm, and returned {type(pair).__name__}."
-                )
-        if any(isinstance(value, Tensor) and value.requires_grad for pair in told for value in pair):
+        reference, weights, answers = steps(lambda *arguments: call(function, *arguments))
+        answers = [as_parts(answer, 2, "two numbers, the loss and the margin") for answer in answers]
+        if any(isinstance(value, Tensor) and value.requires_grad for answer in answers for value in answer):
             raise NotYet(
                 "What it returns still carries the graph of the forward pass. Kept in a list, every step's memory "
                 "would stay. Return plain numbers, with .item()."
             )
-        start = _weights(_small_model())
-        expected, right_told = steps(_step)
-        if torch.equal(weights, start):
+        if any(parameter.grad is not None for parameter in reference.parameters()):
+            raise NotYet(
+                "The reference got a gradient. It is frozen: score it under torch.no_grad(), which also saves the "
+                "memory of its graph."
+            )
+        if not torch.equal(_weights(reference), _weights(_other_model())):
+            raise NotYet("The weights of the reference have changed. Only the policy is trained.")
+        _, expected, right_answers = steps(_step)
+        if torch.equal(weights, _weights(_small_model())):
             raise NotYet(
                 "Two steps, and no weight has moved. Is optimizer.step() called, after backward() and before the "
                 "gradients are cleared?"
             )
         _same_weights(weights, expected, {
             "The second step still holds the first one's gradient: backward() adds to what is there. When are the "
-            "gradients cleared?": lambda: steps(_mistaken("keeps gradients"))[0],
-            "The step was longer than max_norm allows: is the gradient clipped, and before the step is taken?":
-                lambda: steps(_mistaken("no clip"))[0],
-            "The policy moves towards the rejected answers. Look at the sign before logsigmoid, and at which column "
-            "is the chosen one.": lambda: steps(_mistaken("sign"))[0],
-            "The reference isn't taken away: the loss sees log π where it should see log π − log π_ref.":
-                lambda: steps(_mistaken("no reference"))[0],
+            "gradients cleared?": lambda: steps(_mistaken("keeps gradients"))[1],
+            "The step was longer than max_grad_norm allows: is the gradient clipped, and before the step is taken?":
+                lambda: steps(_mistaken("no clip"))[1],
+            "The policy moves towards the rejected answers. Which column of completion_logps is the chosen answer?":
+                lambda: steps(_mistaken("sign"))[1],
+            "The reference isn't subtracted: the loss sees log π where it should see log π − log π_ref.":
+                lambda: steps(_mistaken("no reference"))[1],
             "The losses of the batch are added up, and their mean is wanted: a batch twice as large would push twice "
-            "as hard.": lambda: steps(_mistaken("sum"))[0],
-            "The log-probs were divided by the lengths. DPO compares sums over the tokens of an answer.":
-                lambda: steps(_mistaken("per token"))[0],
-            "β is missing inside σ.": lambda: steps(_mistaken("no beta"))[0],
-        }, "After two steps the weights aren't those of forward, loss, backward, clip, step. Print loss and norm of "
-           "the first step, and compare with the cells above.")  # fmt: skip
-        losses, norms = ([as_number(pair[k]) for pair in told] for k in (0, 1))
-        right_losses, right_norms = ([pair[k] for pair in right_told] for k in (0, 1))
+            "as hard.": lambda: steps(_mistaken("sum"))[1],
+            "β is missing inside σ.": lambda: steps(_mistaken("no beta"))[1],
+        }, "After two steps the weights aren't those of forward, loss, backward, clip, step. Print the loss and the "
+           "norm of the first step.")  # fmt: skip
+        losses, margins = ([as_number(answer[k]) for answer in answers] for k in (0, 1))
+        right_losses, right_margins = (np.array([answer[k] for answer in right_answers]) for k in (0, 1))
         expect(losses, right_losses, name="the losses of two steps", rtol=1e-3, atol=1e-4, instead={
-            "Those are the gradient norms. The loss comes first.": right_norms,
+            "Those are the margins. The loss comes first.": right_margins,
         }, otherwise="The weights are right: return the loss that backward() was called on.")  # fmt: skip
-        expect(norms, right_norms, name="the norms of two steps", rtol=1e-3, atol=1e-4, instead={
-            "That is the norm after clipping. The one before shows trouble; clip_grad_norm_ returns it.":
-                [min(norm, max_norm) for norm in right_norms],
-        }, otherwise="The weights are right: return what clip_grad_norm_ returned.")  # fmt: skip
-    right("forward, loss, backward, clip, step, clear: the weights after two steps are those of the package's loop")
+        expect(margins, right_margins, name="the margins of two steps", rtol=1e-3, atol=1e-4, instead={
+            "β is missing: a margin is a difference of implicit rewards, and each of those is β times a log-ratio.":
+                right_margins / beta,
+            "That is rejected minus chosen.": -right_margins,
+        }, otherwise="The weights are right: return the batch's mean of chosen minus rejected reward, each β·(log π − "
+                     "log π_ref), from before the step.")  # fmt: skip
+    right("forward, loss, backward, clip, step, clear: the weights after two steps are those of dpo_lab.dpo.dpo_step")
 
 
 def _step(
-    model: nn.Module, optimizer: Any, batch: Batch, reference: Tensor, beta: float, max_norm: float, slip: str = ""
-) -> tuple[float, float]:
+    policy: nn.Module, reference: nn.Module, optimizer: Any, pairs: list[Pair], beta: float, max_norm: float,
+    slip: str = "",
+) -> tuple[float, float]:  # fmt: skip
     """One step, with the mistake named `slip` where there is one."""
-    logps = sequence_logps(model, batch)
-    ratios = logps if slip == "no reference" else logps - reference
-    if slip == "per token":
-        ratios = ratios / batch.lengths
-    h = ratios[:, 0] - ratios[:, 1]
-    losses = -F.logsigmoid((-1 if slip == "sign" else 1) * (1.0 if slip == "no beta" else beta) * h)
+    with torch.no_grad():
+        frozen = completion_logps(reference, pairs)
+    logps = completion_logps(policy, pairs)
+    chosen, rejected = (logps if slip == "no reference" else logps - frozen).unbind(1)
+    margins = {"sign": -beta, "no beta": 1.0}.get(slip, beta) * (chosen - rejected)
+    losses = -F.logsigmoid(margins)
     loss = losses.sum() if slip == "sum" else losses.mean()
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf if slip == "no clip" else max_norm)
+    torch.nn.utils.clip_grad_norm_(policy.parameters(), math.inf if slip == "no clip" else max_norm)
     optimizer.step()
     if slip != "keeps gradients":
         optimizer.zero_grad()
-    return loss.item(), norm.item()
+    return loss.item(), margins.mean().item()
 
 
 def _mistaken(slip: str) -> Callable[..., tuple[float, float]]:
@@ -154,9 +151,8 @@ def check_accumulation(function: Callable[..., Any]) -> None:
                 "Only the last part's gradient is left: was something cleared between the parts?": gradients[-1] / 8,
             }  # fmt: skip
             ratio = float(found.norm() / expected.norm())
-            told = next((text for text, slip in slips.items() if close(found, slip)),
-                        f"It is {ratio:.3g} times as long. Write down what one pair counts in it.")  # fmt: skip
-            raise NotYet(f"A batch of 8 cut into {shown}: the gradient isn't that of the mean over 8 pairs. {told}")
+            hint = hint_for(found, slips, f"It is {ratio:.3g} times as long. Write down what one pair counts in it.")
+            raise NotYet(f"A batch of 8 cut into {shown}: the gradient isn't that of the mean over 8 pairs. {hint}")
         if passes < num_parts:
             raise NotYet(
                 f"The gradient is right, but {num_parts} parts had {passes} backward pass: all graphs were in "
@@ -183,7 +179,7 @@ def check_repaired_loop(function: Callable[..., Any]) -> None:
     and gradients that are never cleared.
     """
     with _generator_put_back():
-        batches, _ = _batches_and_references(4)
+        batches = _batches(4)
         model = _small_model()
         answer = call(function, model, batches)
         losses, weights = [as_number(loss, "a loss") for loss in answer], _weights(model)
@@ -222,14 +218,14 @@ def check_repaired_loop(function: Callable[..., Any]) -> None:
     right("the reference stays where training began, and every step follows its own gradient")
 
 
-def _loop(model: nn.Module, batches: Sequence[Batch], slip: str = "") -> list[float]:
+def _loop(model: nn.Module, batches: Sequence[list[Pair]], slip: str = "") -> list[float]:
     """The repaired loop, or one with the mistake named `slip`."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     with torch.no_grad():
-        references = [sequence_logps(model, batch) for batch in batches]
+        references = [completion_logps(model, batch) for batch in batches]
     losses = []
     for i, batch in enumerate(batches):
-        logps = sequence_logps(model, batch)
+        logps = completion_logps(model, batch)
         reference = logps.detach() if slip in ("both", "moving reference") else references[i]
         if slip == "first reference":
             reference = references[0]
@@ -255,23 +251,24 @@ def check_warmup_share(answer: Any) -> None:
     if share <= 0:
         raise NotYet(f"{share:g} means no warm-up at all. 20 of how many steps?")
 
-    class Plan:
+    class Epochs:
         def epoch(self, epoch: int) -> list[np.ndarray]:
             return [np.arange(1)] * math.ceil(2000 / 32)
 
     config = SFTConfig(epochs=3, warmup=share)
-    found = Schedule(Plan(), config)  # pyright: ignore[reportArgumentType]
+    found = Schedule(Epochs(), config)  # pyright: ignore[reportArgumentType]
     if found.num_warmup != 20:
-        told = f"A share of {share:.4g} warms up for {found.num_warmup} of {found.num_steps} steps."
         slips = {
-            20 / 63: "20 steps are that share of one epoch, and the run has three.",
-            20 / 62.5: "20 steps are that share of one epoch, and the run has three.",
-            20 / 2000: "You divided by the number of pairs; a step takes 32 of them.",
-            20 / 6000: "You divided by the number of pairs; a step takes 32 of them.",
-            20 * 3 / 63: "You multiplied by the number of epochs where you should divide.",
+            "20 steps are that share of one epoch, and the run has three.": 20 / 63,
+            "You divided by the number of pairs; a step takes 32 of them.": 20 / 2000,
+            "You divided by the number of pairs of all epochs; a step takes 32 of them.": 20 / 6000,
+            "You multiplied by the number of epochs where you should divide.": 20 * 3 / 63,
         }
-        hint = next((text for wrong, text in slips.items() if math.isclose(share, wrong, rel_tol=0.02)), "")
-        raise NotYet(f"{told} {hint or 'Count the steps of the whole run first: batches per epoch, times epochs.'}")
+        hint = hint_for(
+            share, slips, "Count the steps of the whole run first: batches per epoch, times epochs.",
+            near=lambda one, other: math.isclose(one, other, rel_tol=0.02),
+        )  # fmt: skip
+        raise NotYet(f"A share of {share:.4g} warms up for {found.num_warmup} of {found.num_steps} steps. {hint}")
     right("189 steps in all, the last batch of an epoch being a short one, and the rate has its peak at step 21")
 
 
@@ -290,17 +287,20 @@ def _small_model() -> nn.Module:
     return LlamaForCausalLM(config).train()
 
 
-def _batches_and_references(num: int) -> tuple[list[Batch], list[Tensor]]:
-    """`num` batches of 4 pairs of uneven lengths, and log-probs of a reference that is another model."""
+def _other_model() -> nn.Module:
+    """The same architecture with other weights."""
+    model = _small_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def _batches(num: int) -> list[list[Pair]]:
+    """`num` batches of 4 pairs of uneven lengths."""
     generator = np.random.default_rng(1)
-    draw = lambda low, high: generator.integers(3, 32, generator.integers(low, high)).astype(np.int32)
-    data = TokenData.from_rows([(draw(2, 6), (draw(2, 5), draw(3, 9))) for _ in range(4 * num)])
-    batches = [make_batch(data, np.arange(4 * k, 4 * k + 4)) for k in range(num)]
-    noise = torch.Generator().manual_seed(2)
-    with _generator_put_back(), torch.no_grad():
-        model = _small_model()
-        scored = [sequence_logps(model, batch) for batch in batches]
-    return batches, [logps + torch.randn(logps.shape, generator=noise) for logps in scored]
+    draw = lambda low, high: generator.integers(3, 32, generator.integers(low, high)).tolist()
+    return [[(draw(2, 6), draw(2, 5), draw(3, 9)) for _ in range(4)] for _ in range(num)]
 
 
 def _weights(model: nn.Module) -> Tensor:
@@ -310,12 +310,8 @@ def _weights(model: nn.Module) -> Tensor:
 def _same_weights(found: Tensor, expected: Tensor, slips: dict[str, Callable[[], Tensor]], otherwise: str) -> None:
     """Raise `NotYet` unless the weights are those; with the message of the slip whose weights they are."""
     near = lambda other: bool(torch.allclose(found, other, atol=2e-5, rtol=1e-4))
-    if near(expected):
-        return
-    for message, weights_after in slips.items():
-        if near(weights_after()):
-            raise NotYet(message)
-    raise NotYet(otherwise)
+    if not near(expected):
+        raise NotYet(hint_for(found, slips, otherwise, near=lambda _, weights_after: near(weights_after())))
 
 
 @contextmanager
