@@ -25,6 +25,8 @@ from dpo_lab.preferences.token_data import TokenData
 from dpo_lab.storage.token_files import AT_ONCE, parts
 
 Layout = Literal["shared", "separate"]
+Spans = tuple[tuple[int, ...], ...]
+"""Of each prompt in a shared row: its start, its end, the end of each completion."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Batch:
     input_ids: Tensor  # (R, T)
     position_ids: Tensor  # (R, T)
     attention_mask: Tensor | None  # (R, T), 1 on tokens; None in the shared layout, where `spans` says it all
-    spans: tuple[tuple[int, ...], ...] | None  # per prompt: its start, its end, the end of each completion
+    spans: Spans | None
     predictors: Tensor  # (N,)
     targets: Tensor  # (N,)
     sequences: Tensor  # (N,), b·K + k of the completion that the scored token belongs to

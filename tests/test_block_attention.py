@@ -128,7 +128,7 @@ def test_a_model_gives_the_same_log_probs_and_gradient_in_blocks(dense, monkeypa
     data, found = random_pairs(7), []
     counted = []
     own = block_attention.attend_in_blocks
-    monkeypatch.setattr(attention, "attend_in_blocks", lambda *given: counted.append(1) or own(*given))
+    monkeypatch.setattr(block_attention, "attend_in_blocks", lambda *given: counted.append(1) or own(*given))
     for in_blocks in (False, True):
         model = tiny_llama()
         if in_blocks:

@@ -24,7 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from dpo_lab.engine.block_attention import Spans, attend_in_blocks, is_exact_here
+from dpo_lab.batching import Spans
 
 SHARED_ATTENTION = "shared_prompts"
 BLOCK_ATTENTION = "shared_prompts_in_blocks"
@@ -68,6 +68,8 @@ def shared_attention_in_blocks(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """As `shared_attention`, in blocks where they work: on a GPU, without dropout."""
+    from dpo_lab.engine.block_attention import attend_in_blocks, is_exact_here  # most runs have no use for it
+
     if spans is None or dropout > 0 or not is_exact_here(query, key, _padded):
         return shared_attention(module, query, key, value, attention_mask, dropout, scaling, spans, **kwargs)
     _check_plain(kwargs)

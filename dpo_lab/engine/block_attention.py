@@ -23,11 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpo_lab.batching import Spans
+
 BLOCK = 128
 DEVICES = ("cuda",)
 """Where the compiled kernels have a backward pass; on a CPU they have none."""
 
-Spans = tuple[tuple[int, ...], ...]
 Attend = Callable[[Tensor, Tensor, Tensor, Spans, dict[str, Any]], Tensor]
 
 _RECOMPILATIONS = 64  # more than there are widths of a mask between a hundred and a million tokens
