@@ -220,7 +220,7 @@ def test_another_seed_searches_elsewhere(given, tmp_path):
             trial = study.take()
             assert trial is not None
             betas.append(trial.values["beta"])
-            trial.complete(0.5)
+            trial.end("complete", 0.5)
     assert betas[0] != betas[1]
 
 
@@ -330,7 +330,7 @@ def test_importance_points_to_the_knob_that_decides(given, tmp_path):
     assert study.importances() == {}
     with study.worker():
         while (trial := study.take()) is not None:
-            trial.complete(-abs(math.log(trial.values["beta"] / 0.2)))
+            trial.end("complete", -abs(math.log(trial.values["beta"] / 0.2)))
     importance = study.importances()
     assert sum(importance.values()) == pytest.approx(1)
     assert importance["beta"] > 0.7
@@ -348,7 +348,7 @@ with study.worker():
         print(trial.number, flush=True)
         trial.report(1, trial.values["beta"])
         time.sleep(float(sys.argv[2]))
-        trial.complete(trial.values["beta"])
+        trial.end("complete", trial.values["beta"])
 """
 
 
@@ -386,16 +386,16 @@ def test_a_killed_process_loses_its_trial_to_the_next_and_the_study_goes_on(give
         killed.send_signal(signal.SIGKILL)
         killed.wait()
         killed.stdout.close()
-        living.complete(0.5)
+        living.end("complete", 0.5)
         again = study.take()
         assert again is not None
         rows = study.rows()
         assert (rows[0]["state"], rows[0]["why"]) == ("failed", "its process ended in the middle")
         assert again.values["beta"] == rows[0]["beta"]
-        again.complete(0.6)
+        again.end("complete", 0.6)
         last = study.take()
         assert last is not None
-        last.complete(0.7)
+        last.end("complete", 0.7)
         assert study.take() is None  # three that count; the one that was lost does not
     assert [row["state"] for row in study.rows()] == ["failed", "complete", "complete", "complete"]
 
@@ -411,5 +411,5 @@ def test_values_that_kill_their_process_twice_are_not_tried_a_third_time(given, 
         rows = study.rows()
         assert rows[0]["beta"] == rows[1]["beta"] != third.values["beta"]
         assert rows[1]["why"] == "its process ended in the middle, for the second time"
-        third.complete(0.5)
+        third.end("complete", 0.5)
         assert study.take() is None

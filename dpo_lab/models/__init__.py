@@ -1,4 +1,4 @@
-"""Policies: loaded and saved (`loading`, `checks`), looked into (`inside`), adapted (`lora`)."""
+"""Policies: loaded and saved (`loading`), checked (`checks`), looked into (`inside`), adapted (`lora`)."""
 
 from dpo_lab import face
 

@@ -1,1 +1,2 @@
-"""What survives a kill: checkpoints, the log-prob store, token ids on a disk, files written whole."""
+"""What survives a kill: files written whole and lines of JSON (`files`), `checkpoints`, the store of log-probs
+(`logp_store`), token ids on a disk (`token_files`); and where the embedded models and data lie (`embedded`)."""

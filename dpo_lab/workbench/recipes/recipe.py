@@ -53,58 +53,44 @@ def python_code(recipe: Recipe, folder: str = "runs/by-hand") -> str:
     config = recipe.config
     changed = {name: value for name, value in _changed(recipe).items() if name in vars(config)}
     drawn = f", limit={recipe.limit}, seed={config.seed}" if recipe.limit is not None else ""
-    imports = ["DPOConfig", "ReferenceCache", "Run", "load_policy", "load_preferences", "train_dpo"]
-    lines = [f"from dpo_lab import {', '.join(imports)}"]
+    model, pairs = _literal(recipe.model), _literal(recipe.pairs)
+    imports = ["from dpo_lab import DPOConfig, ReferenceCache, Run, load_policy, load_preferences, train_dpo"]
+    adapter: list[str] = []
+    saving = ["model.save_pretrained(run.model_folder)", "tokenizer.save_pretrained(run.model_folder)"]
     if recipe.lora is not None:
-        lines += [
-            "from dpo_lab.models.lora import add_lora, save_adapter",
-            "from dpo_lab.models.loading import save_policy",
+        imports += ["from dpo_lab.models.lora import add_lora, save_adapter",
+                    "from dpo_lab.models.loading import save_policy"]  # fmt: skip
+        settings = {"rank": recipe.lora, "alpha": recipe.lora_alpha, "dropout": recipe.lora_dropout,
+                    "targets": recipe.lora_targets, "seed": config.seed}  # fmt: skip
+        adapter = _call("model = add_lora", {name: value for name, value in settings.items() if value}, "model")
+        saving = [
+            "save_policy(model, tokenizer, run.model_folder)  # merged",
+            "save_adapter(model, run.adapter_folder)",
         ]
+    split, held = "", "held_out = None"
     if recipe.pairs == "embedded":
-        data = [
-            f'pairs = load_preferences("embedded", split="train"{drawn})',
-            'held_out = load_preferences("embedded", split="test")',
-        ]
+        split, held = ', split="train"', 'held_out = load_preferences("embedded", split="test")'
     elif recipe.validation:
-        lines.append("from dpo_lab.preferences import split_rows")
-        data = [
-            f"pairs = load_preferences({_literal(recipe.pairs)}{drawn})",
-            f"pairs, held_out = split_rows(pairs, {recipe.validation!r}, seed={config.seed})",
-        ]
-    else:
-        data = [f"pairs = load_preferences({_literal(recipe.pairs)}{drawn})", "held_out = None"]
+        imports.append("from dpo_lab.preferences import split_rows")
+        held = f"pairs, held_out = split_rows(pairs, {recipe.validation!r}, seed={config.seed})"
     return "\n".join([
-        *lines,
+        *imports,
         "",
         *_call("config = DPOConfig", changed),
-        f"model, tokenizer = load_policy({_literal(recipe.model)}, device=config.device)",
-        *_adapter_lines(recipe),
-        *data,
-        f"source = {{\"model\": {_literal(recipe.model)}, \"pairs\": {_literal(recipe.pairs)}}}",
+        f"model, tokenizer = load_policy({model}, device=config.device)",
+        *adapter,
+        f"pairs = load_preferences({pairs}{split}{drawn})",
+        held,
+        f"source = {{\"model\": {model}, \"pairs\": {pairs}}}",
         f"run = Run.create({_literal(folder)}, {{\"command\": \"train\", \"settings\": source | vars(config)}})",
         "with ReferenceCache() as cache:",
         "    events = train_dpo(model, tokenizer, pairs, config, held_out=held_out, cache=cache)",
         "    for event in run.follow(events):",
         "        print(event)",
         "run.write_report()",
-        *_saving_lines(recipe),
+        *saving,
         "",
     ])  # fmt: skip
-
-
-def _adapter_lines(recipe: Recipe) -> list[str]:
-    """The call of `add_lora`, where the recipe has an adapter."""
-    if recipe.lora is None:
-        return []
-    adapter = {"rank": recipe.lora, "alpha": recipe.lora_alpha, "dropout": recipe.lora_dropout,
-               "targets": recipe.lora_targets, "seed": recipe.config.seed}  # fmt: skip
-    return _call("model = add_lora", {name: value for name, value in adapter.items() if value}, "model")
-
-
-def _saving_lines(recipe: Recipe) -> list[str]:
-    if recipe.lora is None:
-        return ["model.save_pretrained(run.model_folder)", "tokenizer.save_pretrained(run.model_folder)"]
-    return ["save_policy(model, tokenizer, run.model_folder)  # merged", "save_adapter(model, run.adapter_folder)"]
 
 
 def _changed(recipe: Recipe) -> dict[str, Any]:

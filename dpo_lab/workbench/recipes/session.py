@@ -214,20 +214,13 @@ def next_folder(parent: str | Path, name: str = "run") -> Path:
     """The first of parent/name-01, parent/name-02, … that is free, made at once so that nobody else takes it."""
     parent = Path(parent)
     parent.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((_number(path.name, name) for path in parent.iterdir()), default=0)
+    endings = [path.name.removeprefix(f"{name}-") for path in parent.glob(f"{name}-*")]
+    number = max((int(ending) for ending in endings if ending.isdecimal()), default=0)
     while True:
-        folder = parent / f"{name}-{number:02d}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
+        number += 1
+        with suppress(FileExistsError):
+            (folder := parent / f"{name}-{number:02d}").mkdir()
             return folder
-
-
-def _number(text: str, name: str) -> int:
-    rest = text.removeprefix(f"{name}-")
-    return int(rest) if rest != text and rest.isdecimal() else 0
 
 
 @contextmanager

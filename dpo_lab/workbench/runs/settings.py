@@ -56,9 +56,9 @@ class HeldOutSettings:
     """What is held out, and how the model answers it."""
 
     validation: float = 0.1
-    """Share of the pairs split off for evaluation, by prompt, where there are no held-out rows; 0 evaluates nothing."""
+    """Share of the rows held out for evaluation, by prompt, where no held-out data is named; 0 evaluates nothing."""
     samples: int = 8
-    """Held-out prompts that the model answers when it is evaluated; 0 samples nothing."""
+    """Held-out prompts answered before and after training, in a panel at every evaluation; 0 samples nothing."""
     sample_temperature: float = 0.7
     """Temperature of those answers; 0 is greedy."""
     max_new_tokens: int = 128

@@ -264,7 +264,7 @@ class StoredStudy:
 
 
 class Trial:
-    """A trial that this process has taken. It ends by `complete`, `prune`, `fail` or `give_back`."""
+    """A trial that this process has taken. It ends by `end` or `give_back`."""
 
     def __init__(self, study: StoredStudy, trial: optuna.Trial, searched: dict[str, Value]) -> None:
         self.study, self._trial, self.number = study, trial, trial.number
@@ -279,30 +279,21 @@ class Trial:
             self._trial.report(value, look)
             return self._trial.should_prune()
 
-    def complete(self, value: float) -> None:
-        """End it with the value that it is compared by."""
-        self._end("COMPLETE", value, "")
-
-    def prune(self, why: str) -> None:
-        """End it early: the search learns that these values are worse than the others."""
-        self._end("PRUNED", None, why)
-
-    def fail(self, why: str) -> None:
-        """End it for good, without a verdict on its values."""
-        self._end("FAIL", None, why)
+    def end(self, state: str, value: float | None = None, why: str = "") -> None:
+        """End it: "complete" with the value that it is compared by, "pruned" where the search shall learn that these
+        values are worse than the others, "failed" for good and without a verdict on its values."""
+        (name,) = (name for name, ours in STATES.items() if ours == state)
+        with self.study._closing(self._trial.study._storage):
+            if why:
+                self._trial.set_user_attr("why", why)
+            self._trial.set_user_attr("seconds", round(time.monotonic() - self._began, 3))
+            self._trial.study.tell(self._trial, value, state=getattr(self.study.optuna.trial.TrialState, name))
 
     def give_back(self, why: str) -> None:
         """Mark it as failed and let its values be tried again, by whoever goes on with the study."""
         study = self._trial.study
         with self.study.turn(), self.study._closing(study._storage):
             self.study._give_back(study, self._trial._trial_id, why, is_death=False)
-
-    def _end(self, state: str, value: float | None, why: str) -> None:
-        with self.study._closing(self._trial.study._storage):
-            if why:
-                self._trial.set_user_attr("why", why)
-            self._trial.set_user_attr("seconds", round(time.monotonic() - self._began, 3))
-            self._trial.study.tell(self._trial, value, state=getattr(self.study.optuna.trial.TrialState, state))
 
 
 def read_settings(folder: Path) -> SweepSettings:

@@ -240,26 +240,28 @@ def _run_trial(
             elif isinstance(event, Finished):
                 is_complete = event.is_complete
     except ArithmeticError as error:  # the loss or the model's probabilities are no numbers: a verdict on the values
-        trial.prune(f"diverged: {error}")
-        yield TrialEnded(trial.number, "pruned", None, f"diverged: {error}")
+        yield _ended(trial, "pruned", why=f"diverged: {error}")
         return
     except (Exception, GeneratorExit, KeyboardInterrupt) as error:
         if isinstance(error, Exception):
-            trial.fail(f"{type(error).__name__}: {error}")
+            trial.end("failed", why=f"{type(error).__name__}: {error}")
         else:
             trial.give_back("stopped")
         raise
     if is_complete:
         if study.objective.needs_judge:
             run.add_results({f"true/{settings.objective}": value})
-        trial.complete(value)
-        yield TrialEnded(trial.number, "complete", value)
+        yield _ended(trial, "complete", value)
     elif is_pruned:
-        trial.prune("below the median of the earlier trials")
-        yield TrialEnded(trial.number, "pruned", None, "below the median of the earlier trials")
+        yield _ended(trial, "pruned", why="below the median of the earlier trials")
     else:
         trial.give_back("stopped")
         yield TrialEnded(trial.number, "failed", None, "stopped")
+
+
+def _ended(trial: Trial, state: str, value: float | None = None, why: str = "") -> TrialEnded:
+    trial.end(state, value, why)
+    return TrialEnded(trial.number, state, value, why)
 
 
 def _measure(study: StoredStudy, event: Evaluation, model: Any, tokenizer: Any, data: _Data) -> float:
