@@ -124,8 +124,8 @@ class TailDiscounted(DPOObjective):
 
     alpha = 0.0
 
-    def loss(self, scorer: nn.Module, indices: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = self.make_batch(self.data, indices).to(device)
+    def loss(self, scorer: nn.Module, rows: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = self.make_batch(self.data, rows).to(device)
         shortest = batch.lengths.min(1).values.repeat_interleave(2)  # (2B,)
         first = torch.cat([batch.lengths.new_zeros(1), batch.lengths.flatten().cumsum(0)[:-1]])
         place = torch.arange(len(batch.sequences), device=device) - first[batch.sequences]
