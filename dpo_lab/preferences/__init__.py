@@ -1,17 +1,17 @@
 """Preference pairs: what they are, how they are read from every usual layout, and how they become token ids.
 
-    files.py      bytes on disk → raw rows, each with its place
-    sources.py    a path, folder, Hub id or data set → a stream of raw rows
-    messages.py   what a valid turn is; other dialects → ours
-    layouts.py    where the prompt is and where the answers are
-    rows.py       a raw row → a row in our shape, or why not
-    reading.py    load_preferences, load_examples, their lists and streams, split_rows
-    chat.py       conversations → text, by a chat template
-    encoding.py   one tokenizer's start and end tokens
-    tokens.py     rows → token ids: border, end token, truncation
-    token_data.py the flat arrays that batches are cut from
+    files.py        bytes on disk → raw rows, each with its place
+    sources.py      a path, folder, Hub id or data set → a stream of raw rows
+    messages.py     what a valid turn is; other dialects → ours
+    layouts.py      where the prompt is and where the answers are
+    rows.py         a raw row → a row in our shape, or why not
+    reading.py      load_preferences, load_examples, their lists and streams, split_rows
+    chat.py         conversations → text, by a chat template
+    encoding.py     one tokenizer's start and end tokens
+    tokens.py       rows → token ids: border, end token, truncation
+    token_data.py   the flat arrays that batches are cut from
     token_cache.py  all of this in one call, for a run; the next run on the same data maps what it saved
-    reports.py    what was read, shortened, left out
+    reports.py      what was read, shortened, left out
 
 No torch here, and nothing about models or losses.
 """
