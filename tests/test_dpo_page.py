@@ -32,6 +32,7 @@ from tests.conftest import random_pairs, tiny_llama
 from tests.process_workers import run_scenario
 
 RATE = 2e-4
+HALVED: list[int] = []  # parts of passes that two threads have worked on
 SETTINGS: dict[str, Any] = {"learning_rate": RATE, "batch_size": 2, "group_by_length": False, "device": "cpu"}
 
 
@@ -101,6 +102,12 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def halves(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    def two_at_once(self: Any, function: Any, items: Any) -> list[Any]:
+        HALVED.append(len(items))
+        return own(self, function, items)
+
+    own = two_halves.TwoThreads.map
+    monkeypatch.setattr(two_halves.TwoThreads, "map", two_at_once)
     monkeypatch.setattr(two_halves, "FEWEST_TOKENS", 1)
     torch.set_num_threads(2)
     return {}
@@ -131,7 +138,9 @@ def threads():
 @pytest.mark.parametrize("way", [plain, shared, halves, chunks, tiles, one_pair_a_pass], ids=lambda way: way.__name__)
 def test_every_way_gives_the_numbers_of_the_page(way: Callable[..., Any], embedded, monkeypatch, threads):
     policy = copy.deepcopy(embedded.model)
+    HALVED.clear()
     steps = train(embedded, policy, **way(monkeypatch))
+    assert HALVED.count(2) >= (50 if way is halves else 0)
     check_like_the_page((embedded.losses, embedded.margins, embedded.weights), steps, policy)
 
 
