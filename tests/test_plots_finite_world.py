@@ -70,8 +70,6 @@ def test_step_zero_has_a_place_on_the_logarithmic_axis():
     np.testing.assert_allclose(lines["β = 1"].get_xdata(), [0.5, 1, 2])
     np.testing.assert_allclose(lines["short"].get_ydata(), [0.5, 0.2])
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-    words = plots.describe_convergence([0, 1, 2], distances)
-    assert "β = 1 from 0.5 to 0.01 after 2 steps; short from 0.5 to 0.2 after 1 steps" in words
 
 
 def test_one_figure_holds_both_and_marks_the_same_beta():

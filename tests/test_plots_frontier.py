@@ -7,7 +7,6 @@ import pytest
 
 from dpo_lab.course.plots.frontier import (
     costs_figure,
-    describe_roads,
     plot_matched,
     plot_roads,
     settings_of,
@@ -62,7 +61,6 @@ def test_without_a_reference_or_a_limit_it_draws_too():
     ax = plot_roads([r for r in ROWS if r["method"] != "base"], {"dpo": "DPO"})
     assert "the reference" not in labels(ax)
     to_png(ax.figure)
-    assert "DPO from reward 2.25 at KL 0.25 to 3.50 at KL 3" in describe_roads(ROWS, {"dpo": "DPO"})
 
 
 def test_differences_have_their_interval_and_their_kl():

@@ -7,7 +7,6 @@ import pytest
 from matplotlib.collections import PathCollection
 
 from dpo_lab.course.plots.reward_quality import (
-    describe_calibration,
     plot_best_of_n,
     plot_calibration,
     plot_decision,
@@ -15,7 +14,7 @@ from dpo_lab.course.plots.reward_quality import (
     plot_length,
     plot_rewards,
 )
-from dpo_lab.course.plots.ridge import density, describe_ridge, plot_ridge
+from dpo_lab.course.plots.ridge import density, plot_ridge
 from dpo_lab.workbench.evaluation import best_of_n, calibration, per_group, sigmoid
 from dpo_lab.workbench.plots import to_png
 
@@ -51,8 +50,6 @@ def test_the_calibration_is_drawn_bin_by_bin():
     np.testing.assert_allclose(found, np.column_stack([curve.predicted, curve.observed]))
     assert f"as trained: error {curve.error:.3f}" in labels(ax)
     to_png(ax.figure)
-    assert f"error is {curve.error:.3f}" in describe_calibration(curve)
-    assert "of 60 pairs" in describe_calibration(curve)
 
 
 def test_whiskers_stay_between_0_and_1():
@@ -119,9 +116,6 @@ def test_ridges_say_how_many_pairs_are_wrong():
     assert [text.get_text() for text in ax.texts] == ["50 % wrong", "25 % wrong", "20 % wrong"]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["0", "10", "20"]
     to_png(ax.figure)
-    words = describe_ridge([0, 10, 20], margins)
-    assert "from step 0 at the top to step 20 at the bottom" in words
-    assert "from 50 % to 20 %" in words
 
 
 @pytest.mark.parametrize(

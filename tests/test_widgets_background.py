@@ -141,7 +141,7 @@ def test_when_the_end_is_told_another_job_may_begin():
 def test_a_program_that_ends_asks_its_jobs_to_stop_and_lets_them_put_their_things_in_order(tmp_path):
     code = f"""
 import time, pathlib
-from dpo_lab.widgets.background import Job
+from dpo_lab.workbench.widgets.background import Job
 
 def stream(stop):
     while not stop.is_set():

@@ -1,4 +1,4 @@
-"""The cockpit without a browser: what it asks for, what it shows while it trains, how it stops, what it keeps."""
+"""The cockpit without a browser: the recipe it makes, what it shows while it trains, how it stops, what it saves."""
 
 from __future__ import annotations
 
@@ -17,24 +17,22 @@ from dpo_lab.loop import Finished, Step
 from dpo_lab.losses import LOSSES
 from dpo_lab.models import load_policy
 from dpo_lab.workbench.cli import parse
-from dpo_lab.workbench.plots import to_png
+from dpo_lab.workbench.plots import describe_watch, to_png, watch_figure
 from dpo_lab.workbench.recipes import Answers, Prepared, Recipe, command_line
-from dpo_lab.workbench.runs import Run
+from dpo_lab.workbench.runs import Run, run_labels
 from dpo_lab.workbench.widgets import Cockpit, markup
 from dpo_lab.workbench.widgets.cockpit.status_text import (
     Progress,
-    describe_runs_watched,
     in_words,
-    kept_runs,
     sample_columns,
     samples_so_far,
+    saved_runs,
     seconds_left,
     step_words,
-    watch_runs,
 )
 from dpo_lab.workbench.widgets.cockpit.to_recipe import own_knobs, recipe_of
 from dpo_lab.workbench.widgets.controls import KNOBS, accepted_range, control, field_docs, tidy
-from dpo_lab.workbench.widgets.menus import shortened
+from dpo_lab.workbench.widgets.markup import shortened
 from tests.command_line import chat_model, some_rows, write_rows
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)> $\\frac{a}{b}$ " + "x" * 10_000
@@ -73,6 +71,10 @@ def until(holds, seconds: float = 60.0) -> None:
     while not holds():
         assert time.monotonic() < ends, "it did not come about"
         time.sleep(0.005)
+
+
+def by_label(runs: list[Run]) -> dict[str, list[dict]]:
+    return dict(zip(run_labels(runs), (run.metrics for run in runs), strict=True))
 
 
 def plain(html: str) -> str:
@@ -281,8 +283,8 @@ def test_tables_stand_either_way():
     flat, upright = markup.table("two", rows), markup.table("two", rows, upright=True)
     assert plain(flat).split() == ["two", "run", "beta", "is_complete", "a", "0.1", "yes", "b", "–", "no"]
     assert plain(upright).split() == ["two", "run", "a", "b", "beta", "0.1", "–", "is_complete", "yes", "no"]
-    assert upright.count("scope=col") == 3
-    assert upright.count("scope=row") == 2
+    assert upright.count('scope="col"') == 3
+    assert upright.count('scope="row"') == 2
 
 
 # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -305,8 +307,8 @@ def test_train_shows_progress_curves_and_answers_and_keeps_the_run(cockpit, tmp_
     assert len(set(pictures)) >= 2
     assert "run-01: complete, 9 of 9 steps" in plain(cockpit.status.value)
     run = Run.load(tmp_path / "runs" / "run-01")
-    assert pictures[-1] == to_png(watch_runs([run]))  # the static twin
-    assert describe_runs_watched([run]) in unescape(cockpit.curves.words.value)
+    assert pictures[-1] == to_png(watch_figure(by_label([run])))  # the static twin
+    assert describe_watch(by_label([run])) in unescape(cockpit.curves.words.value)
     assert cockpit.answers_of.value == "run-01"
     assert [number for _, number in cockpit.prompt.options] == [1, 2]
     for number in (1, 2):
@@ -326,11 +328,11 @@ def test_a_second_run_is_laid_over_the_first_and_a_new_panel_finds_both(cockpit,
     assert "none scored" in plain(cockpit.progress.value) or cockpit._prepared.num_scored == 0
     assert cockpit.shown_runs.value == ("run-01", "run-02")
     assert [label for label, _ in cockpit.shown_runs.options] == ["run-01: beta 0.3", "run-02: beta 1"]
-    runs, complaints = kept_runs(tmp_path / "runs")
+    runs, complaints = saved_runs(tmp_path / "runs")
     assert not complaints
-    assert cockpit.curves.image.value == to_png(watch_runs(runs))
+    assert cockpit.curves.image.value == to_png(watch_figure(by_label(runs)))
     cockpit.shown_runs.value = ("run-02",)
-    assert cockpit.curves.image.value != to_png(watch_runs(runs))
+    assert cockpit.curves.image.value != to_png(watch_figure(by_label(runs)))
     assert "run-01" not in cockpit.curves.words.value
     cockpit.answers_of.value = "run-01"
     assert runs[0].samples[0]["after"].strip()[:5] in plain(cockpit.answers.value)
@@ -339,7 +341,7 @@ def test_a_second_run_is_laid_over_the_first_and_a_new_panel_finds_both(cockpit,
     (tmp_path / "runs" / "broken" / "config.json").write_text("{")
     again = Cockpit(tmp_path / "runs", model=sources["model"], pairs=sources["pairs"])
     assert again.shown_runs.value == ("run-01", "run-02")
-    assert again.curves.image.value == to_png(watch_runs(runs))
+    assert again.curves.image.value == to_png(watch_figure(by_label(runs)))
     assert "is damaged" in plain(again.notes.value)
     assert runs[1].samples[0]["before"].strip()[:5] in plain(again.answers.value)
 
@@ -382,9 +384,9 @@ def test_stop_before_the_first_step_keeps_nothing(cockpit, tmp_path):
 
 
 def test_an_exception_inside_training_is_shown_as_text_and_raised_by_wait(cockpit, monkeypatch):
-    from dpo_lab.training import PreferenceWork
+    from dpo_lab.training import DPOObjective
 
-    own, calls = PreferenceWork.loss, []
+    own, calls = DPOObjective.loss, []
 
     def failing(self, *args):
         calls.append(1)
@@ -392,7 +394,7 @@ def test_an_exception_inside_training_is_shown_as_text_and_raised_by_wait(cockpi
             raise ArithmeticError("step 3: <script>alert(1)</script> the loss is nan")
         return own(self, *args)
 
-    monkeypatch.setattr(PreferenceWork, "loss", failing)
+    monkeypatch.setattr(DPOObjective, "loss", failing)
     cockpit.train_button.click()
     with pytest.raises(ArithmeticError, match="step 3"):
         cockpit.wait(60)

@@ -1,6 +1,6 @@
-"""π* against β on a finite world: what one slider does to the best policy, its KL and its reward.
+"""The course's figures with controls: each a thin layer over a plain function that draws the same without it.
 
-`draw_optimum` is the plain function; `optimum_widget` puts a slider and a menu before it.
+π* against β on a finite world, the Bradley–Terry curve, the DPO loss, and a run on several devices.
 """
 
 from __future__ import annotations
@@ -17,7 +17,32 @@ from dpo_lab.workbench.widgets.live_figure import LiveFigure, choice, log_slider
 from dpo_lab.worlds.tabular import World, kitchen_world, kl, log_partition, optimal_logps
 
 LOWEST, HIGHEST = 0.05, 20.0
-"""The borders of the slider and of the picture."""
+"""The range of β in the picture of π*."""
+
+PROCESSES, BATCHES, PASSES, RANKS = (1, 2, 3, 4, 8, 16), (8, 16, 32, 64, 128), (1, 2, 4, 8, 16, 32), (8, 16, 32, 64)
+DEVICE = 80e9
+"""Bytes of memory of the device that the picture of a run compares with."""
+
+
+def bradley_terry_widget(gap: float = 1.0, *, temperature: float = 1.0, flip: float = 0.0) -> LiveFigure:
+    """`bradley_terry_figure` with a slider for the reward gap and one for each kind of label noise."""
+    return LiveFigure(
+        bradley_terry_figure,
+        describe=describe_bradley_terry,
+        gap=slider("reward gap", gap, low=-6, high=6, step=0.1),
+        temperature=slider("temperature", temperature, low=0.1, high=5, step=0.1),
+        flip=slider("flipped labels", flip, low=0, high=0.5, step=0.01),
+    )
+
+
+def loss_widget(gap: float = 0.0, beta: float = 0.1) -> LiveFigure:
+    """`loss_figure` with a slider for the log-ratio gap h and a logarithmic one for β."""
+    return LiveFigure(
+        loss_figure,
+        describe=describe_loss,
+        gap=slider("gap h (nats)", gap, low=-WIDEST_GAP, high=WIDEST_GAP, step=0.5),
+        beta=log_slider("β", beta, low=0.01, high=1.0),
+    )
 
 
 def draw_optimum(beta: float, prompt: str | None = None, *, world: World | None = None) -> Picture:
@@ -26,8 +51,8 @@ def draw_optimum(beta: float, prompt: str | None = None, *, world: World | None 
     `prompt` is one of `world.prompts`, by default the first; `world` is by default the kitchen.
     """
     world = world or kitchen_world()
-    x = _index(world, prompt)
-    betas = np.unique(np.append(np.geomspace(LOWEST, HIGHEST, 121), _checked(beta)))
+    x = _place_of(prompt, world, beta)
+    betas = np.unique(np.append(np.geomspace(LOWEST, HIGHEST, 121), beta))
     optima = [optimal_logps(world, float(b))[x] for b in betas]
     return optimum_figure(
         betas,
@@ -44,7 +69,8 @@ def draw_optimum(beta: float, prompt: str | None = None, *, world: World | None 
 def describe_optimum(beta: float, prompt: str | None = None, *, world: World | None = None) -> str:
     """What `draw_optimum` marks, in words."""
     world = world or kitchen_world()
-    x, logps = _index(world, prompt), optimal_logps(world, _checked(beta))
+    x = _place_of(prompt, world, beta)
+    logps = optimal_logps(world, beta)
     probs, before = logps[x].exp(), world.reference_logps[x].exp()
     parts = [
         f"“{response}” {p:.1%} (reference {q:.0%})"
@@ -68,76 +94,20 @@ def optimum_widget(world: World | None = None, *, beta: float = 0.5) -> LiveFigu
     )
 
 
-def _index(world: World, prompt: str | None) -> int:
-    if prompt is None:
-        return 0
-    if prompt not in world.prompts:
-        raise ValueError(f"prompt must be one of {list(world.prompts)}, got {prompt!r}; None takes the first")
-    return world.prompts.index(prompt)
-
-
-def _checked(beta: float) -> float:
-    # A slider counts in powers of ten, so that its ends come back rounded.
-    if not LOWEST * (1 - 1e-9) <= beta <= HIGHEST * (1 + 1e-9):
-        raise ValueError(f"beta must lie in [{LOWEST:g}, {HIGHEST:g}], the range of the picture, got {beta}; "
-                         "optimal_logps takes any positive β")  # fmt: skip
-    return beta
-
-
-def loss_widget(gap: float = 0.0, beta: float = 0.1) -> LiveFigure:
-    """`loss_figure` with a slider for the log-ratio gap h and a logarithmic one for β."""
-    return LiveFigure(
-        loss_figure,
-        describe=describe_loss,
-        gap=slider("gap h (nats)", gap, low=-WIDEST_GAP, high=WIDEST_GAP, step=0.5),
-        beta=log_slider("β", beta, low=0.01, high=1.0),
-    )
-
-
-def bradley_terry_widget(gap: float = 1.0, *, temperature: float = 1.0, flip: float = 0.0) -> LiveFigure:
-    """`bradley_terry_figure` with a slider for the reward gap and one for each kind of label noise."""
-    return LiveFigure(
-        bradley_terry_figure,
-        describe=describe_bradley_terry,
-        gap=slider("reward gap", gap, low=-6, high=6, step=0.1),
-        temperature=slider("temperature", temperature, low=0.1, high=5, step=0.1),
-        flip=slider("flipped labels", flip, low=0, high=0.5, step=0.01),
-    )
-
-
-PROCESSES, BATCHES, PASSES, RANKS = (1, 2, 3, 4, 8, 16), (8, 16, 32, 64, 128), (1, 2, 4, 8, 16, 32), (8, 16, 32, 64)
-DEVICE = 80e9
-
-
 def draw_scaling(
-    model: str = "Qwen2.5-0.5B",
-    num_processes: int = 4,
-    batch_size: int = 64,
-    pairs_per_pass: int = 8,
-    rank: int = 16,
-    *,
-    device: float = DEVICE,
-) -> Picture:
+    model: str = "Qwen2.5-0.5B", num_processes: int = 4, batch_size: int = 64, pairs_per_pass: int = 8,
+    rank: int = 16, *, device: float = DEVICE,
+) -> Picture:  # fmt: skip
     """Memory of the four ways to train `model` (a name of `SHAPES`), and the cut of a step over the processes."""
     ways = ways_to_train(SHAPES[_known(model)], num_processes=num_processes, rank=rank)
-    return scaling_figure(
-        ways,
-        cut_batch(batch_size, num_processes, pairs_per_pass),
-        live_references=live_references(ways),
-        device=device,
-        title=model,
-    )
+    cut = cut_batch(batch_size, num_processes, pairs_per_pass)
+    return scaling_figure(ways, cut, live_references=live_references(ways), device=device, title=model)
 
 
 def describe_scaling_of(
-    model: str = "Qwen2.5-0.5B",
-    num_processes: int = 4,
-    batch_size: int = 64,
-    pairs_per_pass: int = 8,
-    rank: int = 16,
-    *,
-    device: float = DEVICE,
-) -> str:
+    model: str = "Qwen2.5-0.5B", num_processes: int = 4, batch_size: int = 64, pairs_per_pass: int = 8,
+    rank: int = 16, *, device: float = DEVICE,
+) -> str:  # fmt: skip
     """What `draw_scaling` shows, in words."""
     ways = ways_to_train(SHAPES[_known(model)], num_processes=num_processes, rank=rank)
     cut = cut_batch(batch_size, num_processes, pairs_per_pass)
@@ -155,6 +125,19 @@ def scaling_widget(model: str = "Qwen2.5-0.5B", num_processes: int = 4) -> LiveF
         pairs_per_pass=choice("pairs per pass", 8, options=PASSES),
         rank=choice("rank of the adapter", 16, options=RANKS),
     )
+
+
+def _place_of(prompt: str | None, world: World, beta: float) -> int:
+    """Where the prompt is among the world's, the first by default; ValueError where prompt or β are not in range."""
+    # A slider counts in powers of ten, so that its ends come back rounded.
+    if not LOWEST * (1 - 1e-9) <= beta <= HIGHEST * (1 + 1e-9):
+        raise ValueError(f"beta must lie in [{LOWEST:g}, {HIGHEST:g}], the range of the picture, got {beta}; "
+                         "optimal_logps takes any positive β")  # fmt: skip
+    if prompt is None:
+        return 0
+    if prompt not in world.prompts:
+        raise ValueError(f"prompt must be one of {list(world.prompts)}, got {prompt!r}; None takes the first")
+    return world.prompts.index(prompt)
 
 
 def _known(model: str) -> str:

@@ -16,7 +16,7 @@ from tests.browser.lab import SLOWNESS, WAIT, Sheet, until
 
 CELL = """
 from dpo_lab.config import DPOConfig
-from dpo_lab.widgets import Cockpit
+from dpo_lab.workbench.widgets import Cockpit
 config = DPOConfig(batch_size=4, epochs=50, evaluate_every=4, learning_rate=3e-4)
 cockpit = Cockpit("{folder}", limit=48, samples=2, max_new_tokens=12, config=config)
 cockpit

@@ -20,7 +20,7 @@ from tests.browser.lab import WAIT, Lab, Sheet
 BETA = LOSSES["dpo"].knobs["beta"]
 CELL = """
 from dpo_lab.preferences import load_preferences
-from dpo_lab.widgets import Inspector
+from dpo_lab.workbench.widgets import Inspector
 rows = list(load_preferences("embedded", split="test"))[:{count}]
 Inspector({{"after": "shaken"}}, rows, reference="embedded")
 """
@@ -57,7 +57,7 @@ def table_in_page(panel: Locator, side: str) -> np.ndarray:
     folded = panel.locator("details", has_text=f"numbers of the {side} answer")
     return np.array(
         folded.evaluate(
-            "folded => [...folded.querySelectorAll('tbody tr')]"
+            "folded => [...folded.querySelectorAll('tr:has(td)')]"
             ".map(row => [...row.querySelectorAll('td')].map(cell => Number(cell.textContent)))"
         )
     )

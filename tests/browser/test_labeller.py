@@ -9,7 +9,7 @@ from dpo_lab.workbench.labels import LabelBook
 from tests.browser.lab import WAIT, Sheet
 
 CELL = """
-from dpo_lab.widgets import Labeller
+from dpo_lab.workbench.widgets import Labeller
 rows = [{{"prompt": f"Question {{i}}?", "answers": [f"Answer {{i}} of the first.", f"Answer {{i}} of the second."],
          "sources": ["first", "second"]}} for i in range({count})]
 Labeller(rows, book="mine.book.jsonl", who="ann")

@@ -47,7 +47,8 @@ panel
 }
 BEFORE = """
 from dpo_lab.config import DPOConfig
-from dpo_lab.widgets import *
+from dpo_lab.course.sliders import bradley_terry_widget, loss_widget, optimum_widget
+from dpo_lab.workbench.widgets import Arena, Cockpit, Comparer, Inspector, Labeller, SweepPanel
 quick = DPOConfig(batch_size=4, evaluate_every=2, learning_rate=1e-3)
 """
 

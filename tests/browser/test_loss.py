@@ -28,7 +28,7 @@ CLOCK = """([handle, image]) => {
 
 
 def test_moving_beta_redraws_the_loss(sheet: Sheet):
-    panel = sheet.show("from dpo_lab.workbench.widgets import loss_widget\nloss_widget(gap=5.0, beta=0.1)")
+    panel = sheet.show("from dpo_lab.course.sliders import loss_widget\nloss_widget(gap=5.0, beta=0.1)")
     page, image = sheet.page, panel.locator("img")
     row = panel.locator(".widget-hslider", has=page.get_by_text("β", exact=True))
     handle, readout, words = row.get_by_role("slider"), row.locator(".widget-readout"), panel.get_by_role("status")
@@ -52,7 +52,7 @@ def test_moving_beta_redraws_the_loss(sheet: Sheet):
 
 
 def test_a_value_is_typed_where_it_stands_and_the_mouse_moves_it_too(sheet: Sheet):
-    panel = sheet.show("from dpo_lab.workbench.widgets import loss_widget\nloss_widget()")
+    panel = sheet.show("from dpo_lab.course.sliders import loss_widget\nloss_widget()")
     page, words = sheet.page, panel.get_by_role("status")
     row = panel.locator(".widget-hslider", has=page.get_by_text("β", exact=True))
     expect(words).to_have_text(describe_loss(0.0, 0.1), timeout=WAIT)

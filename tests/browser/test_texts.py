@@ -17,17 +17,17 @@ SHORT = (
 LONG = f"{SHORT} {'x' * 10_000}"
 
 LABELLER = """
-from dpo_lab.widgets import Labeller
+from dpo_lab.workbench.widgets import Labeller
 Labeller("hostile.jsonl", book="hostile.book.jsonl", who={who!r})
 """
 INSPECTOR = """
-from dpo_lab.widgets import Inspector
+from dpo_lab.workbench.widgets import Inspector
 Inspector({{{who!r}: "other"}}, "hostile.jsonl", reference="model", max_length=256)
 """
 COCKPIT = """
 import ipywidgets
 from dpo_lab.config import DPOConfig
-from dpo_lab.widgets import Cockpit, Comparer
+from dpo_lab.workbench.widgets import Cockpit, Comparer
 config = DPOConfig(batch_size=4, epochs=1, evaluate_every=2, max_length=256)
 cockpit = Cockpit("hostile_runs", model="model", pairs="hostile.jsonl", limit=None, samples=2, max_new_tokens=4,
                   config=config)
@@ -36,7 +36,7 @@ cockpit.wait(240)
 ipywidgets.VBox([cockpit, Comparer("hostile_runs")])
 """
 ARENA = """
-from dpo_lab.widgets import Arena
+from dpo_lab.workbench.widgets import Arena
 arena = Arena({{"one": "model", {who!r}: "other"}}, "hostile.jsonl", book="arena.book.jsonl", who={who!r},
               num_prompts=4, max_new_tokens=4)
 arena.start()

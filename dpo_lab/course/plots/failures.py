@@ -84,15 +84,9 @@ def turn_figure(
 
 
 def plot_levels(
-    curves: Mapping[str, Mapping[float, Sequence[float]]],
-    xlabel: str,
-    ylabel: str,
-    *,
-    level: tuple[str, float] | None = None,
-    is_share: bool = False,
-    title: str = "",
-    ax: Axes | None = None,
-) -> Axes:
+    curves: Mapping[str, Mapping[float, Sequence[float]]], xlabel: str, ylabel: str, *, level: tuple[str, float] | None
+    = None, is_share: bool = False, title: str = "", ax: Axes | None = None,
+) -> Axes:  # fmt: skip
     """One measure against the strength of a disturbance, a line per method: name → {strength: values over seeds}.
 
     Points are means, bars one standard deviation over seeds. `level` draws a line to compare with; `is_share` labels

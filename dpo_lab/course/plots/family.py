@@ -188,17 +188,6 @@ def results_figure(
     return figure
 
 
-def describe_results(results: Mapping[str, Mapping[str, tuple[float, float, float]]], measure: str) -> str:
-    """What `results_figure` shows, in words: the best and the worst of each kind of labels."""
-    parts = []
-    for kind, members in results.items():
-        order = sorted(members, key=lambda name: members[name][0])
-        parts.append(
-            f"{kind}: from {members[order[0]][0]:.2f} ({order[0]}) to {members[order[-1]][0]:.2f} ({order[-1]})"
-        )
-    return f"Points with intervals for {measure}, one line per loss. {'; '.join(parts)}."
-
-
 def _panels(curves: Mapping[str, Any]) -> tuple[style.Picture, Sequence[Axes]]:
     rows = -(-len(curves) // _COLUMNS)
     figure = style.new_figure(11.4, 0.5 + 1.75 * rows)

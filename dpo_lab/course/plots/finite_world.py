@@ -20,19 +20,10 @@ from dpo_lab.workbench.plots import style
 BAR_COLORS = (style.GREY, style.BLUE, style.GREEN, style.ORANGE, style.VERMILLION)
 
 
-# π_ref → π* as β varies.
-
-
 def plot_optimum_path(
-    betas: Any,
-    probs: Any,
-    reference_probs: Any,
-    responses: Sequence[str],
-    *,
-    marked: float | None = None,
-    title: str = "",
-    ax: Axes | None = None,
-) -> Axes:
+    betas: Any, probs: Any, reference_probs: Any, responses: Sequence[str], *, marked: float | None = None, title: str =
+    "", ax: Axes | None = None,
+) -> Axes:  # fmt: skip
     """π*(y|x) of one prompt against β, one line per response; ticks on the right border stand at π_ref(y|x).
 
     `betas` (B,) rising, `probs` (B, Y), `reference_probs` (Y,). A line is drawn at `marked`, with the probabilities
@@ -107,18 +98,10 @@ def describe_policies(policies: Mapping[str, Any], responses: Sequence[str]) -> 
     return f"Bars of probabilities: {'; '.join(bars)}."
 
 
-# Reward against KL.
-
-
 def plot_frontier(
-    kl: Any,
-    rewards: Any,
-    *,
-    labels: Mapping[str, tuple[float, float]] | None = None,
-    points: Mapping[str, tuple[float, float]] | None = None,
-    path: tuple[Any, Any] | None = None,
-    ax: Axes | None = None,
-) -> Axes:
+    kl: Any, rewards: Any, *, labels: Mapping[str, tuple[float, float]] | None = None, points: Mapping[str, tuple[float,
+    float]] | None = None, path: tuple[Any, Any] | None = None, ax: Axes | None = None,
+) -> Axes:  # fmt: skip
     """The most reward for every KL, a curve that no policy exceeds; the region above it is shaded.
 
     `kl` and `rewards` (B,) are those of π* as β runs. `labels` writes names at points of the curve, `points` adds
@@ -157,20 +140,10 @@ def describe_frontier(kl: Any, rewards: Any) -> str:
     )
 
 
-# Both together, for one β.
-
-
 def optimum_figure(
-    betas: Any,
-    probs: Any,
-    reference_probs: Any,
-    responses: Sequence[str],
-    *,
-    kl: Any,
-    rewards: Any,
-    at: int,
-    title: str = "",
-) -> style.Picture:
+    betas: Any, probs: Any, reference_probs: Any, responses: Sequence[str], *, kl: Any, rewards: Any, at: int, title:
+    str = "",
+) -> style.Picture:  # fmt: skip
     """Left π*(y|x) of one prompt against β, right its reward against KL; both marked at `betas[at]`.
 
     `betas`, `kl` and `rewards` (B,), `probs` (B, Y), `reference_probs` (Y,): see `plot_optimum_path`, `plot_frontier`.
@@ -181,9 +154,6 @@ def optimum_figure(
     plot_frontier(kl, rewards, labels={f"β = {betas[at]:.3g}": (kl[at], rewards[at])}, ax=right)
     right.set_xlabel("KL(π‖π_ref) at this prompt (nats)")
     return figure
-
-
-# Falling short of the optimum, and getting there.
 
 
 def plot_shortfall(divergence: Any, objective: Any, *, beta: float, best: float, ax: Axes | None = None) -> Axes:
@@ -224,19 +194,6 @@ def plot_convergence(
     style.dress(ax, title or "DPO goes to π*", "step", "total variation from π*")
     style.add_legend(ax, loc="lower left")
     return ax
-
-
-def describe_convergence(steps: Any, distances: Mapping[str, Any]) -> str:
-    """What `plot_convergence` shows, in words."""
-    steps = np.asarray(steps)
-    lines = [
-        f"{name} from {np.asarray(v)[0]:.2g} to {np.asarray(v)[-1]:.1g} after {steps[len(np.asarray(v)) - 1]:g} steps"
-        for name, v in distances.items()
-    ]
-    return f"Total variation from the optimal policy while training, on logarithmic axes: {'; '.join(lines)}."
-
-
-# What does not fit together.
 
 
 def _path(

@@ -92,17 +92,6 @@ def settings_of(rows: Rows, method: str) -> list[dict[str, Any]]:
     return sorted(settings, key=lambda point: point["kl"][0])
 
 
-def describe_roads(rows: Rows, methods: Mapping[str, str]) -> str:
-    """What `plot_roads` shows, in words."""
-    parts = []
-    for method, name in methods.items():
-        points = settings_of(rows, method)
-        first, last = points[0], points[-1]
-        at = lambda point: f"{point['reward'][0]:.2f} at KL {point['kl'][0]:.2g}"
-        parts.append(f"{name} from reward {at(first)} to {at(last)}")
-    return f"True reward against KL from the reference, a line per method: {'; '.join(parts)}."
-
-
 def plot_matched(
     differences: Mapping[str, tuple[float, float, float]], *, baseline: str, at: Mapping[str, float] | float,
     title: str = "Reward at the same KL", ax: Axes | None = None,

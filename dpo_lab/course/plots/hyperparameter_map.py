@@ -99,15 +99,6 @@ def map_figure(rows: Rows, measures: Sequence[str], *, title: str = "") -> style
     return figure
 
 
-def describe_map(rows: Rows, measure: str) -> str:
-    """What `plot_map` shows, in words."""
-    betas, rates, values = table_of(rows, measure)
-    spec = MEASURES[measure]
-    place = lambda i, j: f"{spec.written(float(values[i, j]))} at β {betas[i]:g} and learning rate {rates[j]:g}"
-    low, high = (np.unravel_index(find(values), values.shape) for find in (np.nanargmin, np.nanargmax))
-    return f"{spec.title}: lowest {place(*low)}, highest {place(*high)}, of {int(np.isfinite(values).sum())} cells."
-
-
 def plot_spread(
     groups: Mapping[str, Sequence[float]], ylabel: str, *, title: str = "Seeds against knobs", ax: Axes | None = None
 ) -> Axes:

@@ -66,12 +66,6 @@ def _counted(name: str, shares: Shares) -> str:
     return f"{name}  ({count})"
 
 
-def describe_shares(shares: Shares) -> str:
-    """What `plot_shares` shows, in words."""
-    listed = lambda own: ", ".join(f"{name} {s[0]:.0%} [{s[1]:.0%}, {s[2]:.0%}]" for name, s in own.items() if s[3])
-    return "; ".join(f"{policy}: {listed(own)}" for policy, own in shares.items()) + "."
-
-
 def plot_transfer(
     trained: Sequence[str], judged: Sequence[str], changes: Any, before: Sequence[float], *,
     title: str = "What training on one job does to another", ax: Axes | None = None,
@@ -119,18 +113,6 @@ def _points(value: float) -> str:
     return f"{rounded:+d}".replace("-", "−") if rounded else "0"
 
 
-def describe_transfer(trained: Sequence[str], judged: Sequence[str], changes: Any) -> str:
-    """What `plot_transfer` shows, in words: the cells whose interval leaves 0 out."""
-    changes = np.asarray(changes, np.float64)
-    decided = [
-        f"{row} on {column} {_points(changes[i, j, 0])}"
-        for i, row in enumerate(trained)
-        for j, column in enumerate(judged)
-        if changes[i, j, 1] > 0 or changes[i, j, 2] < 0
-    ]
-    return f"Changes of success in points whose interval leaves out 0: {', '.join(decided) or 'none'}."
-
-
 def plot_refusals(rates: Mapping[str, Any], *, title: str = "Two numbers, not one", ax: Axes | None = None) -> Axes:
     """One point per policy with both intervals: over-refusals to the right, right refusals upwards. Best: upper left.
 
@@ -157,11 +139,3 @@ def plot_refusals(rates: Mapping[str, Any], *, title: str = "Two numbers, not on
     style.in_percent(ax.xaxis, ax.yaxis)
     style.add_legend_beside(ax)
     return ax
-
-
-def describe_refusals(rates: Mapping[str, Any]) -> str:
-    """What `plot_refusals` shows, in words."""
-    parts = [
-        f"{name} declines {a[0]:.0%} of harmful and {b[0]:.0%} of harmless requests" for name, (a, b) in rates.items()
-    ]
-    return "; ".join(parts) + "."

@@ -37,13 +37,9 @@ def plot_sides(
 
 
 def plot_moves(
-    chosen: Any,
-    rejected: Any,
-    *,
-    title: str = "Where each pair went",
-    limit: float | None = None,
-    ax: Axes | None = None,
-) -> Axes:
+    chosen: Any, rejected: Any, *, title: str = "Where each pair went", limit: float | None = None, ax: Axes | None =
+    None,
+) -> Axes:  # fmt: skip
     """One point per pair: the change of the chosen log-prob to the right, of the rejected one upwards, in nats.
 
     Below the diagonal the gap is positive and the pair is ranked right. Left of the upright line the chosen answer has

@@ -88,16 +88,9 @@ def describe_loss(gap: float, beta: float) -> str:
 
 
 def plot_courses(
-    steps: Any,
-    courses: Mapping[str, Any],
-    *,
-    title: str,
-    ylabel: str,
-    levels: Mapping[str, float] | None = None,
-    is_log: bool = False,
-    colors: Sequence[str] = style.PALETTE,
-    ax: Axes | None = None,
-) -> Axes:
+    steps: Any, courses: Mapping[str, Any], *, title: str, ylabel: str, levels: Mapping[str, float] | None = None,
+    is_log: bool = False, colors: Sequence[str] = style.PALETTE, ax: Axes | None = None,
+) -> Axes:  # fmt: skip
     """Several quantities against the step of training; `levels` are values that they are to be compared with.
 
     With `is_log` the steps stand on a logarithmic axis, which starts at step 1.

@@ -169,13 +169,3 @@ def plot_decision(shares: Any, *, title: str = "Where in the answer the margin a
     style.dress(ax, title, "place in the answer (% of its tokens)", "part of the mean margin (β × nats)")
     ax.grid(visible=False, axis="x")
     return ax
-
-
-def describe_calibration(curve: Any) -> str:
-    """A calibration in words."""
-    worst = int(np.argmax(np.abs(np.asarray(curve.observed) - np.asarray(curve.predicted))))
-    return (
-        f"Observed share of labels against σ(margin) in {len(curve.counts)} bins of {int(np.sum(curve.counts))} pairs, "
-        f"beside the diagonal: the expected calibration error is {curve.error:.3f}; the bin furthest from the diagonal "
-        f"predicts {curve.predicted[worst]:.2f} and shows {curve.observed[worst]:.2f}."
-    )

@@ -14,13 +14,9 @@ _TALL = 1.7  # a ridge may reach this many lines up, so neighbours overlap a lit
 
 
 def plot_ridge(
-    steps: Sequence[int],
-    margins: Sequence[Any],
-    *,
-    title: str = "Margins of held-out pairs over training",
-    limit: float | None = None,
-    ax: Axes | None = None,
-) -> Axes:
+    steps: Sequence[int], margins: Sequence[Any], *, title: str = "Margins of held-out pairs over training", limit:
+    float | None = None, ax: Axes | None = None,
+) -> Axes:  # fmt: skip
     """A density of the margins at each step, the first at the top; left of 0 pairs are ranked the wrong way round.
 
     steps: S numbers in order; margins: S arrays of one margin per pair. All ridges have the same area; very tall ones
@@ -65,14 +61,3 @@ def density(values: np.ndarray, grid: np.ndarray, *, floor: float = 0.0) -> np.n
     width = max(0.9 * spread * len(values) ** -0.2, floor) or 1e-3
     kernels = np.exp(-0.5 * ((grid[:, None] - values) / width) ** 2)
     return kernels.mean(1) / (width * np.sqrt(2 * np.pi))
-
-
-def describe_ridge(steps: Sequence[int], margins: Sequence[Any]) -> str:
-    """What the ridges show, in words."""
-    first, last = (np.asarray(margins[i], np.float64) for i in (0, -1))
-    wrong = lambda one: 100 * ((one < 0).mean() + (one == 0).mean() / 2)
-    return (
-        f"{len(steps)} densities of margins, one above the other, from step {steps[0]} at the top to step {steps[-1]} "
-        f"at the bottom: the median goes from {np.median(first):.2f} to {np.median(last):.2f}, the share of pairs "
-        f"ranked wrong from {wrong(first):.0f} % to {wrong(last):.0f} %."
-    )

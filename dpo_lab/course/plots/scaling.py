@@ -87,13 +87,9 @@ def plot_batch_cut(cut: Sequence[Sequence[int]], *, ax: Axes | None = None) -> A
 
 
 def scaling_figure(
-    ways: Mapping[str, Mapping[str, float]],
-    cut: Sequence[Sequence[int]],
-    *,
-    live_references: Mapping[str, float] | None = None,
-    device: float = 0.0,
-    title: str = "",
-) -> style.Picture:
+    ways: Mapping[str, Mapping[str, float]], cut: Sequence[Sequence[int]], *, live_references: Mapping[str, float] |
+    None = None, device: float = 0.0, title: str = "",
+) -> style.Picture:  # fmt: skip
     """Both panels beside each other: what each device holds, and how a step's pairs are cut."""
     figure = style.new_figure(10.2, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))

@@ -1,8 +1,15 @@
 """Pictures of training: arrays and rows of metrics in, matplotlib `Axes` out. No torch, no pyplot, no training.
 
-Each function takes `ax=None` and returns the axes; for each picture a `describe_…` function says in words what it
-shows, for alternative text. `style` holds colours and figures, `curves` what a run measured, `overlays` several
-runs over each other, `margins` the histogram; `show` puts a figure into a notebook, with caption and alternative text.
+Each function takes `ax=None` and returns the axes; a `describe_…` function says in words what a picture shows, for
+alternative text.
+
+style          colours, figures, axes, letters
+curves         what a run measured, step by step
+overlays       several runs over each other, and the sheet that a training is watched on
+margins        the histogram of margins
+sweeps         the trials of a sweep
+token_rewards  the reward of every token, over the words; `token_text` lays them out
+captions       how a notebook shows a figure, with caption and alternative text
 """
 
 from dpo_lab import face
@@ -13,7 +20,7 @@ __getattr__, __dir__ = face(__name__, {
         "plot_panel series smooth smoothing_window",
     "margins": "describe_margins plot_margins",
     "overlays": "blank_figure describe_runs describe_watch plot_runs runs_figure watch_figure",
-    "show": "Shown show",
+    "captions": "Shown show",
     "style": "CHOSEN PALETTE Picture REJECTED TRAINING add_legend add_title dress new_figure plain to_png",
     "token_rewards": "describe_tokens token_heatmap token_html",
 })  # fmt: skip

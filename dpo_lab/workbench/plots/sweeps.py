@@ -81,14 +81,9 @@ def plot_importance(importance: Mapping[str, float], *, ax: Axes | None = None) 
 
 
 def sweep_figure(
-    rows: Rows,
-    knobs: Mapping[str, bool],
-    objective: str,
-    *,
-    is_larger_better: bool = True,
-    importance: Mapping[str, float] | None = None,
-    title: str = "",
-) -> style.Picture:
+    rows: Rows, knobs: Mapping[str, bool], objective: str, *, is_larger_better: bool = True, importance: Mapping[str,
+    float] | None = None, title: str = "",
+) -> style.Picture:  # fmt: skip
     """History, importance, and one slice per knob. `knobs` maps each knob to whether its axis is logarithmic."""
     columns = max(2, min(4, len(knobs)))
     num_rows = 1 + math.ceil(len(knobs) / columns)

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import ipywidgets
 
 from dpo_lab.workbench.labels.book import LabelBook
-from dpo_lab.workbench.widgets.background import Job
+from dpo_lab.workbench.widgets import markup
+from dpo_lab.workbench.widgets.background import HasJob, Job
 from dpo_lab.workbench.widgets.labeller import Labeller
+from dpo_lab.workbench.widgets.layout import attempt, button, row
 from dpo_lab.workbench.widgets.sources import PolicySource, named, policy_of
-from dpo_lab.workbench.widgets.texts import status
 
-_NO_ANSWERS = "there are no answers to choose from yet: press Sample answers, or call start() and wait()"
 _AT_ONCE = 16  # prompts between two looks at the stop button
 
 
@@ -32,7 +32,7 @@ class Sampled(NamedTuple):
     rows: list[dict[str, Any]] | None = None
     """The rows to label, once all answers are there."""
     empty: dict[str, int] | None = None
-    """How often each policy said nothing at all: an empty answer is no row of preference data, so it isn't asked."""
+    """How often each policy said nothing at all: an empty answer is no row of preference data, so it is no question."""
 
 
 def sample_rows(
@@ -45,7 +45,7 @@ def sample_rows(
     device: str = "auto",
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Sampled]:
-    """Rows with one answer of each of two policies to every prompt, as a stream that tells how far it is.
+    """Rows with one answer of each of two policies to every prompt, as a stream that reports how far it is.
 
     policies: two, by the name that stands in the results. prompts: rows with a prompt, as `load_preferences` gives
     them; their own answers, and the columns about them, are left behind. Each policy draws with random numbers of its
@@ -55,43 +55,34 @@ def sample_rows(
         raise ValueError(f"an arena compares two models, got {len(policies)}: {', '.join(policies) or 'none'}")
     if not len(prompts):
         raise ValueError("an arena needs at least one prompt, got none; give rows that have one")
-    return _sample_rows(policies, prompts, seed, temperature, max_new_tokens, device, stop)
+    rows, names = [_question_row(row) for row in prompts], list(policies)
+
+    def stream() -> Iterator[Sampled]:
+        from dpo_lab.sampling import generate
+
+        total, answers = 2 * len(rows), []
+        yield Sampled(0, total)
+        for place, source in enumerate(policies.values()):
+            model, tokenizer = policy_of(source, device=device)
+            texts: list[Any] = []
+            for begin in range(0, len(rows), _AT_ONCE):
+                if stop():
+                    return
+                part = rows[begin : begin + _AT_ONCE]
+                # A seed for each part and policy; the same part of the other policy must draw otherwise.
+                texts += generate(model, tokenizer, part, temperature=temperature, max_new_tokens=max_new_tokens,
+                                  seed=(seed * 2 + place) * 1_000_003 + begin)  # fmt: skip
+                yield Sampled(place * len(rows) + len(texts), total)
+            answers.append(texts)
+        questions = [row | {"answers": [_answer(row, text) for text in pair], "sources": names}
+                     for row, *pair in zip(rows, *answers, strict=True) if all(pair)]  # fmt: skip
+        empty = {name: texts.count("") for name, texts in zip(names, answers, strict=True)}
+        yield Sampled(total, total, questions, empty)
+
+    return stream()
 
 
-def _sample_rows(
-    policies: Mapping[str, PolicySource],
-    prompts: Sequence[Mapping[str, Any]],
-    seed: int,
-    temperature: float,
-    max_new_tokens: int,
-    device: str,
-    stop: Callable[[], bool],
-) -> Iterator[Sampled]:
-    from dpo_lab.sampling import generate
-
-    rows = [_question_row(row) for row in prompts]
-    total, answers = 2 * len(rows), []
-    yield Sampled(0, total)
-    for place, source in enumerate(policies.values()):
-        model, tokenizer = policy_of(source, device=device)
-        texts: list[Any] = []
-        for begin in range(0, len(rows), _AT_ONCE):
-            if stop():
-                return
-            part = rows[begin : begin + _AT_ONCE]
-            # A seed for each part and policy; the same part of the other policy must draw otherwise.
-            texts += generate(model, tokenizer, part, temperature=temperature, max_new_tokens=max_new_tokens,
-                              seed=(seed * 2 + place) * 1_000_003 + begin)  # fmt: skip
-            yield Sampled(place * len(rows) + len(texts), total)
-        answers.append(texts)
-    names = list(policies)
-    asked = [row | {"answers": [_answer(row, text) for text in pair], "sources": names}
-             for row, *pair in zip(rows, *answers, strict=True) if all(pair)]  # fmt: skip
-    empty = {name: texts.count("") for name, texts in zip(names, answers, strict=True)}
-    yield Sampled(total, total, asked, empty)
-
-
-class Arena(ipywidgets.VBox):
+class Arena(HasJob, ipywidgets.VBox):
     """Two models, the same prompts, a blind choice; the last value of a cell shows it.
 
         Arena({"before": "embedded", "after": "runs/mine"}, "embedded", book="before_after.book.jsonl", who="ann")
@@ -119,7 +110,7 @@ class Arena(ipywidgets.VBox):
         self.policies, self.prompts, self.split = named(policies), prompts, split
         if len(self.policies) != 2:
             raise ValueError(f"an arena compares two models, got {len(self.policies)}: {', '.join(self.policies)}")
-        self.path, self.who, self.labeller, self.job = Path(book), who, None, None
+        self.path, self.who, self.labeller = Path(book), who, None
         self._sampling = {"temperature": temperature, "max_new_tokens": max_new_tokens, "device": device}
         self._pause, self._lock = pause, threading.RLock()
         self._build(num_prompts, seed)
@@ -134,37 +125,28 @@ class Arena(ipywidgets.VBox):
                 raise ValueError(
                     f"the answers are there already, in {self.path}; another comparison needs another book"
                 )
-            if self.job is not None and self.job.running:
+            if self.running:
                 raise ValueError("the answers are being sampled; wait for them, or stop")
             self.go.disabled, self.halt.disabled = True, False
-            self.message.value = status("Loading the models …")
+            self._say("Loading the models …")
             self.job = Job(self._stream, self._on_event, on_end=self._on_end, name="sampling")
             return self.job
-
-    def stop(self) -> None:
-        """End the sampling; nothing is kept of it."""
-        if self.job is not None:
-            self.job.stop()
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait until the answers are there. What went wrong is raised."""
-        if self.job is not None:
-            self.job.wait(timeout)
 
     @property
     def book(self) -> LabelBook:
         """The book of labels, once the answers are there."""
+        return self._panel().book
+
+    def choose(self, choice: str) -> None:
+        """As the panel's buttons do: "left", "right", "tie" or "skip"."""
+        self._panel().choose(choice)
+
+    def _panel(self) -> Labeller:
         if self.labeller is None:
             raise ValueError(
                 "there are no answers to choose from yet: press Sample answers, or call start() and wait()"
             )
-        return self.labeller.book
-
-    def choose(self, choice: str) -> None:
-        """As the panel's buttons do: "left", "right", "tie" or "skip"."""
-        if self.labeller is None:
-            raise ValueError(_NO_ANSWERS)
-        self.labeller.choose(choice)
+        return self.labeller
 
     def _build(self, num_prompts: int, seed: int) -> None:
         wide = ipywidgets.Layout(width="16em")
@@ -172,17 +154,12 @@ class Arena(ipywidgets.VBox):
                                                tooltip="how many prompts both models answer")  # fmt: skip
         self.seed = ipywidgets.IntText(value=seed, description="seed", layout=wide,
                                        tooltip="draws the prompts, the answers and their sides")  # fmt: skip
-        self.go = ipywidgets.Button(description="Sample answers", button_style="primary",
-                                    tooltip="both models answer every prompt; then labelling begins")  # fmt: skip
-        self.halt = ipywidgets.Button(description="Stop", disabled=True, tooltip="end the sampling")
-        self.go.on_click(lambda _: self._told(self.start))
-        self.halt.on_click(lambda _: self.stop())
+        self.go = button("Sample answers", "both models answer every prompt; then labelling begins",
+                         lambda: attempt(self.start, self.message), button_style="primary")  # fmt: skip
+        self.halt = button("Stop", "end the sampling", self.stop, disabled=True)
         self.bar = ipywidgets.IntProgress(max=1, description="answers", layout=ipywidgets.Layout(width="auto"))
-        self.message = ipywidgets.HTML(status(f"{' and '.join(self.policies)} will answer the same prompts."))
-        wrap = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
-        self.settings = ipywidgets.VBox(
-            [ipywidgets.HBox([self.count, self.seed, self.go, self.halt], layout=wrap), self.bar, self.message]
-        )
+        self.message = ipywidgets.HTML(markup.line(f"{' and '.join(self.policies)} will answer the same prompts."))
+        self.settings = ipywidgets.VBox([row(self.count, self.seed, self.go, self.halt), self.bar, self.message])
         self.place = ipywidgets.VBox()  # where the labeller's panel appears
 
     def _stream(self, stop: threading.Event) -> Iterator[Sampled]:
@@ -201,38 +178,35 @@ class Arena(ipywidgets.VBox):
 
     def _on_event(self, event: Sampled) -> None:
         self.bar.max, self.bar.value = event.total, event.done
-        self.message.value = status(f"{event.done} of {event.total} answers")
+        self._say(f"{event.done} of {event.total} answers")
         if event.rows is not None:
             silent = [f"{name} {count}" for name, count in (event.empty or {}).items() if count]
             if not event.rows:
                 raise ValueError(f"no prompt got two answers; empty ones: {', '.join(silent)}; look at the models")
-            told = f" Empty answers, not asked: {', '.join(silent)}." if silent else ""
-            self._show(LabelBook.open(self.path, event.rows, who=self.who, seed=self.seed.value), told)
+            note = f" Empty answers, not asked: {', '.join(silent)}." if silent else ""
+            self._show(LabelBook.open(self.path, event.rows, who=self.who, seed=self.seed.value), note)
 
     def _on_end(self, error: BaseException | None) -> None:
         self.halt.disabled, self.go.disabled = True, self.labeller is not None
         if error is not None:
-            self.message.value = status(f"{error}")
+            self._say(str(error))
         elif self.labeller is None:
-            self.message.value = status("Stopped. Sample answers begins anew.")
+            self._say("Stopped. Sample answers begins anew.")
 
-    def _show(self, book: LabelBook, told: str = "") -> None:
-        found = {name for question in book.questions for name in question.sources}
-        if found != set(self.policies):
-            raise ValueError(f"{self.path} compares {' and '.join(sorted(found))}, got {' and '.join(self.policies)}; "
+    def _show(self, book: LabelBook, note: str = "") -> None:
+        names = {name for question in book.questions for name in question.sources}
+        if names != set(self.policies):
+            raise ValueError(f"{self.path} compares {' and '.join(sorted(names))}, got {' and '.join(self.policies)}; "
                              "give the same names to go on with it, or another book")  # fmt: skip
         self.go.disabled = self.count.disabled = self.seed.disabled = True
         self.bar.max = self.bar.value = max(1, 2 * len(book.questions))
-        asked = len(book.questions)
-        self.message.value = status(f"Both have answered {asked} prompts, and which is which stays hidden.{told}")
+        count = len(book.questions)
+        self._say(f"Both have answered {count} prompts, and which is which stays hidden.{note}")
         self.labeller = Labeller(book=book, pause=self._pause)
         self.place.children = (self.labeller,)
 
-    def _told(self, act: Callable[[], Any]) -> None:
-        try:
-            act()
-        except (ValueError, OSError) as error:
-            self.message.value = status(f"{error}")
+    def _say(self, words: str) -> None:
+        self.message.value = markup.line(words)
 
     def __repr__(self) -> str:
         where = self.labeller.book.progress if self.labeller else "no answers yet"
@@ -240,7 +214,7 @@ class Arena(ipywidgets.VBox):
 
 
 def _question_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What both models are asked, without the answers that the row has and the columns about them."""
+    """The question to both models, without the answers that the row has and the columns about them."""
     return {
         name: value
         for name, value in row.items()

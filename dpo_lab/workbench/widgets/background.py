@@ -1,4 +1,4 @@
-"""A training in a thread of its own: events are handed on as they come, Stop is asked for, failures are kept.
+"""A training in a thread of its own: it hands its events on as they come, can be stopped, and reports its failure.
 
     job = Job(lambda stop: train_dpo(..., stop=stop.is_set), on_event=show)
     job.stop()     # the stream ends after the step in hand
@@ -26,12 +26,12 @@ class Job:
     """A stream of events, read in a thread from the moment that the job is made.
 
     start: called in the thread with an event that is set when the job shall stop; returns the stream. Whoever writes
-        the stream asks the event, and ends it in order.
+        the stream looks at the event, and ends it in order.
     on_event: called in the thread with each event. What it raises ends the job, as a failure of the stream does.
     on_end: called in the thread when the stream is over and closed, with the error or None; `running` is False then,
         so another job may begin.
 
-    A kernel that is left asks its jobs to stop and waits a little; the thread never keeps it alive.
+    A kernel that is left stops its jobs and waits a little; the thread never keeps it alive.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Job:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask the stream to end. Returns at once; `wait` tells when it has."""
+        """Request the stream's end. Returns at once; `wait` returns when it has ended."""
         self._stop.set()
 
     def wait(self, timeout: float | None = None) -> None:
@@ -75,13 +75,13 @@ class Job:
 
     @property
     def stopping(self) -> bool:
-        """Whether it was asked to stop."""
+        """Whether its end was requested."""
         return self._stop.is_set()
 
     def _run(self) -> None:
         try:
             self._read()
-        except BaseException as error:  # whatever it is, `wait` raises it: a thread has nobody else to tell
+        except BaseException as error:  # whatever it is, `wait` raises it: nobody else sees what a thread raises
             self.error = error
         finally:
             self._is_over.set()
@@ -102,10 +102,31 @@ class Job:
                 close()  # a generator puts its things in order now, not when it is collected
 
 
+class HasJob:
+    """What every panel with a job offers: whether it runs, Stop, and waiting for its end."""
+
+    job: Job | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether a job goes on."""
+        return self.job is not None and self.job.running
+
+    def stop(self) -> None:
+        """Request the end of the job in hand, after the step in hand."""
+        if self.job is not None:
+            self.job.stop()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the job in hand has ended, and raise what was raised in it."""
+        if self.job is not None:
+            self.job.wait(timeout)
+
+
 class Throttle:
     """Does something now and then: at most `share` of the time goes into it, and not more often than every `least` s.
 
-    So drawing what a training tells slows the training by no more than that share, however long one drawing takes.
+    So drawing what a training reports slows the training by no more than that share, however long one drawing takes.
     """
 
     def __init__(
@@ -115,7 +136,7 @@ class Throttle:
             raise ValueError(f"share must lie in (0, 1] and least not be negative, got {share} and {least}; "
                              "0.05 and 0.5 are the usual start")  # fmt: skip
         self.share, self.least, self.clock = share, least, clock
-        self.spent = 0.0  # seconds, all told
+        self.spent = 0.0  # seconds, in total
         self._next = -float("inf")
 
     def __call__(self, work: Callable[[], Any]) -> bool:

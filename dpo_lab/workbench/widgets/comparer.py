@@ -1,4 +1,4 @@
-"""Runs side by side: curves over each other, the settings that differ, answers to the same prompts, a table to keep.
+"""Runs side by side: curves over each other, the settings that differ, answers to the same prompts, a table to save.
 
 Layout and wiring; every number is from `workbench.runs`: `comparison_figure`, `compare_runs`, `answers_side_by_side`.
 """
@@ -13,26 +13,14 @@ import ipywidgets
 
 from dpo_lab.workbench.plots.overlays import blank_figure, describe_runs
 from dpo_lab.workbench.plots.style import Picture
-from dpo_lab.workbench.runs.compare import (
-    FIGURE_METRICS,
-    answers_side_by_side,
-    compare_runs,
-    comparison_csv,
-    comparison_figure,
-    comparison_frame,
-    load_runs,
-    run_labels,
-    run_names,
-)
+from dpo_lab.workbench.runs import compare
 from dpo_lab.workbench.runs.run import Run
 from dpo_lab.workbench.widgets import markup
-from dpo_lab.workbench.widgets.live_figure import FULL_WIDTH
-from dpo_lab.workbench.widgets.menus import RunsFigure, shortened
+from dpo_lab.workbench.widgets.layout import button, room, texts
+from dpo_lab.workbench.widgets.live_figure import RunsFigure
 
 if TYPE_CHECKING:
     import pandas
-
-_STYLE = {"description_width": "8em"}
 
 
 class Comparer(ipywidgets.VBox):
@@ -45,23 +33,21 @@ class Comparer(ipywidgets.VBox):
     def __init__(self, *sources: str | Path | Run) -> None:
         self.sources = sources
         self.all = _loaded(sources)
-        wide = ipywidgets.Layout(width="46em", max_width=FULL_WIDTH)
+        wide = room("46em", "8em")
         self.runs = ipywidgets.SelectMultiple(
             options=self._options(), value=tuple(range(len(self.all))), description="runs",
-            rows=min(8, max(3, len(self.all))), style=_STYLE, layout=wide,
-            tooltip="The runs to compare; Ctrl or Shift chooses several",
+            rows=min(8, max(3, len(self.all))), tooltip="The runs to compare; Ctrl or Shift chooses several", **wide,
         )  # fmt: skip
         self.prompt = ipywidgets.Dropdown(description="prompt", tooltip="A prompt that some of these runs answered",
-                                          style=_STYLE, layout=wide)  # fmt: skip
-        self.again = ipywidgets.Button(description="Read again", icon="refresh",
-                                       tooltip="Read the runs' folders again, as they may have grown")  # fmt: skip
-        self.numbers, self.answers, self.save = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
+                                          **wide)  # fmt: skip
+        self.again = button("Read again", "Read the runs' folders again, as they may have grown", self.refresh,
+                            icon="refresh")  # fmt: skip
+        self.numbers, self.answers, self.save = texts(3)
         self.curves = RunsFigure(self.draw, describe=self.describe, runs=self.runs)
         super().__init__([self.curves, self.numbers, self.save, self.prompt, self.answers, self.again])
         self._show()
         self.runs.observe(self._show, names="value")
         self.prompt.observe(self._show_answers, names="value")
-        self.again.on_click(lambda _: self.refresh())
 
     @property
     def chosen(self) -> list[Run]:
@@ -70,18 +56,19 @@ class Comparer(ipywidgets.VBox):
 
     def table(self) -> pandas.DataFrame:
         """Settings that differ and results, a row for each run."""
-        return comparison_frame(self._some())
+        return compare.comparison_frame(self._some())
 
     def to_csv(self, path: str | Path | None = None) -> str:
         """The same as CSV; written to `path` too where one is given."""
-        return comparison_csv(self._some(), path)
+        return compare.comparison_csv(self._some(), path)
 
     def refresh(self) -> None:
         """Read the folders again: new runs appear, runs in hand have grown. What was chosen stays chosen."""
-        kept = {run.folder for run in self.chosen}
-        is_all = len(kept) == len(self.all)
+        before = {run.folder for run in self.chosen}
+        is_all = len(before) == len(self.all)
         self.all = _loaded(self.sources)
-        self.curves.offer(self._options(), tuple(i for i, run in enumerate(self.all) if is_all or run.folder in kept))
+        again = tuple(i for i, run in enumerate(self.all) if is_all or run.folder in before)
+        self.curves.offer(self._options(), again)
         self._show()
 
     def draw(self, runs: Sequence[int]) -> Picture:
@@ -98,17 +85,18 @@ class Comparer(ipywidgets.VBox):
         return self.chosen
 
     def _options(self) -> list[tuple[str, int]]:
-        return [(shortened(label, 90), i) for i, label in enumerate(run_labels(self.all))]
+        return [(markup.shortened(label, 90), i) for i, label in enumerate(compare.run_labels(self.all))]
 
     def _show(self, _change: object = None) -> None:
         chosen = self.chosen
         if not chosen:
             self.numbers.value = self.save.value = self.answers.value = ""
             return
-        self.numbers.value = markup.table("Settings that differ, and results", compare_runs(chosen), upright=True)
-        self.save.value = markup.download("runs.csv", comparison_csv(chosen), "Save this table as CSV")
-        self._rows = answers_side_by_side(chosen)
-        options = [(f"{i}: {shortened(row['prompt'])}", i) for i, row in enumerate(self._rows, start=1)]
+        caption = "Settings that differ, and results"
+        self.numbers.value = markup.table(caption, compare.compare_runs(chosen), upright=True)
+        self.save.value = markup.download("runs.csv", compare.comparison_csv(chosen), "Save this table as CSV")
+        self._rows = compare.answers_side_by_side(chosen)
+        options = markup.numbered([row["prompt"] for row in self._rows])
         if list(self.prompt.options) != options:
             self.prompt.options = options
             self.prompt.index = 0 if options else None
@@ -120,10 +108,10 @@ class Comparer(ipywidgets.VBox):
             self.answers.value = markup.line("These runs kept no answers.")
             return
         row = self._rows[number - 1]
-        self.answers.value = markup.answers(row["prompt"], answer_columns(row, run_names(self.chosen)))
+        self.answers.value = markup.answers(row["prompt"], answer_columns(row, compare.run_names(self.chosen)))
 
     def __repr__(self) -> str:
-        return f"Comparer({', '.join(run_names(self.chosen))})"
+        return f"Comparer({', '.join(compare.run_names(self.chosen))})"
 
 
 def answer_columns(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, tuple[str | None, float | None]]:
@@ -145,20 +133,20 @@ def answer_columns(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, tu
 
 def draw_comparison(runs: Sequence[Run]) -> Picture:
     """`comparison_figure`, or why there is nothing to draw."""
-    if not runs:
-        return blank_figure("no run is chosen")
-    return comparison_figure(runs) if any(run.metrics for run in runs) else blank_figure("nothing was recorded yet")
+    if any(run.metrics for run in runs):
+        return compare.comparison_figure(runs)
+    return blank_figure("nothing was recorded yet" if runs else "no run is chosen")
 
 
 def describe_comparison(runs: Sequence[Run]) -> str:
     """What `comparison_figure` shows, in words."""
-    rows = dict(zip(run_names(runs), (run.metrics for run in runs), strict=True)) if runs else {}
+    rows = dict(zip(compare.run_names(runs), (run.metrics for run in runs), strict=True)) if runs else {}
     measured = {name for one in rows.values() for row in one for name in row}
-    told = [metric if metric in measured else f"eval_{metric}" for metric in FIGURE_METRICS]
-    return " ".join(describe_runs(rows, metric) for metric in told if metric in measured) or "Nothing to compare yet."
+    names = [metric if metric in measured else f"eval_{metric}" for metric in compare.FIGURE_METRICS]
+    return " ".join(describe_runs(rows, metric) for metric in names if metric in measured) or "Nothing to compare yet."
 
 
 def _loaded(sources: Sequence[str | Path | Run]) -> list[Run]:
     if not sources:
         raise ValueError("there are no runs to compare: no folder was given; name one, such as Comparer('runs')")
-    return [run for source in sources for run in ([source] if isinstance(source, Run) else load_runs([source]))]
+    return [run for source in sources for run in ([source] if isinstance(source, Run) else compare.load_runs([source]))]

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import ipywidgets
 
-from dpo_lab.workbench.widgets.live_figure import FULL_WIDTH
+from dpo_lab.workbench.widgets.layout import room
 
 
 class Knob(NamedTuple):
@@ -128,10 +128,8 @@ def control_of(make: Callable[..., Any], kind: type, name: str, **traits: Any) -
     look = {
         "description": KNOBS[name].label if name in KNOBS else name.replace("_", " "),
         "tooltip": field_docs(kind)[name],
-        "style": {"description_width": "11em"},
-        "layout": ipywidgets.Layout(width="30em", max_width=FULL_WIDTH),
     }
-    return make(**look | traits)
+    return make(**look | room("30em", "11em") | traits)
 
 
 def source_box(kind: type, name: str, value: str, *, options: Sequence[str] = ()) -> ipywidgets.Combobox:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import Any
 
 import ipywidgets
@@ -18,10 +17,11 @@ import numpy as np
 from dpo_lab.preferences.chat import prompt_text
 from dpo_lab.workbench.plots.style import Picture
 from dpo_lab.workbench.plots.token_rewards import token_heatmap, token_html
+from dpo_lab.workbench.plots.token_text import visible
+from dpo_lab.workbench.widgets import markup
 from dpo_lab.workbench.widgets.background import Job
-from dpo_lab.workbench.widgets.live_figure import FULL_WIDTH
+from dpo_lab.workbench.widgets.layout import button, room, row, texts
 from dpo_lab.workbench.widgets.sources import PolicySource, named, policy_of, run_of, with_checkpoints
-from dpo_lab.workbench.widgets.texts import html_table, status, text_box
 
 Table = Mapping[str, np.ndarray]
 
@@ -36,7 +36,7 @@ ORDERS = {
     "length, chosen longer first": lambda table: table["length_rejected"] - table["length_chosen"],
 }
 ALL_JOBS = "all jobs"
-_MOST = 400  # tokens of an answer in the table of numbers
+_LONGEST = 400  # tokens of an answer in the table of numbers
 
 
 def inspect_pairs(
@@ -74,7 +74,7 @@ def describe_pair(table: Table, place: int, row: Mapping[str, Any] | None = None
     """One pair's numbers in words: margin, rewards, lengths, and the true rewards where the row has them."""
     margin = float(table["margin"][place])
     verdict = "ranked right" if margin > 0 else "ranked wrong" if margin < 0 else "a tie"
-    told = (
+    words = (
         f"Margin {margin:+.3f}, {verdict}; implicit rewards {table['reward_chosen'][place]:+.3f} (chosen) and "
         f"{table['reward_rejected'][place]:+.3f} (rejected); log π {table['logp_chosen'][place]:.2f} and "
         f"{table['logp_rejected'][place]:.2f} nats over {int(table['length_chosen'][place])} and "
@@ -82,25 +82,23 @@ def describe_pair(table: Table, place: int, row: Mapping[str, Any] | None = None
     )
     true = [(row or {}).get(f"reward_{side}") for side in ("chosen", "rejected")]
     if all(isinstance(value, int | float) for value in true):
-        told += f"; true rewards {true[0]:+.2f} and {true[1]:+.2f}"
-    return f"{told}."
+        words += f"; true rewards {true[0]:+.2f} and {true[1]:+.2f}"
+    return f"{words}."
 
 
 def token_table(answer: Any, side: str) -> str:
     """An HTML table of one answer's tokens with log π, log π_ref and the reward, folded away."""
-    from dpo_lab.workbench.plots.token_text import visible
-
+    numbers = np.stack([answer.logps, answer.reference_logps, answer.rewards], axis=1)
+    names = [visible(token) for token in answer.tokens[:_LONGEST]]
+    if (more := len(answer.tokens) - _LONGEST) > 0:
+        names.append(f"… {more} more, together")
+        numbers = np.vstack([numbers[:_LONGEST], numbers[_LONGEST:].sum(0)])
     rows = [
-        (visible(token), f"{logp:.4f}", f"{frozen:.4f}", f"{reward:+.4f}")
-        for token, logp, frozen, reward in zip(
-            answer.tokens[:_MOST], answer.logps, answer.reference_logps, answer.rewards, strict=False
-        )
+        {"token": name, "log π": f"{logp:.4f}", "log π_ref": f"{frozen:.4f}", "reward": f"{reward:+.4f}"}
+        for name, (logp, frozen, reward) in zip(names, numbers, strict=True)
     ]
-    if (more := len(answer.tokens) - _MOST) > 0:
-        rest = [float(np.sum(column[_MOST:])) for column in (answer.logps, answer.reference_logps, answer.rewards)]
-        rows.append((f"… {more} more, together", f"{rest[0]:.4f}", f"{rest[1]:.4f}", f"{rest[2]:+.4f}"))
-    table = html_table(f"{side}, token by token", ("token", "log π", "log π_ref", "reward"), rows)
-    return f"<details><summary>numbers of the {escape(side)} answer</summary>{table}</details>"
+    table = markup.table(f"{side}, token by token", rows)
+    return f"<details><summary>numbers of the {markup.text(side)} answer</summary>{table}</details>"
 
 
 class Inspector(ipywidgets.VBox):
@@ -136,7 +134,7 @@ class Inspector(ipywidgets.VBox):
         self.rows = _rows(data, split, limit, seed)
         self.table: dict[str, np.ndarray] = {}
         self.tokens: Any = None
-        """The `PairTokens` of the pair that is shown."""
+        """The `PairTokens` of the pair in view."""
         self._order: list[int] = []
         self._build()
         self.job = self._measure()
@@ -151,7 +149,7 @@ class Inspector(ipywidgets.VBox):
 
     @property
     def row(self) -> Mapping[str, Any]:
-        """The row that is shown."""
+        """The row in view."""
         return self.rows[int(self.table["row"][self._order[self.place.value - 1]])]
 
     def figure(self) -> Picture:
@@ -161,7 +159,7 @@ class Inspector(ipywidgets.VBox):
         return token_heatmap(self.tokens)
 
     def _build(self) -> None:
-        wide = {"layout": ipywidgets.Layout(width="24em", max_width=FULL_WIDTH)}
+        wide = room("24em")
         self.model = ipywidgets.Dropdown(options=list(self.models), description="model",
                                          tooltip="the policy, or its checkpoint, to look at", **wide)  # fmt: skip
         self.by = ipywidgets.Dropdown(options=list(ORDERS), description="sorted by",
@@ -174,31 +172,24 @@ class Inspector(ipywidgets.VBox):
         self.place = ipywidgets.BoundedIntText(value=1, min=1, max=1, description="pair",
                                                tooltip="which pair of the list; the arrow keys walk through it",
                                                layout=ipywidgets.Layout(width="12em"))  # fmt: skip
-        self.of = ipywidgets.HTML()
-        self.previous = ipywidgets.Button(description="Previous", tooltip="the pair before this one")
-        self.following = ipywidgets.Button(description="Next", tooltip="the pair after this one")
-        self.message, self.words, self.prompt, self.heat = (ipywidgets.HTML() for _ in range(4))
+        self.previous = button("Previous", "the pair before this one", lambda: self._walk(-1))
+        self.following = button("Next", "the pair after this one", lambda: self._walk(+1))
+        self.of, self.message, self.words, self.prompt, self.heat = texts(5)
         for box in (self.prompt, self.heat):
             box.layout = ipywidgets.Layout(width="auto")
-        self.previous.on_click(lambda _: self._walk(-1))
-        self.following.on_click(lambda _: self._walk(+1))
         self.model.observe(self._on_model, names="value")
         for control in (self.by, self.job_filter):
             control.observe(lambda _: self._sort(), names="value")
         self.place.observe(lambda _: self._show(), names="value")
-        wrap = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
-        super().__init__(
-            [
-                ipywidgets.HBox([self.model, self.by, self.job_filter], layout=wrap),
-                ipywidgets.HBox([self.previous, self.place, self.of, self.following], layout=wrap),
-                self.message, self.words, self.prompt, self.heat,
-            ]
-        )  # fmt: skip
+        super().__init__([
+            row(self.model, self.by, self.job_filter), row(self.previous, self.place, self.of, self.following),
+            self.message, self.words, self.prompt, self.heat,
+        ])  # fmt: skip
 
     # ── measuring ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _measure(self) -> Job:
-        self.message.value = status(f"Measuring {self.model.value} on {len(self.rows)} pairs …")
+        self.message.value = markup.line(f"Measuring {self.model.value} on {len(self.rows)} pairs …")
         return Job(lambda stop: self._stream(str(self.model.value), stop), on_end=self._on_end, name="inspection")
 
     def _stream(self, name: str, stop: threading.Event) -> Iterator[None]:
@@ -219,7 +210,7 @@ class Inspector(ipywidgets.VBox):
 
     def _on_end(self, error: BaseException | None) -> None:
         if error is not None:
-            self.message.value = status(f"{error}")
+            self.message.value = markup.line(str(error))
         elif self._loaded is not None and self._loaded[0] != self.model.value:  # chosen while another was measured
             self.job = self._measure()
 
@@ -236,10 +227,10 @@ class Inspector(ipywidgets.VBox):
             self._order = ordered(self.table, str(self.by.value), str(self.job_filter.value))
             wrong = int((self.table["margin"][self._order] < 0).sum())
             left_out = len(self.rows) - len(self.table["row"])
-            told = f"{wrong} of {len(self._order)} pairs are ranked wrong by {self._loaded and self._loaded[0]}."
+            words = f"{wrong} of {len(self._order)} pairs are ranked wrong by {self._loaded and self._loaded[0]}."
             if left_out:
-                told += f" {left_out} pairs with the same tokens twice are left out."
-            self.message.value = status(told)
+                words += f" {left_out} pairs with the same tokens twice are left out."
+            self.message.value = markup.line(words)
             self.of.value = f"of {len(self._order)}"
             self.place.max = len(self._order)
             if self.place.value != 1:
@@ -259,8 +250,8 @@ class Inspector(ipywidgets.VBox):
             _, model, tokenizer = self._loaded
             place = self._order[self.place.value - 1]
             (self.tokens,) = token_rewards(model, tokenizer, [self.row], reference=self._reference[0], **self._options)
-            self.words.value = status(describe_pair(self.table, place, self.row))
-            self.prompt.value = text_box("Prompt", prompt_text(self.row))
+            self.words.value = markup.line(describe_pair(self.table, place, self.row))
+            self.prompt.value = markup.text_box("Prompt", prompt_text(self.row))
             numbers = "".join(token_table(getattr(self.tokens, side), side) for side in ("chosen", "rejected"))
             self.heat.value = token_html(self.tokens) + numbers
             self.previous.disabled = self.place.value <= 1
@@ -279,11 +270,9 @@ def _reference_of(models: Mapping[str, PolicySource]) -> PolicySource:
 
 
 def _rows(data: Any, split: str | None, limit: int, seed: int) -> list[dict[str, Any]]:
-    if limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}; 100 pairs are the usual start")
     from dpo_lab.preferences.reading import read_preferences
 
-    is_source = isinstance(data, str | os.PathLike)
-    rows, _ = read_preferences(data, split or ("test" if is_source and str(data) == "embedded" else None), limit=limit,
-                               seed=seed)  # fmt: skip
-    return rows
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}; 100 pairs are the usual start")
+    is_embedded = isinstance(data, str | os.PathLike) and str(data) == "embedded"
+    return read_preferences(data, split or ("test" if is_embedded else None), limit=limit, seed=seed)[0]

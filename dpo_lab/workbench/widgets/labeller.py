@@ -1,7 +1,7 @@
-"""A panel that asks which of two answers is better, and keeps every choice at once.
+"""A panel for choosing the better of two answers, which saves every choice at once.
 
 The answers' sources are hidden, their sides are random; buttons and a field of one letter do the same. All that is
-kept and counted is the book's (`dpo_lab.workbench.labels`).
+saved and counted is the book's (`dpo_lab.workbench.labels`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import ipywidgets
 
 from dpo_lab.workbench.labels.book import CHOICES, LabelBook
 from dpo_lab.workbench.labels.results import export_labels, left_share, win_rates
-from dpo_lab.workbench.widgets.texts import html_table, status, text_box
+from dpo_lab.workbench.widgets import markup
+from dpo_lab.workbench.widgets.layout import attempt, button, row, texts
 
 KEYS = {"a": "left", "b": "right", "t": "tie", "s": "skip", "u": "undo"}
 _BUTTONS = {
@@ -35,7 +36,7 @@ class Labeller(ipywidgets.VBox):
         Labeller(rows, book="my_labels.book.jsonl", who="ann")
 
     rows: as `questions_of` takes them, or the name of a source that `load_preferences` reads; not needed to go on with
-        a book. book: the file that keeps the choices, or an open `LabelBook`. Where the file is there already, the
+        a book. book: the file of the choices, or an open `LabelBook`. Where the file is there already, the
         panel goes on where it stopped. pause: a button or key that comes sooner than this many seconds after the one
         before is not taken, so that a held key or a double click labels nothing unseen.
     """
@@ -62,7 +63,7 @@ class Labeller(ipywidgets.VBox):
     # ── what buttons and keys do ─────────────────────────────────────────────────────────────────────────────────
 
     def choose(self, choice: str) -> None:
-        """Keep "left", "right", "tie" or "skip" for the question that is shown, and show the next one."""
+        """Save "left", "right", "tie" or "skip" for the question that is shown, and show the next one."""
         with self._lock:
             made = self.book.choose(choice, seconds=time.monotonic() - self._shown_at)
             self.refresh(f"Question {made.question + 1}: {choice}, saved.")
@@ -95,22 +96,23 @@ class Labeller(ipywidgets.VBox):
         with self._lock:
             number, count = self.book.next, len(self.book.questions)
             if number is None:
-                self.prompt.value = status(f"All {count} questions have their choice. Undo goes back to the last one.")
+                words = f"All {count} questions have their choice. Undo goes back to the last one."
+                self.prompt.value = markup.line(words)
                 self.left.value = self.right.value = ""
             else:
                 question, left = self.book.questions[number], self.book.left_of(number)
-                self.prompt.value = text_box(f"Question {number + 1} of {count}", question.prompt_text)
-                self.left.value = text_box("Left", question.answer_text(left))
-                self.right.value = text_box("Right", question.answer_text(1 - left))
+                self.prompt.value = markup.text_box(f"Question {number + 1} of {count}", question.prompt_text)
+                self.left.value = markup.text_box("Left", question.answer_text(left))
+                self.right.value = markup.text_box("Right", question.answer_text(1 - left))
             for name in CHOICES:
                 self.buttons[name].disabled = number is None
             self.buttons["undo"].disabled = not self.book.choices
             self.bar.value = len(self.book.choices)
             left_out = len(self.book.left_out)
-            told = f"; the same answer twice, not asked: {left_out}" if left_out else ""
-            self.progress.value = status(f"{self.book.progress}, by {self.book.who}{told}")
-            self.message.value = status(message)
-            self.results.value = ""  # revealed when asked for, and not a stale count
+            note = f"; the same answer twice, not asked: {left_out}" if left_out else ""
+            self.progress.value = markup.line(f"{self.book.progress}, by {self.book.who}{note}")
+            self._say(message)
+            self.results.value = ""  # revealed by its button, and never a stale count
             self._shown_at = time.monotonic()
 
     # ── wiring ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -119,26 +121,21 @@ class Labeller(ipywidgets.VBox):
         wide = ipywidgets.Layout(width="auto")
         half = ipywidgets.Layout(flex="1 1 20em", min_width="16em", margin="0 4px 0 2px")
         self.bar = ipywidgets.IntProgress(max=len(self.book.questions), description="progress", layout=wide)
-        self.progress, self.message, self.results = (ipywidgets.HTML() for _ in range(3))
+        self.progress, self.message, self.results = texts(3)
         self.prompt = ipywidgets.HTML(layout=wide)
         self.left, self.right = ipywidgets.HTML(layout=half), ipywidgets.HTML(layout=half)
         self.buttons = {
-            name: ipywidgets.Button(description=label, tooltip=tip, layout=ipywidgets.Layout(width="11em"))
+            name: button(label, tip, lambda name=name: self._guarded(lambda: self._do(name)), layout={"width": "11em"})
             for name, (label, tip) in _BUTTONS.items()
         }
-        for name, button in self.buttons.items():
-            button.on_click(lambda _, name=name: self._guarded(lambda: self._do(name)))
         self.key = ipywidgets.Text(
             description="key", placeholder="a, b, t, s or u", continuous_update=True,
             tooltip="type one letter: a left, b right, t tie, s skip, u undo; the field empties itself",
             layout=ipywidgets.Layout(width="16em"),
         )  # fmt: skip
         self.key.observe(self._on_key, names="value")
-        self.reveal = ipywidgets.Button(
-            description="Show results", tooltip="name the sources and count their wins; labelling can go on",
-            layout=ipywidgets.Layout(width="11em"),
-        )  # fmt: skip
-        self.reveal.on_click(lambda _: self._told(self.show_results))
+        self.reveal = button("Show results", "name the sources and count their wins; labelling can go on",
+                             lambda: attempt(self.show_results, self.message), layout={"width": "11em"})  # fmt: skip
         name = self.book.path.name.removesuffix(".jsonl").removesuffix(".book")
         self.path = ipywidgets.Text(
             value=str(self.book.path.with_name(f"{name}.labels.jsonl")), description="export to",
@@ -148,17 +145,15 @@ class Labeller(ipywidgets.VBox):
             options=["leave out", "both ways"], description="ties",
             tooltip="both ways writes a tie as two rows of half the weight", layout=ipywidgets.Layout(width="14em"),
         )  # fmt: skip
-        self.write = ipywidgets.Button(description="Export", tooltip="write the preferences as JSONL",
-                                       layout=ipywidgets.Layout(width="8em"))  # fmt: skip
-        self.write.on_click(lambda _: self._told(self._export_and_tell))
-        wrap = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
+        self.write = button("Export", "write the preferences as JSONL",
+                            lambda: attempt(self._export, self.message), layout={"width": "8em"})  # fmt: skip
         super().__init__(
             [
                 self.bar, self.progress, self.prompt,
                 ipywidgets.HBox([self.left, self.right], layout=ipywidgets.Layout(flex_flow="row wrap")),
-                ipywidgets.HBox([*self.buttons.values(), self.key], layout=wrap),
+                row(*self.buttons.values(), self.key),
                 self.message,
-                ipywidgets.HBox([self.path, self.ties, self.write, self.reveal], layout=wrap),
+                row(self.path, self.ties, self.write, self.reveal),
                 self.results,
             ]
         )  # fmt: skip
@@ -172,7 +167,7 @@ class Labeller(ipywidgets.VBox):
             self._guarded(lambda: self.press(typed))
         elif typed:  # a held key, or letters typed before the next question stood in the page
             self._last = time.monotonic()
-            self.message.value = status(f"Not taken: {len(typed)} letters came at once. One for each question, please.")
+            self._say(f"Not taken: {len(typed)} letters came at once. One for each question, please.")
 
     def _do(self, name: str) -> None:
         self.undo() if name == "undo" else self.choose(name)
@@ -180,21 +175,17 @@ class Labeller(ipywidgets.VBox):
     def _guarded(self, act: Callable[[], None]) -> None:
         with self._lock:
             if time.monotonic() - self._last < self._pause:
-                self.message.value = status("Not taken: it came too soon after the one before. Once more, please.")
+                self._say("Not taken: it came too soon after the one before. Once more, please.")
             else:
-                self._told(act)
+                attempt(act, self.message)
             self._last = time.monotonic()  # when it was done: writing may have taken a while
 
-    def _told(self, act: Callable[[], Any]) -> None:
-        """Do something; what goes wrong stands in the panel. Called from a method it is raised as usual."""
-        try:
-            act()
-        except (ValueError, OSError) as error:
-            self.message.value = status(f"{error}")
+    def _say(self, words: str) -> None:
+        self.message.value = markup.line(words)
 
-    def _export_and_tell(self) -> None:
-        told = self.export()
-        self.message.value = status(f"{told}. Read it with load_preferences({str(Path(self.path.value))!r}).")
+    def _export(self) -> None:
+        summary = self.export()
+        self._say(f"{summary}. Read it with load_preferences({str(Path(self.path.value))!r}).")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.book.path.name!r}, {self.book.who}: {self.book.progress})"
@@ -204,20 +195,20 @@ def results_html(book: LabelBook) -> str:
     """The sources by name with their win rates, and the share of left answers among those preferred."""
     rates, left = win_rates(book), left_share(book)
     rows = [
-        (one.source, str(one.wins), str(one.losses), str(one.ties), _percent(one.rate.share),
-         f"{_percent(one.rate.low)} to {_percent(one.rate.high)}")
+        {"source": one.source, "wins": one.wins, "losses": one.losses, "ties": one.ties,
+         "win rate": _percent(one.rate.share),
+         "95% interval (Wilson 1927)": f"{_percent(one.rate.low)} to {_percent(one.rate.high)}"}
         for one in rates
     ]  # fmt: skip
     counts = book.counts
     decided = rates[0].rate.n if len(rates) == 2 else len(book.choices) - counts["skip"]
     caption = f"{decided} question{'s' if decided != 1 else ''} decided"
-    table = html_table(caption, ("source", "wins", "losses", "ties", "win rate", "95% interval (Wilson 1927)"), rows)
     sides = (
         f"A tie counts as half a win. {counts['skip']} skipped, {counts['open']} open. The answer on the left was "
         f"preferred {_percent(left.share)} of the time ({_percent(left.low)} to {_percent(left.high)}); an unbiased "
         "labeller comes to about one half."
     )
-    return table + status(sides)
+    return markup.table(caption, rows) + markup.line(sides)
 
 
 def _percent(share: float) -> str:

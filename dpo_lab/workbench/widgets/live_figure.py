@@ -7,22 +7,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from html import escape
+from contextlib import suppress
 from math import log10
 from typing import Any
 
 import ipywidgets
 
-from dpo_lab.workbench.plots.style import Picture, to_png
+from dpo_lab.workbench.plots.style import Picture
+from dpo_lab.workbench.widgets import markup
+from dpo_lab.workbench.widgets.layout import drawing, picture_box, room, show_picture
 
-# JupyterLab may run callbacks on another thread than cells. matplotlib's fonts are shared by all figures, so only one
-# thread draws at a time.
-_drawing = threading.RLock()
-
-FULL_WIDTH = "calc(100% - 4px)"
-"""The most room that a control may take: ipywidgets leaves two pixels free on each of its sides."""
+_ROOM = ("34em", "12em")  # of a control, and of a label of several words
 
 
 class LiveFigure(ipywidgets.VBox):
@@ -30,17 +26,12 @@ class LiveFigure(ipywidgets.VBox):
 
     `controls` maps the argument names of `draw` to ipywidgets with a `value`; a control without a description takes
     its argument's name. `describe(**values)` says in words what the picture shows: the text stands under it, where a
-    screen reader announces each change. Without it the values are told. All controls stay reachable in `controls`:
+    screen reader announces each change. Without it the values stand there. All controls stay reachable in `controls`:
     `figure.controls["beta"].value = 1.0` redraws, in a test as in a notebook.
     """
 
     def __init__(
-        self,
-        draw: Callable[..., Picture],
-        /,
-        *,
-        describe: Callable[..., str] | None = None,
-        **controls: Any,
+        self, draw: Callable[..., Picture], /, *, describe: Callable[..., str] | None = None, **controls: Any
     ) -> None:
         for name, control in controls.items():
             if not isinstance(control, ipywidgets.Widget) or not control.has_trait("value"):
@@ -50,10 +41,7 @@ class LiveFigure(ipywidgets.VBox):
                 control.set_trait("description", name)
         self.controls = controls
         self._draw, self._describe = draw, describe
-        self.image = ipywidgets.Image(format="png")
-        # Where the page is narrower than the picture, it shrinks and keeps its shape.
-        self.image.layout = ipywidgets.Layout(max_width=FULL_WIDTH, object_fit="contain")
-        self.words = ipywidgets.HTML()
+        self.image, self.words = picture_box(), ipywidgets.HTML()
         super().__init__([*controls.values(), self.image, self.words])
         self.redraw()
         for control in controls.values():
@@ -66,27 +54,52 @@ class LiveFigure(ipywidgets.VBox):
 
     def redraw(self) -> None:
         """Draw for the present values. A failure stands under the picture, and is raised."""
-        with _drawing:
+        with drawing:
             values = self.values  # read under the lock: the last to draw draws the newest values
             try:
                 picture = self._draw(**values)
-                words = self._describe(**values) if self._describe else _told(self.controls)
-                data = to_png(picture)
+                words = self._describe(**values) if self._describe else self._values_as_text()
+                show_picture(self.image, picture)
             except Exception as error:
-                self.words.value = _line(f"This could not be drawn: {error}")
+                self.words.value = markup.line(f"This could not be drawn: {error}")
                 raise
-            width, height = picture.get_size_inches() * 96
-            # The same size each time, so that the page does not jump.
-            self.image.width, self.image.height = f"{width:.0f}", f"{height:.0f}"
-            self.image.value = data
-            self.words.value = _line(words)
+            self.words.value = markup.line(words)
 
     def _on_change(self, _change: object) -> None:
         self.redraw()
 
+    def _values_as_text(self) -> str:
+        pairs = [(control.description, control.value) for control in self.controls.values()]
+        return ", ".join(f"{name} = {f'{v:.4g}' if isinstance(v, float) else v}" for name, v in pairs)
+
     def __repr__(self) -> str:
         # What is shown where widgets are not, such as on GitHub; the picture's bytes would fill the page.
-        return f"LiveFigure({_told(self.controls)})"
+        return f"LiveFigure({self._values_as_text()})"
+
+
+class RunsFigure(LiveFigure):
+    """A live figure over a list of runs in the control `runs`; another list comes in without drawing twice."""
+
+    _is_quiet = False
+
+    def offer(self, options: Sequence[tuple[str, Any]], chosen: tuple[Any, ...]) -> None:
+        """Another list of runs, of which some are shown."""
+        self._is_quiet = True
+        try:
+            self.controls["runs"].options = options
+            self.controls["runs"].value = chosen
+        finally:
+            self._is_quiet = False
+        self.try_redraw()
+
+    def try_redraw(self) -> None:
+        """Draw; a failure stands under the picture, and is no reason to end a training."""
+        with suppress(Exception):
+            self.redraw()
+
+    def _on_change(self, change: object) -> None:
+        if not self._is_quiet:
+            super()._on_change(change)
 
 
 def slider(
@@ -95,7 +108,7 @@ def slider(
     """A slider from `low` to `high`. It acts when the mouse is released; `is_live` also draws on the way there."""
     return ipywidgets.FloatSlider(
         value=value, min=low, max=high, step=step, description=label, readout_format=".2f", continuous_update=is_live,
-        **_room(),
+        **room(*_ROOM),
     )  # fmt: skip
 
 
@@ -108,26 +121,10 @@ def log_slider(
                          f"high {high}; slider() takes zero and negative values")  # fmt: skip
     return ipywidgets.FloatLogSlider(
         value=value, base=10, min=log10(low), max=log10(high), step=0.05, description=label, readout_format=".3g",
-        continuous_update=is_live, **_room(),
+        continuous_update=is_live, **room(*_ROOM),
     )  # fmt: skip
 
 
 def choice(label: str, value: Any, *, options: Sequence[Any]) -> ipywidgets.Dropdown:
     """A menu of `options`: values, or (text, value) pairs."""
-    return ipywidgets.Dropdown(value=value, options=options, description=label, **_room())
-
-
-def _room() -> dict[str, Any]:
-    """Space for a label of several words."""
-    return {"style": {"description_width": "12em"}, "layout": ipywidgets.Layout(width="34em", max_width=FULL_WIDTH)}
-
-
-def _told(controls: dict[str, Any]) -> str:
-    def one(value: Any) -> str:
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    return ", ".join(f"{control.description} = {one(control.value)}" for control in controls.values())
-
-
-def _line(text: str) -> str:
-    return f'<p role="status" aria-live="polite" style="line-height: 1.4; max-width: 46em">{escape(text)}</p>'
+    return ipywidgets.Dropdown(value=value, options=options, description=label, **room(*_ROOM))

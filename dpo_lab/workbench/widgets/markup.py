@@ -1,4 +1,4 @@
-"""What panels show as text: tables, answers side by side, code. HTML without scripts and without links outside.
+"""What panels show as text: boxes, tables, answers side by side, code. HTML without scripts and without outside links.
 
 Everything that comes from data, models, settings or errors is escaped here; long texts are folded. No widgets here.
 """
@@ -14,19 +14,49 @@ from dpo_lab.workbench.runs.page import folded, text
 
 _CELL = "padding: 0.25em 0.7em; vertical-align: top; text-align: left; border-bottom: 1px solid #8886"
 _TEXT = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.35; max-width: 34em"
+_BOX = (
+    "margin: 0; padding: 0.5em 0.7em; border: 1px solid #767676; border-radius: 4px; background: #ffffff; "
+    "color: #222222; white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere; overflow-y: auto; "
+    "max-height: 22em; font-family: inherit; font-size: inherit; line-height: 1.45"
+)
+_NO_FORMULAS = 'class="tex2jax_ignore mathjax_ignore"'  # a formula stays the text that somebody wrote
 
 
 def line(words: str, *, is_error: bool = False) -> str:
     """A line that a screen reader announces when it changes; an error at once."""
     role = 'role="alert"' if is_error else 'role="status" aria-live="polite"'
     mark = "<strong>Error: </strong>" if is_error and words else ""
-    return f'<p {role} style="line-height: 1.4; max-width: 60em; overflow-wrap: anywhere">{mark}{text(words)}</p>'
+    look = "line-height: 1.4; margin: 0.2em 0; max-width: 60em; overflow-wrap: anywhere"
+    return f'<p {role} style="{look}">{mark}{text(words)}</p>'
+
+
+def shortened(words: str, longest: int = 70) -> str:
+    """A text as an entry of a menu: on one line, cut where it is long."""
+    words = " ".join(words.split())
+    return words if len(words) <= longest else f"{words[: longest - 1]}…"
+
+
+def numbered(texts: Sequence[str]) -> list[tuple[str, int]]:
+    """Texts as the entries of a menu: "1: the first", and the number that it stands for."""
+    return [(f"{i}: {shortened(words)}", i) for i, words in enumerate(texts, start=1)]
+
+
+def text_box(title: str, words: str) -> str:
+    """A text in a box under its title. Markup stays text; a long one scrolls, by keyboard too.
+
+    `dir` and `bdi` keep letters that turn the direction of writing inside the box.
+    """
+    name = text(title)
+    return (
+        f'<div role="group" aria-label="{name}"><div style="font-weight: bold; margin-bottom: 0.2em">{name}</div>'
+        f'<pre {_NO_FORMULAS} tabindex="0" dir="auto" style="{_BOX}"><bdi>{text(_visible(words))}</bdi></pre></div>'
+    )
 
 
 def notes(lines: Sequence[str]) -> str:
     """Remarks on the data, quietly."""
-    kept = "".join(f'<p style="{_TEXT}; max-width: 60em; margin: 0.2em 0">{text(one)}</p>' for one in lines if one)
-    return f"<details><summary>About the data</summary>{kept}</details>" if kept else ""
+    listed = "".join(f'<p style="{_TEXT}; max-width: 60em; margin: 0.2em 0">{text(one)}</p>' for one in lines if one)
+    return f"<details><summary>About the data</summary>{listed}</details>" if listed else ""
 
 
 def block(words: str) -> str:
@@ -49,13 +79,11 @@ def table(caption: str, rows: Sequence[Mapping[str, Any]], *, upright: bool = Fa
     grid = [list(column) for column in zip(*grid, strict=True)] if upright else grid
     lines = []
     for i, cells in enumerate(grid):
-        kinds = [("th", "col") if i == 0 else ("th", "row") if j == 0 else ("td", "") for j in range(len(cells))]
-        lines.append("<tr>" + "".join(
-            f'<{kind}{f" scope={scope}" if scope else ""} style="{_CELL}">{_cell(cell)}</{kind}>'
-            for (kind, scope), cell in zip(kinds, cells, strict=True)
-        ) + "</tr>")  # fmt: skip
+        tags = ['th scope="col"' if i == 0 else 'th scope="row"' if j == 0 else "td" for j in range(len(cells))]
+        one = (f'<{tag} style="{_CELL}">{_cell(cell)}</{tag[:2]}>' for tag, cell in zip(tags, cells, strict=True))
+        lines.append(f"<tr>{''.join(one)}</tr>")
     return (
-        f'<div style="overflow-x: auto"><table style="border-collapse: collapse; line-height: 1.35">'
+        f'<div style="overflow-x: auto"><table {_NO_FORMULAS} style="border-collapse: collapse; line-height: 1.35">'
         f'<caption style="text-align: left; padding: 0.3em 0">{text(caption)}</caption>{"".join(lines)}</table></div>'
     )
 
@@ -66,8 +94,8 @@ def answers(prompt: str, columns: Mapping[str, tuple[str | None, float | None]])
     for name, (words, reward) in columns.items():
         worth = f'<br><span style="font-weight: normal">true reward {reward:.2f}</span>' if reward is not None else ""
         heads.append(f'<th scope="col" style="{_CELL}">{text(name)}{worth}</th>')
-        shown = block(words) if words is not None else "<em>not answered</em>"
-        cells.append(f'<td style="{_CELL}">{shown}</td>')
+        answer = block(words) if words is not None else "<em>not answered</em>"
+        cells.append(f'<td style="{_CELL}">{answer}</td>')
     return (
         f'<div style="margin: 0.3em 0"><strong>Prompt</strong>{block(prompt)}</div>'
         f'<div style="overflow-x: auto"><table style="border-collapse: collapse; table-layout: fixed">'
@@ -94,3 +122,8 @@ def _cell(value: Any) -> str:
             return block(value) if len(value) > 80 else text(value)
         case _:
             return text(value)
+
+
+def _visible(words: str) -> str:
+    """Control characters as their pictures: a browser would swallow them, or end the text at a NUL."""
+    return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else c for c in words.replace("\r\n", "\n"))

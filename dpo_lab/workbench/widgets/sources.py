@@ -47,11 +47,11 @@ def named(sources: Mapping[str, PolicySource] | Sequence[PolicySource] | PolicyS
         return dict(sources)
     is_one = not isinstance(sources, list | tuple) or _is_loaded(sources)
     listed = [sources] if is_one else list(sources)
-    found = {name_of(source): source for source in listed}
-    if len(found) < len(listed):
+    by_name = {name_of(source): source for source in listed}
+    if len(by_name) < len(listed):
         names = [name_of(source) for source in listed]
         raise ValueError(f"two of the models have the same name, {names}; name them: {{'before': ..., 'after': ...}}")
-    return found
+    return by_name
 
 
 def run_of(source: PolicySource) -> Any | None:
@@ -69,17 +69,17 @@ def run_of(source: PolicySource) -> Any | None:
 
 def with_checkpoints(sources: Mapping[str, PolicySource]) -> dict[str, PolicySource]:
     """The same sources; after each run the checkpoints that lie in its folder. A run without a model has only these."""
-    found: dict[str, PolicySource] = {}
+    policies: dict[str, PolicySource] = {}
     for name, source in sources.items():
         run = run_of(source)
         if run is None or run.model_folder.is_dir():
-            found[name] = source
+            policies[name] = source
         if run is not None:
             steps = sorted(p for p in run.checkpoints.glob("step-*") if (p / "manifest.json").is_file())
-            found |= {f"{name}, step {int(step.name.removeprefix('step-'))}": step for step in steps}
+            policies |= {f"{name}, step {int(step.name.removeprefix('step-'))}": step for step in steps}
             if not run.model_folder.is_dir() and not steps:
-                found[name] = source  # which is refused with the reason when it is loaded
-    return found
+                policies[name] = source  # which is refused with the reason when it is loaded
+    return policies
 
 
 def _is_loaded(source: Sequence[Any]) -> bool:

@@ -10,38 +10,21 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
 
-from dpo_lab.workbench.plots.style import Picture, to_png
+from dpo_lab.workbench.plots.style import Picture
 from dpo_lab.workbench.plots.sweeps import describe_sweep, sweep_figure
-from dpo_lab.workbench.sweeps.settings import (
-    DEFAULT_TRIALS,
-    OBJECTIVES,
-    SamplerName,
-    SweepSettings,
-    is_logarithmic,
-)
+from dpo_lab.workbench.sweeps import sweep
+from dpo_lab.workbench.sweeps.settings import DEFAULT_TRIALS, OBJECTIVES, SamplerName, SweepSettings, is_logarithmic
 from dpo_lab.workbench.sweeps.study import Row, StoredStudy, best_row
-from dpo_lab.workbench.sweeps.sweep import (
-    Prepared,
-    SweepEnded,
-    SweepEvent,
-    TrialBegan,
-    TrialEnded,
-    TrialLook,
-    TrialStep,
-    run_sweep,
-    sweep_line,
-    train_line,
-)
-from dpo_lab.workbench.widgets.background import Job, Throttle
+from dpo_lab.workbench.sweeps.sweep import SweepEnded, SweepEvent, TrialBegan, TrialEnded, TrialStep
+from dpo_lab.workbench.widgets import markup
+from dpo_lab.workbench.widgets.background import HasJob, Job, Throttle
 from dpo_lab.workbench.widgets.controls import control_of
-from dpo_lab.workbench.widgets.live_figure import FULL_WIDTH, _drawing
-from dpo_lab.workbench.widgets.markup import code, line, table
+from dpo_lab.workbench.widgets.layout import button, drawing, picture_box, room, show_picture, texts
 
 KNOBS = ("loss", "beta", "learning_rate", "label_smoothing", "epochs", "batch_size")
 """The knobs that have a field in the panel; the others of a sweep come in through `SweepPanel(**settings)`."""
@@ -68,10 +51,8 @@ def draw_sweep(rows: Sequence[Row], settings: SweepSettings, importance: Mapping
 
 def describe_trials(rows: Sequence[Row], settings: SweepSettings) -> str:
     """What `draw_sweep` shows, in words."""
-    objective = OBJECTIVES[settings.objective]
-    return describe_sweep(
-        rows, list(settings.space().searched), objective.title, is_larger_better=objective.is_larger_better
-    )
+    objective, names = OBJECTIVES[settings.objective], list(settings.space().searched)
+    return describe_sweep(rows, names, objective.title, is_larger_better=objective.is_larger_better)
 
 
 def table_of_trials(rows: Sequence[Row], settings: SweepSettings) -> str:
@@ -79,24 +60,25 @@ def table_of_trials(rows: Sequence[Row], settings: SweepSettings) -> str:
     objective, names = OBJECTIVES[settings.objective], list(settings.space().searched)
     sign = -1 if objective.is_larger_better else 1
     ranked = sorted(rows, key=lambda row: (row["value"] is None, sign * (row["value"] or 0), row["trial"]))
-    shown = [
+    lines = [
         {"trial": row["trial"]} | {name: row[name] for name in names}
         | {objective.title: row["value"], "state": row["state"], "why": row["why"]}
         for row in ranked
     ]  # fmt: skip
-    return f'<div tabindex="0" style="max-height: 16em; overflow: auto">{table("Trials, the best first", shown)}</div>'
+    table = markup.table("Trials, the best first", lines)
+    return f'<div tabindex="0" style="max-height: 16em; overflow: auto">{table}</div>'
 
 
 def words_for(event: SweepEvent) -> str:
     """What happened, in a line; empty where it is too small a thing."""
-    told = lambda values: ", ".join(
+    listed = lambda values: ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
     )
     match event:
-        case Prepared():
+        case sweep.Prepared():
             return f"{event.num_pairs} pairs to train on, {event.num_validation} to compare trials on."
         case TrialBegan():
-            return f"Trial {event.number}: {told(event.values)}. {event.num_ended} of {event.num_trials} have ended."
+            return f"Trial {event.number}: {listed(event.values)}. {event.num_ended} of {event.num_trials} have ended."
         case TrialEnded(value=None):
             return f"Trial {event.number} {event.state}: {event.why}."
         case TrialEnded():
@@ -107,7 +89,7 @@ def words_for(event: SweepEvent) -> str:
             return ""
 
 
-class SweepPanel(ipywidgets.VBox):
+class SweepPanel(HasJob, ipywidgets.VBox):
     """Fields for the space and the budget, Start and Stop, progress, a picture and a table of the trials.
 
     folder: where the study lies; one that is there is joined. None makes runs/sweep-DATE-TIME at the first Start.
@@ -121,29 +103,19 @@ class SweepPanel(ipywidgets.VBox):
         self.settings = SweepSettings(**begin_with)
         self.folder, self._cache = None if folder is None else Path(folder), cache
         self.rows: list[Row] = []
-        self.job: Job | None = None
         self.controls: dict[str, Any] = _fields(self.settings)
         self.controls["folder"] = ipywidgets.Text(
             value="" if folder is None else str(folder), description="study folder", continuous_update=False,
             placeholder="empty: a new one in runs/", tooltip="A folder that holds a study is joined",
-            style={"description_width": "11em"}, layout=ipywidgets.Layout(width="30em", max_width=FULL_WIDTH),
+            **room("30em", "11em"),
         )  # fmt: skip
-        self.start_button = ipywidgets.Button(description="Start", button_style="primary", tooltip="Begin, or go on")
-        self.stop_button = ipywidgets.Button(description="Stop", disabled=True,
-                                             tooltip="End after the step in hand; the trial is given back")  # fmt: skip
-        self.progress = ipywidgets.FloatProgress(
-            min=0,
-            max=1,
-            description="sweep",
-            layout={"width": "30em", "max_width": FULL_WIDTH},
-            style={"description_width": "11em"},
-        )
-        self.words, self.command, self.table = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
-        self.image = ipywidgets.Image(format="png")
-        self.image.layout = ipywidgets.Layout(max_width=FULL_WIDTH, object_fit="contain")
+        self.start_button = button("Start", "Begin, or go on", self.start, button_style="primary")
+        self.stop_button = button("Stop", "End after the step in hand; the trial is given back", self.stop,
+                                  disabled=True)  # fmt: skip
+        self.progress = ipywidgets.FloatProgress(min=0, max=1, description="sweep", **room("30em", "11em"))
+        self.words, self.command, self.table = texts(3)
+        self.image = picture_box()
         self._draws, self._began = Throttle(least=1.0), 0.0
-        self.start_button.on_click(lambda _: self.start())
-        self.stop_button.on_click(lambda _: self.stop())
         for control in self.controls.values():
             control.observe(self._on_change, names="value")
         buttons = ipywidgets.HBox([self.start_button, self.stop_button])
@@ -156,12 +128,12 @@ class SweepPanel(ipywidgets.VBox):
     # ── what buttons do ──────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
-        """Begin the sweep, or go on with the study in the folder. A wrong field is told and nothing begins."""
-        if self.job is not None and self.job.running:
+        """Begin the sweep, or go on with the study in the folder. A wrong field begins nothing; the panel names it."""
+        if self.running:
             return
         try:
-            settings, folder = self._asked()
-            events = lambda stop: run_sweep(settings, folder, cache=self._cache, stop=stop.is_set)
+            settings, folder = self._request()
+            events = lambda stop: sweep.run_sweep(settings, folder, cache=self._cache, stop=stop.is_set)
             self.settings, self.folder, self._began = settings, folder, time.perf_counter()
         except ValueError as error:
             self._say(f"this can't be searched: {error}", is_error=True)
@@ -173,16 +145,6 @@ class SweepPanel(ipywidgets.VBox):
         self._say("Reading model and data …")
         self.job = Job(events, self._on_event, on_end=self._on_end, name="sweep")
 
-    def stop(self) -> None:
-        """Ask the sweep to end after the step in hand."""
-        if self.job is not None:
-            self.job.stop()
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Until the sweep in hand has ended; raises what was raised in it."""
-        if self.job is not None:
-            self.job.wait(timeout)
-
     @property
     def best(self) -> Row | None:
         """The best complete trial so far."""
@@ -190,7 +152,7 @@ class SweepPanel(ipywidgets.VBox):
 
     # ── wiring ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _asked(self) -> tuple[SweepSettings, Path]:
+    def _request(self) -> tuple[SweepSettings, Path]:
         values = {name: control.value for name, control in self.controls.items() if name != "folder"}
         values["limit"] = values["limit"] or None
         settings = sweep_settings(values, self.settings)
@@ -199,26 +161,26 @@ class SweepPanel(ipywidgets.VBox):
 
     def _on_change(self, _: object = None) -> None:
         try:
-            settings, _folder = self._asked()
+            settings, _folder = self._request()
         except ValueError as error:
             self._say(f"this can't be searched: {error}", is_error=True)
             return
         place = self.controls["folder"].value.strip() or None
-        self.command.value = _titled("The same in a terminal", sweep_line(settings, place))
+        self.command.value = _titled("The same in a terminal", sweep.sweep_line(settings, place))
 
     def _on_event(self, event: SweepEvent) -> None:
         if isinstance(event, TrialBegan):
             self._ended, self._budget = event.num_ended, event.num_trials
         if isinstance(event, TrialStep):
-            self._tell_progress(event.step / event.num_steps)
+            self._show_progress(event.step / event.num_steps)
         elif isinstance(event, TrialEnded):
             self._draws(self._read_and_draw)
         elif isinstance(event, SweepEnded):
             self.rows = event.rows
-        if not isinstance(event, TrialStep | TrialLook):
+        if not isinstance(event, TrialStep | sweep.TrialLook):
             self._say(words_for(event))
 
-    def _tell_progress(self, share_of_trial: float) -> None:
+    def _show_progress(self, share_of_trial: float) -> None:
         done = min(1.0, (self._ended + share_of_trial) / self._budget)
         self.progress.value = done
         seconds = time.perf_counter() - self._began
@@ -232,12 +194,8 @@ class SweepPanel(ipywidgets.VBox):
 
     def _draw(self) -> None:
         importance = StoredStudy.load(self.folder).importances() if self.rows and self.folder else {}
-        with _drawing:
-            picture = draw_sweep(self.rows, self.settings, importance)
-            data = to_png(picture)
-        width, height = picture.get_size_inches() * 96
-        self.image.width, self.image.height = f"{width:.0f}", f"{height:.0f}"
-        self.image.value = data
+        with drawing:
+            show_picture(self.image, draw_sweep(self.rows, self.settings, importance))
         self.table.value = table_of_trials(self.rows, self.settings) if self.rows else ""
 
     def _on_end(self, error: BaseException | None) -> None:
@@ -250,14 +208,14 @@ class SweepPanel(ipywidgets.VBox):
         self._draw()
         if self.best is not None:
             values = {name: self.best[name] for name in self.settings.space().searched}
-            best = train_line(self.settings.space().fixed | values, self.settings)
+            best = sweep.train_line(self.settings.space().fixed | values, self.settings)
             self.command.value = _titled("The best, trained on all the pairs", best)
 
     def _say(self, text: str, *, is_error: bool = False) -> None:
-        self.words.value = line(text, is_error=is_error)
+        self.words.value = markup.line(text, is_error=is_error)
 
     def __repr__(self) -> str:
-        return f"SweepPanel({sweep_line(self.settings)!r})"
+        return f"SweepPanel({sweep.sweep_line(self.settings)!r})"
 
 
 def _fields(settings: SweepSettings) -> dict[str, Any]:
@@ -288,4 +246,4 @@ def _fields(settings: SweepSettings) -> dict[str, Any]:
 
 
 def _titled(title: str, command: str) -> str:
-    return f'<p style="margin: 0.3em 0">{escape(title)}</p>{code(command, title)}'
+    return f'<p style="margin: 0.3em 0">{markup.text(title)}</p>{markup.code(command, title)}'

@@ -1,4 +1,4 @@
-"""The cockpit's controls: the knobs, made from the recipe and its configuration; the buttons and the bar."""
+"""The cockpit's controls: the knobs, made from the recipe and its configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dpo_lab.config import DPOConfig
 from dpo_lab.workbench.recipes.recipe import Recipe
 from dpo_lab.workbench.widgets.cockpit.to_recipe import ALL, SHARED_KNOBS, own_knobs
 from dpo_lab.workbench.widgets.controls import control, control_of, source_box
-from dpo_lab.workbench.widgets.live_figure import FULL_WIDTH
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
 
@@ -19,7 +18,7 @@ def controls_of(recipe: Recipe) -> dict[str, Any]:
     """The controls of a recipe, by the name of what they set."""
     config, known = recipe.config, own_knobs(recipe.config.loss)
     sizes = sorted({*SIZES, *([recipe.limit] if recipe.limit else [])})
-    found: dict[str, Any] = {
+    controls: dict[str, Any] = {
         "model": source_box(Recipe, "model", recipe.model, options=("embedded",)),
         "pairs": source_box(Recipe, "pairs", recipe.pairs, options=("embedded",)),
         "limit": control_of(ipywidgets.Dropdown, Recipe, "limit", value=recipe.limit or ALL,
@@ -29,24 +28,8 @@ def controls_of(recipe: Recipe) -> dict[str, Any]:
     for name in SHARED_KNOBS:
         value = getattr(config, name)
         start = known.get(name, 0.1) if value is None else value
-        found[name] = control(DPOConfig, name, start, disabled=name not in known)
+        controls[name] = control(DPOConfig, name, start, disabled=name not in known)
     for name in ("learning_rate", "epochs", "batch_size", "max_length", "seed"):
-        found[name] = control(DPOConfig, name, getattr(config, name))
-    found["evaluate_every"] = control(DPOConfig, "evaluate_every", config.evaluate_every or 10)
-    return found
-
-
-def drive() -> tuple[ipywidgets.Button, ipywidgets.Button, ipywidgets.FloatProgress, ipywidgets.Label]:
-    """Train, Stop, a bar and the words beside it."""
-    train = ipywidgets.Button(
-        description="Train", icon="play", button_style="primary", tooltip="Begin the run that the controls describe"
-    )
-    stop = ipywidgets.Button(
-        description="Stop", icon="stop", button_style="danger", disabled=True,
-        tooltip="End the run in hand and keep it as it stands",
-    )  # fmt: skip
-    bar = ipywidgets.FloatProgress(
-        min=0, max=1, description="progress", style={"description_width": "8em"},
-        layout=ipywidgets.Layout(width="24em", max_width=FULL_WIDTH),
-    )  # fmt: skip
-    return train, stop, bar, ipywidgets.Label(value="no run yet")
+        controls[name] = control(DPOConfig, name, getattr(config, name))
+    controls["evaluate_every"] = control(DPOConfig, "evaluate_every", config.evaluate_every or 10)
+    return controls

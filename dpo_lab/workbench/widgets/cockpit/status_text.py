@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dpo_lab.loop import Checkpoint, Evaluation, Event, Finished, Step
-from dpo_lab.workbench.plots.overlays import describe_watch, watch_figure
-from dpo_lab.workbench.plots.style import Picture
 from dpo_lab.workbench.recipes.session import Answers, Prepared
-from dpo_lab.workbench.runs.compare import run_labels
 from dpo_lab.workbench.runs.run import CONFIG, Run
 
-Told = Event | Prepared | Answers
+RunEvent = Event | Prepared | Answers
 
 
 class Progress:
@@ -33,7 +30,7 @@ class Progress:
             self.share = done / total if total else None
             self.words = f"{what} {done:,} of {total:,}" if total else what
 
-    def after(self, event: Told) -> None:
+    def after(self, event: RunEvent) -> None:
         """An event of the stream."""
         match event:
             case Prepared():
@@ -55,9 +52,9 @@ class Progress:
 
 def prepared_words(event: Prepared) -> str:
     """What a run begins with, and what the cache spared."""
-    found = event.num_pairs + event.num_held_out - event.num_scored
+    cached = event.num_pairs + event.num_held_out - event.num_scored
     reference = (
-        f"{event.num_scored:,} pairs scored, {found:,} found in the cache"
+        f"{event.num_scored:,} pairs scored, {cached:,} found in the cache"
         if event.num_scored
         else "all found in the cache or not needed, none scored"
     )
@@ -79,7 +76,7 @@ def step_words(event: Step, first: Step | None = None) -> str:
 
 
 def seconds_left(event: Step, first: Step | None) -> float | None:
-    """Seconds to the last step at the pace since the first one told; None before there is a pace."""
+    """Seconds to the last step at the pace since the first one reported; None before there is a pace."""
     if first is None or event.step <= first.step:
         return None
     return (event.num_steps - event.step) * (event.seconds - first.seconds) / (event.step - first.step)
@@ -93,22 +90,22 @@ def in_words(seconds: float) -> str:
 
 def ending(run: Run) -> str:
     """What became of a run that is over, in a sentence."""
-    told = run.summary()
-    state = "complete" if told["is_complete"] else "stopped"
-    steps = f"{told['step']} of {told.get('num_steps', '?')} steps in {in_words(told.get('seconds', 0.0))}"
-    held = [
-        f"{word} {told[name]:{form}}"
+    last = run.summary()
+    state = "complete" if last["is_complete"] else "stopped"
+    steps = f"{last['step']} of {last.get('num_steps', '?')} steps in {in_words(last.get('seconds', 0.0))}"
+    held_out = [
+        f"{word} {last[name]:{form}}"
         for name, word, form in (
             ("eval_rewards/accuracies", "accuracy", ".3f"), ("eval_rewards/margins", "margin", "+.3f"),
             ("eval_true_reward", "true reward", "+.2f"),
         )
-        if name in told
+        if name in last
     ]  # fmt: skip
-    measured = f" Held out, when last looked at: {', '.join(held)}." if held else ""
+    measured = f" Held out, when last looked at: {', '.join(held_out)}." if held_out else ""
     return f"{run.folder.name}: {state}, {steps}.{measured} Model, curves and report are in {run.folder}."
 
 
-def kept_runs(folder: str | Path) -> tuple[list[Run], list[str]]:
+def saved_runs(folder: str | Path) -> tuple[list[Run], list[str]]:
     """The runs in a folder, oldest first, and a complaint for each that cannot be read."""
     runs, complaints = [], []
     for path in sorted(Path(folder).glob(f"*/{CONFIG}"), key=lambda path: (path.stat().st_mtime_ns, path)):
@@ -120,20 +117,6 @@ def kept_runs(folder: str | Path) -> tuple[list[Run], list[str]]:
         else:
             runs.append(run)
     return runs, complaints
-
-
-def watch_runs(runs: Sequence[Run]) -> Picture:
-    """The curves of runs over each other as the cockpit draws them: its static twin."""
-    return watch_figure(_by_label(runs))
-
-
-def describe_runs_watched(runs: Sequence[Run]) -> str:
-    """What `watch_runs` shows, in words."""
-    return describe_watch(_by_label(runs))
-
-
-def _by_label(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
-    return dict(zip(run_labels(runs), (run.metrics for run in runs), strict=True)) if runs else {}
 
 
 def samples_so_far(prompts: Sequence[str], first: Answers, last: Answers) -> list[dict[str, Any]]:

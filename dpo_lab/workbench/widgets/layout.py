@@ -1,0 +1,64 @@
+"""Parts of every panel: rows of controls, buttons, pictures, and what went wrong in words."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets
+
+from dpo_lab.workbench.plots.style import Picture, to_png
+from dpo_lab.workbench.widgets import markup
+
+# JupyterLab may run callbacks on another thread than cells. matplotlib's fonts are shared by all figures, so only one
+# thread draws at a time.
+drawing = threading.RLock()
+
+FULL_WIDTH = "calc(100% - 4px)"
+"""The most room that a control may take: ipywidgets leaves two pixels free on each of its sides."""
+
+
+def room(width: str, label: str | None = None) -> dict[str, Any]:
+    """The traits that give a control its width, as far as the page has it, and space for its label."""
+    traits: dict[str, Any] = {"layout": ipywidgets.Layout(width=width, max_width=FULL_WIDTH)}
+    return traits if label is None else traits | {"style": {"description_width": label}}
+
+
+def row(*children: ipywidgets.Widget) -> ipywidgets.HBox:
+    """Controls side by side, on a second line where the page is narrow."""
+    return ipywidgets.HBox(children, layout=ipywidgets.Layout(flex_flow="row wrap", align_items="center"))
+
+
+def button(label: str, tooltip: str, act: Callable[[], Any], **traits: Any) -> ipywidgets.Button:
+    """A button that calls `act`."""
+    made = ipywidgets.Button(description=label, tooltip=tooltip, **traits)
+    made.on_click(lambda _: act())
+    return made
+
+
+def texts(num: int) -> list[ipywidgets.HTML]:
+    """Places for HTML, empty."""
+    return [ipywidgets.HTML() for _ in range(num)]
+
+
+def picture_box() -> ipywidgets.Image:
+    """A place for a picture: where the page is narrower than the picture, it shrinks and keeps its shape."""
+    return ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width=FULL_WIDTH, object_fit="contain"))
+
+
+def show_picture(box: ipywidgets.Image, picture: Picture) -> None:
+    """Put a picture in its place; call it while `drawing` is held."""
+    data = to_png(picture)
+    width, height = picture.get_size_inches() * 96
+    # The same size each time, so that the page does not jump.
+    box.width, box.height = f"{width:.0f}", f"{height:.0f}"
+    box.value = data
+
+
+def attempt(act: Callable[[], Any], message: ipywidgets.HTML) -> None:
+    """Do what a button stands for; a mistake of the user stands in `message`, where a method would raise it."""
+    try:
+        act()
+    except (ValueError, OSError) as error:
+        message.value = markup.line(str(error))
