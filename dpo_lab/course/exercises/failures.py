@@ -131,6 +131,7 @@ def mystery_runs(*, steps: int = 60) -> dict[str, dict[str, np.ndarray]]:
     """
     import torch
 
+    from dpo_lab.loss import log_ratio_gap
     from dpo_lab.losses.table import LOSSES
     from dpo_lab.worlds.comparisons import sample_comparisons
     from dpo_lab.worlds.learning import expected_loss, pair_scores, value_and_gradient
@@ -150,9 +151,7 @@ def mystery_runs(*, steps: int = 60) -> dict[str, dict[str, np.ndarray]]:
             row = {}
             for name, pairs in (("", train), ("held-out ", held)):
                 scores = pair_scores(at, logits.log_softmax(-1), pairs)
-                gap = (scores.policy_chosen - scores.reference_chosen) - (
-                    scores.policy_rejected - scores.reference_rejected
-                )
+                gap = log_ratio_gap(scores)
                 is_right = torch.where(gap.abs() < 1e-9, 0.5, (gap > 0).double())
                 row[f"{name}loss"] = float((pairs.weight * dpo(scores)).sum())
                 row[f"{name}accuracy"] = float((pairs.weight * is_right).sum())

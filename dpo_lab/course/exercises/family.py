@@ -117,17 +117,11 @@ def check_resting_margins(answer: Callable[..., Any]) -> None:
             found = _margin(found, name)
             if found == wanted or (math.isfinite(wanted) and math.isfinite(found) and close(found, wanted, rtol=1e-4)):
                 continue
-            hint = hint_for(
-                found,
-                wrong[name],
-                "Look at the slope: does it ever reach zero? Where a loss has no minimum, return inf."
-                if math.isinf(wanted)
-                else "Set the slope of the mean loss to zero; of z it is σ(z) minus something.",
-                partial(math.isclose, rel_tol=1e-4),
-            )
-            raise NotYet(
-                f"With a share of {share:g} and ε = {epsilon:g} {name} rests at {found:.4g} in your answer. {hint}"
-            )
+            otherwise = "Set the slope of the mean loss to zero; of z it is σ(z) minus something."
+            if math.isinf(wanted):
+                otherwise = "Look at the slope: does it ever reach zero? Where a loss has no minimum, return inf."
+            hint = hint_for(found, wrong[name], otherwise, partial(math.isclose, rel_tol=1e-4))
+            raise NotYet(f"With a share of {share:g} and ε = {epsilon:g} {name} rests at {found:.4g}. {hint}")
     right("noise draws the margin towards 0; cdpo draws it there once more, robust gives back what a rate of ε took "
           "away, and where fewer disagree than ε says it runs to infinity")  # fmt: skip
 
