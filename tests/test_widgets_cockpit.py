@@ -376,7 +376,7 @@ def test_stop_before_the_first_step_keeps_nothing(cockpit, tmp_path):
     cockpit.train()
     cockpit.stop()
     cockpit.wait(60)
-    assert "stopped before its first step; nothing was kept" in plain(cockpit.status.value)
+    assert "stopped before its first step; nothing was saved" in plain(cockpit.status.value)
     assert list((tmp_path / "runs").iterdir()) == []
     assert cockpit.runs == []
     cockpit.stop()  # nothing to stop: nothing happens
@@ -401,7 +401,7 @@ def test_an_exception_inside_training_is_shown_as_text_and_raised_by_wait(cockpi
     assert threads() == []
     assert 'role="alert"' in cockpit.status.value
     assert "ArithmeticError: step 3: &lt;script&gt;alert(1)&lt;/script&gt; the loss is nan" in cockpit.status.value
-    assert "What was measured so far is kept." in cockpit.status.value
+    assert "What was measured so far is saved." in cockpit.status.value
     assert not cockpit.train_button.disabled
     assert [row["step"] for row in Run.load(cockpit.folder / "run-01").metrics if row["kind"] == "step"] == [1, 2]
 

@@ -193,7 +193,7 @@ def test_runs_without_a_record_or_answers_are_shown_too(tmp_path):
     Run.create(tmp_path / "new", {"command": "train", "settings": {"beta": 0.1}})
     panel = Comparer(tmp_path / "new")
     assert panel.curves.image.value == to_png(draw_comparison(panel.all))
-    assert "kept no answers" in plain(panel.answers.value)
+    assert "saved no answers" in plain(panel.answers.value)
     assert describe_comparison(panel.all) == "Nothing to compare yet."
     with pytest.raises(ValueError, match="there are no runs to compare: no folder was given"):
         Comparer()

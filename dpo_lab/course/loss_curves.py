@@ -40,18 +40,18 @@ def pulls(loss: Loss, scores: PairScores) -> tuple[Tensor, Tensor]:
     """
     moved = [logps.detach().clone().requires_grad_() for logps in scores[:2]]
     values = loss(scores._replace(policy_chosen=moved[0], policy_rejected=moved[1]))
-    found = torch.autograd.grad(values.sum(), moved, allow_unused=True, materialize_grads=True)
-    return -found[0], -found[1]
+    slopes = torch.autograd.grad(values.sum(), moved, allow_unused=True, materialize_grads=True)
+    return -slopes[0], -slopes[1]
 
 
 def numerical_pulls(loss: Loss, scores: PairScores, *, step: float = 1e-5) -> tuple[Tensor, Tensor]:
     """The same by central differences, without autograd: the error is of the order of step² plus rounding over step."""
-    found = []
+    pulled = []
     for side in ("policy_chosen", "policy_rejected"):
         at = getattr(scores, side)
         above, below = (loss(scores._replace(**{side: at + sign * step})) for sign in (1, -1))
-        found.append((below - above) / (2 * step))
-    return found[0], found[1]
+        pulled.append((below - above) / (2 * step))
+    return pulled[0], pulled[1]
 
 
 class LossCurve(NamedTuple):

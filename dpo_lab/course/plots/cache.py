@@ -75,10 +75,8 @@ def plot_verdicts(changes: Sequence[str], verdicts: Mapping[str, Sequence[str]],
     for border in np.arange(0.5, len(verdicts) - 1):
         ax.axvline(border, color="white", linewidth=2)
     keys = [Patch(color=color, label=text) for color, text in zip(colors, VERDICTS.values(), strict=True)]
-    legend = ax.legend(handles=keys, loc="upper center", bbox_to_anchor=(0.42, -0.1), ncols=3, fontsize=8,
-                       frameon=False)  # fmt: skip
-    for text in legend.get_texts():
-        text.set_color(style.GREY)
+    ax.legend(handles=keys, loc="upper center", bbox_to_anchor=(0.42, -0.1), ncols=3, fontsize=8, frameon=False,
+              labelcolor=style.GREY)  # fmt: skip
     return ax
 
 

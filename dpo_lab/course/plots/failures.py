@@ -185,7 +185,7 @@ def _columns(steps: np.ndarray, values: Mapping[str, Any]) -> np.ndarray:
             f"steps must be at least two numbers and {', '.join(values) or 'the values'} as many, got shapes "
             f"{steps.shape} and {[column.shape for column in table]}"
         )
-    found = np.stack(table)
-    if not np.isfinite(found).all():
+    stacked = np.stack(table)
+    if not np.isfinite(stacked).all():
         raise ValueError(f"{', '.join(values)} must be finite to be drawn; stop the run where they are not")
-    return found
+    return stacked

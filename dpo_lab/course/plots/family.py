@@ -113,21 +113,19 @@ def fields_figure(fields: Mapping[str, Any], rests: Mapping[str, tuple[float, fl
     columns = min(3, len(fields))
     rows = -(-len(fields) // columns)
     figure = style.new_figure(3.1 * columns, 0.3 + 2.9 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    for (name, field), ax in zip(fields.items(), panels, strict=False):
+    panels = style.grid_of(figure, len(fields), columns, sharex=True, sharey=True)
+    for (name, field), ax in zip(fields.items(), panels, strict=True):
         a, b, up, down = (np.asarray(part, float) for part in field)
         size = np.hypot(up, down)
         scale = (size / size.max()) ** 0.3 / np.maximum(size, 1e-300)
         limit = float(a.max())
         ax.plot([-limit, limit], [-limit, limit], color=style.GREY, linewidth=1, linestyle=":")
         ax.quiver(a, b, up * scale, down * scale, color=style.CHOSEN, angles="xy", pivot="mid", width=0.008)
-        for x, y in [(rests or {}).get(name, (math.nan, math.nan))]:
-            if abs(x) <= limit and abs(y) <= limit:
-                ax.plot([x], [y], "o", color=style.ORANGE, markeredgecolor=style.INK, markersize=8)
+        x, y = (rests or {}).get(name, (math.nan, math.nan))
+        if abs(x) <= limit and abs(y) <= limit:
+            ax.plot([x], [y], "o", color=style.ORANGE, markeredgecolor=style.INK, markersize=8)
         style.dress(ax, style.plain(name), "", "")
         ax.set_aspect("equal")
-    for ax in panels[len(fields) :]:
-        ax.set_axis_off()
     figure.supxlabel("a: chosen against the reference (nats)", **style.text())
     figure.supylabel("b: rejected against the reference (nats)", **style.text())
     return figure
@@ -191,11 +189,9 @@ def results_figure(
 def _panels(curves: Mapping[str, Any]) -> tuple[style.Picture, Sequence[Axes]]:
     rows = -(-len(curves) // _COLUMNS)
     figure = style.new_figure(11.4, 0.5 + 1.75 * rows)
-    panels = figure.subplots(rows, _COLUMNS, squeeze=False, sharex=True).ravel()
-    for ax in panels[len(curves) :]:
-        ax.set_axis_off()
+    panels = style.grid_of(figure, len(curves), _COLUMNS, sharex=True)
     figure.supxlabel("log-ratio gap h (nats)", **style.text())
-    return figure, panels[: len(curves)].tolist()
+    return figure, panels
 
 
 def _draw_pulls(ax: Axes, curve: Any, width: float) -> None:

@@ -90,11 +90,8 @@ def map_figure(rows: Rows, measures: Sequence[str], *, title: str = "") -> style
     num_rows = math.ceil(len(measures) / columns)
     wide = max(4.4, 1.0 + 0.62 * len(rates))  # room for the titles
     figure = style.new_figure(columns * wide, (0.4 if title else 0.1) + num_rows * (1.05 + 0.36 * len(betas)))
-    cells = figure.subplots(num_rows, columns, squeeze=False).ravel()
-    for measure, ax in zip(measures, cells, strict=False):
+    for measure, ax in zip(measures, style.grid_of(figure, len(measures), columns), strict=True):
         plot_map(rows, measure, ax=ax)
-    for ax in cells[len(measures) :]:
-        ax.set_axis_off()
     style.add_title(figure, title)
     return figure
 

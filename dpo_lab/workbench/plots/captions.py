@@ -18,7 +18,7 @@ from dpo_lab.workbench.plots.style import to_png
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure with its caption and alternative text, as Jupyter's display machinery asks for it."""
+    """A figure with its caption and alternative text, in the form that Jupyter displays."""
 
     figure: Figure
     caption: str
@@ -58,8 +58,8 @@ def show(figure: Figure | Axes, caption: str, alt: str) -> Shown:
     readers who can't: the axes, the curves, where they go. Both are compared when the notebook is tested, so a
     number that differs between machines belongs in neither.
     """
-    found = figure.get_figure(root=True) if isinstance(figure, Axes) else figure
-    if not isinstance(found, Figure):
+    whole = figure.get_figure(root=True) if isinstance(figure, Axes) else figure
+    if not isinstance(whole, Figure):
         raise ValueError(f"show needs a matplotlib figure or axes, got {type(figure).__name__}")
     texts = {"caption": " ".join(caption.split()), "alt": " ".join(alt.split())}
     for name, text in texts.items():
@@ -69,4 +69,4 @@ def show(figure: Figure | Axes, caption: str, alt: str) -> Shown:
         raise ValueError(
             f"the caption is set in italics and can't hold an asterisk, got {texts['caption']!r}; use $\\ast$"
         )
-    return Shown(found, **texts)
+    return Shown(whole, **texts)

@@ -101,8 +101,8 @@ PANELS: dict[str, Panel] = {
 
 def series(rows: Rows, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps (int64) and values (float64) of a metric, from the rows that have it."""
-    found = [(row["step"], row[metric]) for row in rows if metric in row]
-    steps, values = zip(*found, strict=True) if found else ((), ())
+    points = [(row["step"], row[metric]) for row in rows if metric in row]
+    steps, values = zip(*points, strict=True) if points else ((), ())
     return np.array(steps, np.int64), np.array(values, np.float64)
 
 
@@ -176,13 +176,10 @@ def curves_figure(rows: Rows, *, title: str = "") -> style.Picture:
         raise ValueError("there is nothing to draw: the rows hold no known metric; record at least one step")
     num_rows = math.ceil(len(names) / 2)
     figure = style.new_figure(10, 0.6 + 2.5 * num_rows)
-    cells = figure.subplots(num_rows, 2, squeeze=False).ravel()
-    for name, ax in zip(names, cells, strict=False):
+    for name, ax in zip(names, style.grid_of(figure, len(names), 2), strict=True):
         plot_panel(rows, name, ax=ax)
         if len(PANELS[name].curves) == 1 and (legend := ax.get_legend()):
             legend.remove()  # one legend for the whole sheet, below
-    for ax in cells[len(names) :]:
-        ax.set_axis_off()
     window = smoothing_window(sum(row.get("kind") == "step" for row in rows))
     key = [Line2D([], [], color=style.GREY, linewidth=1.8, label=_mean_label(window))]
     if window > 1:

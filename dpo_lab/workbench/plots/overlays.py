@@ -57,13 +57,10 @@ def runs_figure(
         for i, name in enumerate(runs)
     ]
     figure = style.new_figure(width, 0.6 + 2.6 * num_rows + 0.2 * math.ceil(len(runs) / 3))
-    cells = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
-    for metric, ax in zip(metrics, cells, strict=False):
+    for metric, ax in zip(metrics, style.grid_of(figure, len(metrics), num_columns), strict=True):
         plot_runs(runs, metric, ax=ax)
         if legend := ax.get_legend():
             legend.remove()
-    for ax in cells[len(metrics) :]:
-        ax.set_axis_off()
     note = "lines: running mean of the training steps; markers: held-out data"
     figure.legend(handles=key, loc="outside upper left", ncols=3, frameon=False, fontsize=9, title=note,
                   title_fontsize=9, alignment="left")  # fmt: skip

@@ -19,7 +19,7 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 from PIL import Image
 
-# Okabe & Ito's palette (Color Universal Design, 2008), told apart under the common kinds of colour blindness.
+# Okabe & Ito's palette (Color Universal Design, 2008): distinct under the common kinds of colour blindness.
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, INK, GREY, PALE = "#CC79A7", "#56B4E9", "#222222", "#767676", "#E4E4E4"
 CHOSEN, REJECTED, TRAINING = BLUE, VERMILLION, GREEN
@@ -65,6 +65,14 @@ def new_figure(width: float = 6.4, height: float = 4.0) -> Picture:
     figure = Picture(figsize=(width, height), dpi=100, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def grid_of(figure: Figure, num: int, columns: int, **shared: Any) -> list[Axes]:
+    """`num` panels in rows of `columns`; what is left of the last row stays empty."""
+    cells = figure.subplots(-(-num // columns), columns, squeeze=False, **shared).ravel().tolist()
+    for ax in cells[num:]:
+        ax.set_axis_off()
+    return cells[:num]
 
 
 def new_axes(width: float = 6.4, height: float = 4.0) -> Axes:
@@ -178,8 +186,7 @@ def add_legend(ax: Axes, *, skip: tuple[str, ...] = (), ncols: int = 1, loc: Any
 
 def add_legend_beside(ax: Axes) -> None:
     """A small legend to the right of the panel, where no curve is."""
-    legend = ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
-    legend.set_in_layout(True)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False).set_in_layout(True)
 
 
 def add_legend_below(ax: Axes, *, pad: float, ncols: int = 2) -> None:

@@ -1,4 +1,4 @@
-"""What a sweep found: the course of its trials, its value against each knob, which knob mattered. Rows in, axes out.
+"""The outcome of a sweep: the course of its trials, the value against each knob, which knob mattered.
 
 A row is one trial, as `StoredStudy.rows` gives it: {"trial": 3, "state": "complete", "value": 0.81, "beta": 0.2, …}.
 """
@@ -64,7 +64,7 @@ def plot_slice(rows: Rows, knob: str, objective: str, *, is_log: bool = False, a
 
 
 def plot_importance(importance: Mapping[str, float], *, ax: Axes | None = None) -> Axes:
-    """A bar for each knob: its share in what tells good trials from all."""
+    """A bar for each knob: its share in what separates good trials from all."""
     ax = ax or style.new_axes(4.2, 3.2)
     names = sorted(importance, key=lambda name: importance[name])
     shares = [importance[name] for name in names]
@@ -116,8 +116,7 @@ def describe_sweep(rows: Rows, knobs: Sequence[str], objective: str, *, is_large
 
 
 def _last_look(row: Mapping[str, Any]) -> float | None:
-    looks = list(row.get("looks", {}).values())
-    return looks[-1] if looks else None
+    return next(reversed(row.get("looks", {}).values()), None)
 
 
 def _few_log_ticks(ax: Axes, places: Sequence[float]) -> None:

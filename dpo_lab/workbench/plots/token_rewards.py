@@ -109,9 +109,6 @@ def token_colors(reward: float, limit: float) -> tuple[str, str]:
     return f"#{red:02x}{green:02x}{blue:02x}", text
 
 
-# ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def _rewards(answer: Any) -> np.ndarray:
     rewards = np.asarray(answer.rewards, np.float64)
     if rewards.shape != (len(answer.tokens),) or not len(rewards):

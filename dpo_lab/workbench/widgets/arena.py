@@ -36,15 +36,9 @@ class Sampled(NamedTuple):
 
 
 def sample_rows(
-    policies: Mapping[str, PolicySource],
-    prompts: Sequence[Mapping[str, Any]],
-    *,
-    seed: int = 0,
-    temperature: float = 1.0,
-    max_new_tokens: int = 128,
-    device: str = "auto",
-    stop: Callable[[], bool] = lambda: False,
-) -> Iterator[Sampled]:
+    policies: Mapping[str, PolicySource], prompts: Sequence[Mapping[str, Any]], *, seed: int = 0, temperature: float =
+    1.0, max_new_tokens: int = 128, device: str = "auto", stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Sampled]:  # fmt: skip
     """Rows with one answer of each of two policies to every prompt, as a stream that reports how far it is.
 
     policies: two, by the name that stands in the results. prompts: rows with a prompt, as `load_preferences` gives
@@ -93,20 +87,10 @@ class Arena(HasJob, ipywidgets.VBox):
     """
 
     def __init__(
-        self,
-        policies: Mapping[str, PolicySource] | Sequence[PolicySource],
-        prompts: Any = "embedded",
-        *,
-        book: str | os.PathLike[str],
-        who: str | None = None,
-        split: str | None = None,
-        num_prompts: int = 20,
-        seed: int = 0,
-        temperature: float = 1.0,
-        max_new_tokens: int = 128,
-        device: str = "auto",
-        pause: float = 0.25,
-    ) -> None:
+        self, policies: Mapping[str, PolicySource] | Sequence[PolicySource], prompts: Any = "embedded", *, book: str |
+        os.PathLike[str], who: str | None = None, split: str | None = None, num_prompts: int = 20, seed: int = 0,
+        temperature: float = 1.0, max_new_tokens: int = 128, device: str = "auto", pause: float = 0.25,
+    ) -> None:  # fmt: skip
         self.policies, self.prompts, self.split = named(policies), prompts, split
         if len(self.policies) != 2:
             raise ValueError(f"an arena compares two models, got {len(self.policies)}: {', '.join(self.policies)}")

@@ -35,13 +35,9 @@ class Job:
     """
 
     def __init__(
-        self,
-        start: Callable[[threading.Event], Iterable[Any]],
-        on_event: Callable[[Any], None] | None = None,
-        *,
-        on_end: Callable[[BaseException | None], None] | None = None,
-        name: str = "training",
-    ) -> None:
+        self, start: Callable[[threading.Event], Iterable[Any]], on_event: Callable[[Any], None] | None = None, *,
+        on_end: Callable[[BaseException | None], None] | None = None, name: str = "training",
+    ) -> None:  # fmt: skip
         self.error: BaseException | None = None
         self._start, self._on_event, self._on_end = start, on_event, on_end
         self._stop, self._is_over = threading.Event(), threading.Event()

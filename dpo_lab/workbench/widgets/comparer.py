@@ -105,7 +105,7 @@ class Comparer(ipywidgets.VBox):
     def _show_answers(self, _change: object = None) -> None:
         number = self.prompt.value
         if number is None or number > len(self._rows):
-            self.answers.value = markup.line("These runs kept no answers.")
+            self.answers.value = markup.line("These runs saved no answers.")
             return
         row = self._rows[number - 1]
         self.answers.value = markup.answers(row["prompt"], answer_columns(row, compare.run_names(self.chosen)))

@@ -40,14 +40,9 @@ _LONGEST = 400  # tokens of an answer in the table of numbers
 
 
 def inspect_pairs(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    reference: Any,
-    beta: float | None = None,
+    model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], *, reference: Any, beta: float | None = None,
     max_length: int = 1024,
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray]:  # fmt: skip
     """The table of `evaluate` for the loss "dpo", one entry per usable pair, and `job` where the rows have one."""
     from dpo_lab.workbench.evaluation.pairs import evaluate
 
@@ -113,18 +108,9 @@ class Inspector(ipywidgets.VBox):
     """
 
     def __init__(
-        self,
-        models: Any,
-        data: Any = "embedded",
-        *,
-        reference: PolicySource | None = None,
-        split: str | None = None,
-        limit: int = 100,
-        seed: int = 0,
-        beta: float | None = None,
-        max_length: int = 1024,
-        device: str = "auto",
-    ) -> None:
+        self, models: Any, data: Any = "embedded", *, reference: PolicySource | None = None, split: str | None = None,
+        limit: int = 100, seed: int = 0, beta: float | None = None, max_length: int = 1024, device: str = "auto",
+    ) -> None:  # fmt: skip
         self.models = with_checkpoints(named(models))
         self._reference_source = _reference_of(self.models) if reference is None else reference
         self._reference: Any = None

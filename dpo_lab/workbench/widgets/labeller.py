@@ -42,14 +42,9 @@ class Labeller(ipywidgets.VBox):
     """
 
     def __init__(
-        self,
-        rows: Any = None,
-        *,
-        book: LabelBook | str | os.PathLike[str],
-        who: str | None = None,
-        seed: int = 0,
+        self, rows: Any = None, *, book: LabelBook | str | os.PathLike[str], who: str | None = None, seed: int = 0,
         pause: float = 0.25,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if isinstance(rows, str | os.PathLike):
             from dpo_lab.preferences.reading import load_preferences
 

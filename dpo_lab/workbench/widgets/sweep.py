@@ -129,20 +129,16 @@ class SweepPanel(HasJob, ipywidgets.VBox):
 
     def start(self) -> None:
         """Begin the sweep, or go on with the study in the folder. A wrong field begins nothing; the panel names it."""
-        if self.running:
+        if self.running or (request := self._request()) is None:
             return
-        try:
-            settings, folder = self._request()
-            events = lambda stop: sweep.run_sweep(settings, folder, cache=self._cache, stop=stop.is_set)
-            self.settings, self.folder, self._began = settings, folder, time.perf_counter()
-        except ValueError as error:
-            self._say(f"this can't be searched: {error}", is_error=True)
-            return
+        settings, folder = request
+        self.settings, self.folder, self._began = settings, folder, time.perf_counter()
         if self.controls["folder"].value != str(folder):
             self.controls["folder"].value = str(folder)
         self.start_button.disabled, self.stop_button.disabled = True, False
         self.progress.value, self.progress.bar_style = 0.0, "info"
         self._say("Reading model and data …")
+        events = lambda stop: sweep.run_sweep(settings, folder, cache=self._cache, stop=stop.is_set)
         self.job = Job(events, self._on_event, on_end=self._on_end, name="sweep")
 
     @property
@@ -152,21 +148,22 @@ class SweepPanel(HasJob, ipywidgets.VBox):
 
     # ── wiring ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _request(self) -> tuple[SweepSettings, Path]:
+    def _request(self) -> tuple[SweepSettings, Path] | None:
+        """What the fields say; None where one is wrong, which the panel then names."""
         values = {name: control.value for name, control in self.controls.items() if name != "folder"}
         values["limit"] = values["limit"] or None
-        settings = sweep_settings(values, self.settings)
+        try:
+            settings = sweep_settings(values, self.settings)
+        except ValueError as error:
+            self._say(f"this can't be searched: {error}", is_error=True)
+            return None
         place = self.controls["folder"].value.strip()
         return settings, Path(place or f"runs/sweep-{datetime.now():%Y%m%d-%H%M%S}")
 
     def _on_change(self, _: object = None) -> None:
-        try:
-            settings, _folder = self._request()
-        except ValueError as error:
-            self._say(f"this can't be searched: {error}", is_error=True)
-            return
-        place = self.controls["folder"].value.strip() or None
-        self.command.value = _titled("The same in a terminal", sweep.sweep_line(settings, place))
+        if request := self._request():
+            place = self.controls["folder"].value.strip() or None
+            self.command.value = _titled("The same in a terminal", sweep.sweep_line(request[0], place))
 
     def _on_event(self, event: SweepEvent) -> None:
         if isinstance(event, TrialBegan):

@@ -43,18 +43,10 @@ class Cockpit(HasJob, ipywidgets.VBox):
     """
 
     def __init__(
-        self,
-        folder: str | Path = "runs",
-        *,
-        model: str = "embedded",
-        pairs: str = "embedded",
-        limit: int | None = 2048,
-        samples: int = 16,
-        max_new_tokens: int = 80,
-        config: DPOConfig | None = None,
-        score: Score | None = true_reward,
-        cache: str | Path | None = None,
-    ) -> None:
+        self, folder: str | Path = "runs", *, model: str = "embedded", pairs: str = "embedded", limit: int | None =
+        2048, samples: int = 16, max_new_tokens: int = 80, config: DPOConfig | None = None, score: Score | None =
+        true_reward, cache: str | Path | None = None,
+    ) -> None:  # fmt: skip
         self.folder, self.score, self.cache = Path(folder), score, cache
         config = config or DPOConfig(evaluate_every=10)
         self.base = Recipe(
@@ -163,10 +155,10 @@ class Cockpit(HasJob, ipywidgets.VBox):
         self._show_progress()
         if error is not None:
             self.throttle.now(self.curves.try_redraw)
-            what = "" if saved is None else " What was measured so far is kept."
+            what = "" if saved is None else " What was measured so far is saved."
             self.status.value = markup.line(f"{type(error).__name__}: {error}{what}", is_error=True)
         else:
-            nothing = f"{name} was stopped before its first step; nothing was kept."
+            nothing = f"{name} was stopped before its first step; nothing was saved."
             self.status.value = markup.line(nothing if saved is None else status_text.ending(saved))
         self._show_buttons(is_running=False)
 
@@ -260,7 +252,7 @@ class Cockpit(HasJob, ipywidgets.VBox):
         options, wide = self._run_options(), room("46em", "8em")
         self.train_button = button("Train", "Begin the run that the controls describe", self.train, icon="play",
                                    button_style="primary")  # fmt: skip
-        self.stop_button = button("Stop", "End the run in hand and keep it as it stands", self.stop, icon="stop",
+        self.stop_button = button("Stop", "End the run in hand and save it as it stands", self.stop, icon="stop",
                                   button_style="danger", disabled=True)  # fmt: skip
         self.bar = ipywidgets.FloatProgress(min=0, max=1, description="progress", **room("24em", "8em"))
         self.progress = ipywidgets.Label(value="no run yet")
