@@ -130,7 +130,7 @@ def resumed(options: Options) -> Options:
         for name, value in Run.load(options.run).config.get("settings", {}).items()
         if name not in ("run", "resume")
     }
-    return as_begun(options, begun, f"the run in {options.run}", free=FREE_ON_RESUME)
+    return as_begun(options, begun, "run", options.run, free=FREE_ON_RESUME)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,17 +16,14 @@ from dpo_lab.workbench.plots.margins import describe_margins, plot_margins
 from dpo_lab.workbench.plots.style import new_figure, to_png
 from dpo_lab.workbench.runs.page import code, folded, picture, table, terms, text, whole_page
 
-if TYPE_CHECKING:
-    from dpo_lab.workbench.runs.run import Run
-
 Row = Mapping[str, Any]
 
 FIGURE = (4.6, 3.0)  # inches: small, so that its letters can be read on a phone
 COMMANDS = {"train": "Preference tuning", "sft": "Supervised fine-tuning"}
 
 
-def render_report(run: Run, panels: Mapping[str, bytes]) -> str:
-    """The page of a run; panels: PNG files by the name of their panel."""
+def render_report(run: Any, panels: Mapping[str, bytes]) -> str:
+    """The page of a `Run`; panels: PNG files by the name of their panel."""
     config, rows, samples = run.config, run.metrics, run.samples
     sections = [
         ("What was run", _settings(config)),
@@ -159,7 +156,7 @@ def _reward(row: Row, side: str) -> str:
     return "" if value is None else f' <span class="quiet">reward {_number(value)}</span>'
 
 
-def _next(run: Run, rows: Sequence[Row]) -> str:
+def _next(run: Any, rows: Sequence[Row]) -> str:
     model, folder, has_model = f"{run.folder}/model", shlex.quote(str(run.folder)), run.model_folder.is_dir()
     if not has_model and any(row["kind"] == "finished" and row["is_complete"] for row in rows):
         return "<p>No model is saved in this run. In Python, save it with:</p>\n" + code(

@@ -5,9 +5,11 @@ No torch: `dpo-lab --help` answers at once.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dpo_lab.config import Precision
@@ -72,8 +74,10 @@ class HeldOutSettings:
             )
         if self.samples < 0:
             raise ValueError(f"samples must not be negative, got {self.samples}; 0 samples nothing")
-        if self.sample_temperature < 0:
-            raise ValueError(f"sample_temperature must not be negative, got {self.sample_temperature}; 0 is greedy")
+        if not 0 <= self.sample_temperature < math.inf:
+            raise ValueError(
+                f"sample_temperature must be finite and not negative, got {self.sample_temperature}; 0 is greedy"
+            )
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}; 128 is the usual start")
 
@@ -83,11 +87,11 @@ def shared_fields(settings: Any, kind: type) -> dict[str, Any]:
     return {entry.name: getattr(settings, entry.name) for entry in fields(kind)}
 
 
-def as_begun(settings: Settings, begun: Mapping[str, Any], what: str, *, free: Collection[str] = ()) -> Settings:
-    """The settings with what they were begun with. One that was given otherwise is refused, unless it is `free`.
-
-    what: what goes on, such as "the run in runs/first".
-    """
+def as_begun(
+    settings: Settings, begun: Mapping[str, Any], kind: str, folder: Path, *, free: Collection[str] = ()
+) -> Settings:
+    """The settings that a run or a sweep (`kind`) was begun with. One given otherwise is refused, unless `free`."""
+    what = f"the {kind} in {folder}"
     taken: dict[str, Any] = {}
     for entry in fields(settings):
         if entry.name not in begun:
@@ -104,7 +108,7 @@ def as_begun(settings: Settings, begun: Mapping[str, Any], what: str, *, free: C
         elif entry.name not in free:
             raise ValueError(
                 f"--{entry.name.replace('_', '-')} is {given!r}, but {what} was begun with {recorded!r}; leave it out "
-                "to go on, or begin another"
+                f"to go on, or begin another {kind}"
             )
     return replace(settings, **taken)
 

@@ -323,7 +323,7 @@ def as_begun(folder: Path, settings: SweepSettings) -> SweepSettings:
     """The settings of the study in `folder` where there is one; others than those it was begun with are refused."""
     if not (folder / SETTINGS).exists():
         return settings
-    return settings_as_begun(settings, vars(read_settings(folder)), f"the sweep in {folder}", free=WATCHING)
+    return settings_as_begun(settings, vars(read_settings(folder)), "sweep", folder, free=WATCHING)
 
 
 def best_row(rows: list[Row], *, is_larger_better: bool) -> Row | None:
