@@ -521,7 +521,8 @@ def test_the_comparison_is_drawn(tmp_path: Path):
 def test_looking_at_runs_loads_neither_torch_nor_matplotlib(run: Run):
     record(run, whole_run())
     code = (
-        "import sys; from dpo_lab.workbench.runs import compare_runs, load_runs; compare_runs(load_runs(sys.argv[1:]))\n"
+        "import sys; from dpo_lab.workbench.runs import compare_runs, load_runs\n"
+        "compare_runs(load_runs(sys.argv[1:]))\n"
         "print([name for name in ('torch', 'transformers', 'matplotlib', 'numpy') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code, str(run.folder)]
