@@ -58,6 +58,9 @@ class Batch:
         return replace(self, **moved)
 
 
+_flat = lambda arrays: torch.from_numpy(np.concatenate([np.empty(0, np.int64), *arrays]))  # also of no arrays
+
+
 def make_batch(data: TokenData, indices: Sequence[int] | np.ndarray, layout: Layout = "shared") -> Batch:
     """The prompts at `indices` with all their completions, in the named layout. The tensors are on the CPU."""
     return shared_rows(data, indices) if layout == "shared" else separate_rows(data, indices)
@@ -84,18 +87,17 @@ def shared_rows(data: TokenData, indices: Sequence[int] | np.ndarray) -> Batch:
             targets.append(data.ids[begin + first : end])
             lengths[b, k] -= first
             sequences.append(np.full(lengths[b, k], b * lengths.shape[1] + k))
-            span.append(span[-1] + end - begin)
+            span.append(span[-1] + end - begin)  # `begin` and `end` are places in the data, `span` in the row
         spans.append(tuple(span))
         cursor = span[-1]
-    flat = lambda parts: torch.from_numpy(np.concatenate([np.empty(0, np.int64), *parts]))
     return Batch(
-        input_ids=flat(ids)[None],
-        position_ids=flat(positions)[None],
+        input_ids=_flat(ids)[None],
+        position_ids=_flat(positions)[None],
         attention_mask=None,
         spans=tuple(spans),
-        predictors=flat(predictors),
-        targets=flat(targets),
-        sequences=flat(sequences),
+        predictors=_flat(predictors),
+        targets=_flat(targets),
+        sequences=_flat(sequences),
         lengths=torch.from_numpy(lengths),
         weights=torch.from_numpy(data.weights[np.asarray(indices, np.int64)].astype(np.float32)),
     )
@@ -134,15 +136,14 @@ def separate_rows(
         predictors.append(np.arange(scored - 1, scored - 1 + lengths[b, k]))
         targets.append(data.ids[begin + first : end])
         sequences.append(np.full(lengths[b, k], r))
-    flat = lambda parts: torch.from_numpy(np.concatenate([np.empty(0, np.int64), *parts]))
     return Batch(
         input_ids=torch.from_numpy(ids),
         position_ids=torch.from_numpy(positions),
         attention_mask=torch.from_numpy(mask),
         spans=None,
-        predictors=flat(predictors),
-        targets=flat(targets),
-        sequences=flat(sequences),
+        predictors=_flat(predictors),
+        targets=_flat(targets),
+        sequences=_flat(sequences),
         lengths=torch.from_numpy(lengths),
         weights=torch.from_numpy(data.weights[np.asarray(indices, np.int64)].astype(np.float32)),
     )
@@ -163,9 +164,9 @@ def epoch_batches(
 ) -> list[np.ndarray]:
     """One epoch as index arrays, one per optimiser step; every index exactly once, the last may be short.
 
-    The order depends on the seed, the epoch and the lengths alone. With `group_by_length` the shuffled data is cut into
-    windows of 32 batches, each sorted by length and cut into batches, and the batches are shuffled again: a batch then
-    holds similar lengths, yet which pairs meet changes with every epoch.
+    The order depends on the seed, the epoch, the batch size and the lengths alone. With `group_by_length` the shuffled
+    data is cut into windows of 32 batches, each sorted by length and cut into batches, and the batches are shuffled
+    again: a batch then holds similar lengths, yet which pairs meet changes with every epoch.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))

@@ -45,7 +45,7 @@ class TrainingConfig:
     schedule: ScheduleName = "linear"
     """How the learning rate falls after the warm-up: to zero, or not at all."""
     warmup: float = 0.1
-    """Share of the steps over which the learning rate rises from zero."""
+    """Share of the steps over which the learning rate rises to its peak."""
     optimizer: OptimizerName = "adamw"
     """The update rule."""
     weight_decay: float = 0.0

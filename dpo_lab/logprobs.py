@@ -55,8 +55,10 @@ class Scorer(nn.Module):
     def __init__(self, model: nn.Module, precision: str | None = None) -> None:
         super().__init__()
         self.model = model
-        kind = next(model.parameters()).device.type
-        self.context = nullcontext if precision is None else partial(torch.autocast, kind, **_AUTOCAST[precision])
+        device = next(model.parameters()).device
+        self.context = (
+            nullcontext if precision is None else partial(torch.autocast, device.type, **_AUTOCAST[precision])
+        )
         self.inner = (inner_model(model),)  # in a tuple, or its weights would be counted twice
         self.token_logps = _chunked_token_logps if scoring_path(model).chunked else plain_token_logps
 
@@ -96,7 +98,7 @@ def score(
     progress: Callable[[np.ndarray, np.ndarray], None] | None = None,
     engine: Engine | None = None,
 ) -> np.ndarray:
-    """log π(y|x) of a whole data set, shape (N, K), float32, without gradients.
+    """log π(y|x) of a whole data set, shape (N, K), float32, without gradients. (`Scorer` gives those of tokens.)
 
     The longest rows come first, so that memory peaks at once. `progress` is called after each pass with the indices
     scored and their values. Of several processes of an `engine` each scores its share, and all get all values. On a CPU
@@ -112,7 +114,7 @@ def score(
     at_once = 1 if threads is None else 2
     scorer = Scorer(model, precision)
 
-    @torch.no_grad()  # holds for a thread
+    @torch.no_grad()  # it is a matter of the thread, and this may run in a second one
     def values_of(indices: np.ndarray) -> np.ndarray:
         batch = make_batch(data, indices, layout).to(device)
         return sum_per_sequence(scorer(batch), batch).cpu().numpy()

@@ -88,7 +88,10 @@ class Objective(Protocol):
         ...
 
     def begin_step(self, examples: np.ndarray) -> tuple[np.ndarray, float]:
-        """The rows that a step on these examples learns from, and how many pairs (or tokens) its mean is over."""
+        """The rows that a step on these examples learns from, and how many pairs (or tokens) its mean is over.
+
+        For DPO both are plain; PPO samples its answers here.
+        """
         ...
 
     def loss(self, scorer: nn.Module, rows: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
@@ -104,7 +107,7 @@ class Objective(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to be resumed: hashes of the data, the loss, the reference."""
+        """What must be the same for a run to be resumed, beside the settings: hashes of the data and the reference."""
         ...
 
 
@@ -133,8 +136,9 @@ def optimise(
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("no weight of the model requires a gradient; unfreeze some, or add an adapter")
     schedule = Schedule(objective, config)
-    identity = {"settings": schedule.settings(), **objective.identity()}
-    engine.processes.check_same(schedule.settings() | objective.identity())
+    settings = deciding_settings(config)
+    identity = {"settings": settings, **objective.identity()}
+    engine.processes.check_same(settings | objective.identity())
     needs_identity = checkpoints is not None or resume is not None
     if needs_identity and (frozen := frozen_hash(model)):  # not in the checkpoints: whoever loads them must have it
         identity |= {"frozen": frozen, "adapters": adapter_settings(model)}
@@ -160,7 +164,7 @@ class _Loop:
     def events(self) -> Iterator[Event]:
         num_steps = self.schedule.num_steps
         self.began, self.saved_at, self.is_stopped = time.perf_counter(), self.step, False
-        self.metrics = StepMetrics(self.engine, self.objective)
+        self.step_metrics = StepMetrics(self.engine, self.objective)
         self.last: dict[str, float] = {}  # the last value of each metric
         with self.engine.processes.explain_lost_peer():
             if self.step == 0:  # a resumed run has it already
@@ -187,7 +191,7 @@ class _Loop:
         engine, optimizer = self.engine, self.engine.optimizer
         for group in optimizer.param_groups:  # set, not scheduled by an object of torch's: a resumed run needs no state
             group["lr"] = plan.learning_rate
-        engine.scorer.train()  # an evaluation has left it in the other mode; dropout is off all the same, unless wanted
+        engine.scorer.train()  # models are loaded for evaluation; dropout is off all the same, unless wanted
 
         rows, size = self.objective.begin_step(plan.examples)
         totals: dict[str, Tensor] = {}
@@ -196,27 +200,25 @@ class _Loop:
                 for name, value in sums.items():
                     # With weight 0 a process only keeps the others company; its rows are counted elsewhere.
                     totals[name] = totals.get(name, 0) + (value if weight else 0 * value)
-        self.metrics.add(self.step + 1, plan.examples, totals, size, norm=engine.clip())
+        self.step_metrics.add(self.step + 1, plan.examples, totals, size, norm=engine.clip())
 
         self.is_stopped = self.stop is not None and self.stop()
-        if (
-            engine.processes.count > 1
-        ):  # who is to stop may be known to one of them only, and all must take as many steps
+        if engine.processes.count > 1:  # one alone may know of the stop, and all must take as many steps
             self.is_stopped = engine.processes.any_process(self.is_stopped)
         metrics: dict[str, float] = {}
         if plan.metrics_due or self.is_stopped:
-            # Only here the device is waited for. Before the step, so that a loss which is no number harms no weight.
-            metrics = self.metrics.read() | {"learning_rate": plan.learning_rate, "epoch": plan.epoch}
+            # Only here the device is waited for; before the step, so that no broken weights are logged or saved.
+            metrics = self.step_metrics.read() | {"learning_rate": plan.learning_rate, "epoch": plan.epoch}
         optimizer.step()
         optimizer.zero_grad()
         self.step += 1
         return metrics
 
-    def forward_backward(self, weight: float, rows: np.ndarray) -> dict[str, Tensor]:
+    def forward_backward(self, scale: float, rows: np.ndarray) -> dict[str, Tensor]:
         """Forward, loss, backward of some rows; the sums of their metrics. Gradients add up until the step."""
         loss, sums = self.objective.loss(self.engine.scorer, rows, self.engine.device)
         # A sum over the batch's size, not a mean over the pass: passes may hold different numbers of pairs.
-        self.engine.backward(loss * weight)
+        self.engine.backward(loss * scale)
         return sums
 
     def evaluate(self) -> Iterator[Evaluation]:
@@ -243,7 +245,7 @@ class Plan(NamedTuple):
     is_evaluated: bool
     is_saved: bool
     metrics_due: bool
-    """Whether its metrics are needed after it, for one of these."""
+    """One of these follows: the metrics are read, which also refuses a loss that is no number before it is saved."""
 
 
 class Schedule:
@@ -265,7 +267,7 @@ class Schedule:
             self._epoch, self._batches = epoch, self.objective.epoch(epoch)
         config, after, is_last = self.config, step + 1, step + 1 == self.num_steps
         # The rate rises linearly over the warm-up, then falls to zero along a line or half a cosine, or stays.
-        share_left = 1 - (step - self.num_warmup) / max(1, self.num_steps - self.num_warmup)
+        share_left = 1 - (step - self.num_warmup) / (self.num_steps - self.num_warmup)
         rate = config.learning_rate
         if step < self.num_warmup:
             rate = rate * after / (self.num_warmup + 1)
@@ -283,10 +285,11 @@ class Schedule:
             metrics_due=log or evaluate or save or is_last,
         )  # fmt: skip
 
-    def settings(self) -> dict[str, Any]:
-        """Every setting that decides the numbers; not when to look or how numbers are rounded."""
-        watching = {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "device", "compile"}
-        return {name: value for name, value in vars(self.config).items() if name not in watching}
+
+def deciding_settings(config: TrainingConfig) -> dict[str, Any]:
+    """Every setting that decides the numbers; not when to look or how numbers are rounded."""
+    watching = {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "device", "compile"}
+    return {name: value for name, value in vars(config).items() if name not in watching}
 
 
 def num_steps(config: TrainingConfig, steps_per_epoch: int) -> int:

@@ -49,7 +49,7 @@ def log_ratios(scores: PairScores) -> tuple[Tensor, Tensor]:
 
 
 def log_ratio_gap(scores: PairScores) -> Tensor:
-    """h = a − b, what the policy has learnt about this pair beyond the reference. `(B,)`, nats; 0 at the start.
+    """The gap a − b: what the policy has learnt about this pair beyond the reference. `(B,)`, nats; 0 at the start.
 
     The prompt's part of log π and the partition function Z(x) of the derivation both cancel here.
     """

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpo_lab.loss import PairScores, implicit_rewards, pair_metrics
+from dpo_lab.loss import PairScores, pair_metrics
 from dpo_lab.preferences.token_data import TokenData
 
 Loss = Callable[[PairScores], Tensor]
@@ -33,14 +33,14 @@ class PairEvaluation:
 def evaluate_scores(scores: PairScores, loss: Loss, beta: float, data: TokenData) -> PairEvaluation:
     """The evaluation of pairs whose log-probs are known."""
     losses = loss(scores)
-    chosen, rejected = implicit_rewards(scores, beta)
-    metrics = {name: float(value.double().mean()) for name, value in pair_metrics(scores, losses, beta).items()}
+    per_pair = pair_metrics(scores, losses, beta)
+    metrics = {name: float(value.double().mean()) for name, value in per_pair.items()}
     table = {
         "row": data.source_rows,
         "loss": losses.numpy(),
-        "reward_chosen": chosen.numpy(),
-        "reward_rejected": rejected.numpy(),
-        "margin": (chosen - rejected).numpy(),
+        "reward_chosen": per_pair["rewards/chosen"].numpy(),
+        "reward_rejected": per_pair["rewards/rejected"].numpy(),
+        "margin": per_pair["rewards/margins"].numpy(),
         "logp_chosen": scores.policy_chosen.numpy(),
         "logp_rejected": scores.policy_rejected.numpy(),
         "length_chosen": scores.chosen_length.numpy(),

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -144,29 +145,30 @@ class ReferenceCache(LogpStore):
         is_missing = np.ones(len(data), bool)
         # In blocks: beside the values, no more than a block's keys and tokens are held, whatever the size of the data.
         blocks = [slice(start, min(start + BLOCK, len(data))) for start in range(0, len(data), BLOCK)]
-
-        def look_up(block: slice) -> list[bytes]:
-            """Take what is stored; the keys of what is missing."""
+        num_to_compute = 0
+        for block in blocks:
             keys = row_keys(name, data, conditions, block)
-            # The main process looks for all: others may see the file a moment later, and would score other rows.
-            found = engine.processes.broadcast_from_main(lambda: self.lookup(keys, data.num_completions))
-            values[block], is_missing[block] = found
-            return list(compress(keys, is_missing[block]))
+            # The main process looks for all: others might see the file a moment later, and would score other rows.
+            stored = engine.processes.broadcast_from_main(partial(self.lookup, keys, data.num_completions))
+            values[block], is_missing[block] = stored
+            num_to_compute += len(set(compress(keys, is_missing[block])))
+        num_done = 0
 
-        to_compute = [len(set(look_up(block))) for block in blocks]
-        num_found, num_computed = int((~is_missing).sum()), 0
-        for i, block in enumerate(blocks):
-            # Looked up again: by now an earlier block or another process may have stored it.
-            if not to_compute[i] or not (keys := look_up(block)):
-                continue
+        def report(num: int) -> None:
+            nonlocal num_done
+            num_done = min(num_done + num, num_to_compute)
+            if progress is not None:
+                progress(num_done, num_to_compute)
+
+        for block in blocks:
             rows = block.start + np.flatnonzero(is_missing[block])
-            done = sum(to_compute[:i])
-            values[rows] = self._compute(
-                model, data.select(rows), keys, engine, layout=layout, tokens_per_pass=tokens_per_pass,
-                precision=precision, report=lambda num: progress and progress(done + num, sum(to_compute)),  # noqa: B023
-            )  # fmt: skip
-            num_computed += len(set(keys))
-        return CachedLogps(values, num_found, num_computed)
+            if len(rows):
+                missing = data.select(rows)
+                values[rows] = self._compute(
+                    model, missing, row_keys(name, missing, conditions), engine, report,
+                    layout=layout, tokens_per_pass=tokens_per_pass, precision=precision,
+                )  # fmt: skip
+        return CachedLogps(values, len(data) - int(is_missing.sum()), num_to_compute)
 
     def _compute(
         self,
@@ -174,18 +176,15 @@ class ReferenceCache(LogpStore):
         data: TokenData,
         keys: list[bytes],
         engine: Engine,
-        *,
-        report: Callable[[int], Any],
+        report: Callable[[int], None],
         **options: Any,
     ) -> np.ndarray:
         """Values (N, K) of rows that are not stored, which then they are. A pair that stands several times is computed
         once."""
         row_of = {key: row for row, key in reversed(list(enumerate(keys)))}  # the first row that has it
         rows = np.array(sorted(row_of.values()), np.int64)
-        num_done = 0
 
         def store(indices: np.ndarray, scored: np.ndarray) -> None:
-            nonlocal num_done
             for row, value in zip(rows[indices], scored, strict=True):
                 if not np.isfinite(value).all():
                     raise FloatingPointError(
@@ -193,8 +192,7 @@ class ReferenceCache(LogpStore):
                         "its weights are broken, or float16 overflows: try precision bfloat16 or float32"
                     )
             self.write([keys[row] for row in rows[indices]], scored)
-            num_done += len(indices)
-            report(min(num_done * engine.processes.count, len(rows)))  # the other processes are about as far
+            report(len(indices) * engine.processes.count)  # the other processes are about as far
 
         scored = score(model, data.select(rows), progress=store, engine=engine, **options)
         if engine.processes.count > 1:

@@ -139,10 +139,8 @@ def prompt_ids(prompt: Prompt, tokenizer: Any) -> list[int]:
         return encode_prompt(prompt, tokenizer)
     if not isinstance(prompt, str):
         return [int(token) for token in prompt]
-    bare, started = (
-        tokenizer(prompt, add_special_tokens=False)["input_ids"],
-        encode_prompt({"prompt": prompt}, tokenizer),
-    )
+    bare = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    started = encode_prompt({"prompt": prompt}, tokenizer)
     start = started[: len(started) - len(bare)]
     if start and tokenizer.chat_template:
         # The text may be a conversation that the template rendered: it begins as conversations do in training.

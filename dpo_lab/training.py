@@ -69,25 +69,40 @@ def train_dpo(
     engine = Engine.open(model, config)
     layout = usable_layout(model, config.layout, data)
 
-    name, logps = "none", [np.zeros((len(part), 2), np.float32) for part in (data, held) if part is not None]
-    if spec.needs_reference:
+    parts = [data] if held is None else [data, held]
+    reference_name, logps = "none", [np.zeros((len(part), 2), np.float32) for part in parts]
+    if spec.needs_reference:  # where not, rewards in the metrics are β·log π
         frozen = model if reference is None else reference
         engine.place(frozen, config)
         with as_reference(frozen):
-            name = fingerprint(frozen)
+            reference_name = fingerprint(frozen)
             if engine.processes.count > 1:
-                engine.processes.check_same({"reference": name, "data": content_hash(data)})
-            options = {"layout": layout, "precision": config.precision, "tokens_per_pass": config.tokens_per_pass}
-            for i, part in enumerate(part for part in (data, held) if part is not None):
-                if cache is None:
-                    logps[i] = score(frozen, part, engine=engine, **options)
-                else:
-                    logps[i] = cache.logps(frozen, part, engine=engine, progress=on_reference, **options).values
+                engine.processes.check_same({"reference": reference_name, "data": content_hash(data)})
+            logps = [_reference_logps(frozen, part, layout, config, engine, cache, on_reference) for part in parts]
     objective = DPOObjective(
-        data, held, config, layout, engine, loss, beta, logps[0], logps[-1], name,
+        data, held, config, layout, engine,
+        pair_loss=loss, beta=beta, reference_logps=logps[0], held_reference_logps=logps[-1],
+        reference_name=reference_name,
+        # An adapter that does something is its own reference too, but scored with it on: rounding tells them apart.
         is_at_reference=spec.needs_reference and reference is None and resume is None and not has_adapter(model),
     )  # fmt: skip
     return optimise(model, objective, engine, config, checkpoints=checkpoints, resume=resume, stop=stop)
+
+
+def _reference_logps(
+    frozen: nn.Module,
+    data: TokenData,
+    layout: Layout,
+    config: DPOConfig,
+    engine: Engine,
+    cache: ReferenceCache | None,
+    progress: Callable[[int, int], None] | None,
+) -> np.ndarray:
+    """log π_ref(y|x) of every pair, (N, 2): scored now, but for what the cache has."""
+    options: dict[str, Any] = {"tokens_per_pass": config.tokens_per_pass, "precision": config.precision}
+    if cache is None:
+        return score(frozen, data, layout=layout, engine=engine, **options)
+    return cache.logps(frozen, data, layout=layout, engine=engine, progress=progress, **options).values
 
 
 def train_sft(
@@ -107,8 +122,8 @@ def train_sft(
     tokens of the batch; the prompt is not learnt. Preference rows are taken by their chosen answer.
     """
     config = config or SFTConfig()
-    tokens = lambda rows, name: example_tokens(rows, name, model, tokenizer, config)
-    data, held = tokens(examples, "examples"), None if held_out is None else tokens(held_out, "held_out")
+    data = example_tokens(examples, "examples", model, tokenizer, config)
+    held = None if held_out is None else example_tokens(held_out, "held_out", model, tokenizer, config)
     engine = Engine.open(model, config)
     objective = SFTObjective(data, held, config, usable_layout(model, config.layout, data), engine)
     return optimise(model, objective, engine, config, checkpoints=checkpoints, resume=resume, stop=stop)
@@ -197,8 +212,8 @@ class DPOObjective(TokenObjective):
 
     pair_loss: Callable[[PairScores], Tensor]
     beta: float
-    reference: np.ndarray  # (N, 2), nats
-    held_reference: np.ndarray
+    reference_logps: np.ndarray  # (N, 2), nats
+    held_reference_logps: np.ndarray
     reference_name: str = "none"
     is_at_reference: bool = False  # the policy is its own reference until the first step
 
@@ -207,7 +222,7 @@ class DPOObjective(TokenObjective):
         if self.is_mapped:
             self.release()
         policy = sum_per_sequence(scorer(batch), batch)  # (B, 2), float32: bf16 sums drift on long replies
-        reference = torch.from_numpy(self.reference[rows]).to(device)
+        reference = torch.from_numpy(self.reference_logps[rows]).to(device)
         scores = PairScores(*policy.unbind(1), *reference.unbind(1), *batch.lengths.float().unbind(1))
         losses = self.pair_loss(scores)  # (B,)
         metrics = pair_metrics(scores, losses, self.beta)
@@ -216,9 +231,9 @@ class DPOObjective(TokenObjective):
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], tuple[float, ...]]:
         if self.held is None:
             return {}, ()
-        logps = self.held_reference if self.is_at_reference else self.score_held(model, self.held)
+        logps = self.held_reference_logps if self.is_at_reference else self.score_held(model, self.held)
         self.is_at_reference = False  # the first evaluation comes before the first step, and only that one
-        scores = pair_scores_of(logps, self.held_reference, self.held)
+        scores = pair_scores_of(logps, self.held_reference_logps, self.held)
         result = evaluate_scores(scores, self.pair_loss, self.beta, self.held)
         return result.metrics, tuple(result.table["margin"].tolist())
 

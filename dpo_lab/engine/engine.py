@@ -106,7 +106,8 @@ class Engine:
 
         lengths: tokens of every row of the data. Of several processes each takes every n-th row, and all make the same
         number of passes, since those that share weights or gradients meet in each: one that has fewer repeats the
-        batch's first row with weight 0. Else the weight is the number of processes, over which gradients are averaged.
+        batch's first row, with weight 0. The weight of all others is the number of processes, for gradients are
+        averaged over these.
         """
         config, count = self.config, self.processes.count
         shares = [
