@@ -30,17 +30,10 @@ class Completion(NamedTuple):
 
 
 def generate(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    *,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    num_samples: int = 1,
-    seed: int = 0,
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt],
+    *, max_new_tokens: int = 128, temperature: float = 1.0, top_p: float = 1.0, num_samples: int = 1, seed: int = 0,
     batch_size: int = 64,
-) -> list[str] | list[list[str]]:
+) -> list[str] | list[list[str]]:  # fmt: skip
     """Texts that the model answers to each prompt: one per prompt, or a list of `num_samples` per prompt.
 
     prompts: rows with a prompt, as `load_preferences` gives them; or rendered texts, or token ids.
@@ -58,17 +51,10 @@ def generate(
 
 @torch.no_grad()
 def generate_ids(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    *,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    num_samples: int = 1,
-    seed: int = 0,
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt],
+    *, max_new_tokens: int = 128, temperature: float = 1.0, top_p: float = 1.0, num_samples: int = 1, seed: int = 0,
     batch_size: int = 64,
-) -> list[list[Completion]]:
+) -> list[list[Completion]]:  # fmt: skip
     """As `generate`, with token ids: one list of `num_samples` completions per prompt, in the order given."""
     _check(max_new_tokens, temperature, top_p, num_samples, batch_size)
     inner = inner_model(model)

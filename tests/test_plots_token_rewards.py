@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from dpo_lab.workbench.plots import describe_tokens, to_png, token_heatmap, token_html
+from dpo_lab.workbench.plots import to_png, token_heatmap, token_html
 from dpo_lab.workbench.plots.token_rewards import color_limit, token_colors
 from dpo_lab.workbench.plots.token_text import drawable, lay_out, plain_lines, visible
 
@@ -198,13 +198,6 @@ def test_letters_that_cannot_be_seen_are_named():
     assert visible("") == "⋯"
     assert plain_lines("a\n\u2066b\t") == "a\n[U+2066]b\t"
     assert len(drawable("y" * 10_000)) == 40
-
-
-def test_the_heat_map_in_words():
-    pair = SimpleNamespace(chosen=answer_of(["I", " am", "\n"], [0.1, 2.0, -1.0]), rejected=answer_of(["No"], [-0.5]))
-    words = describe_tokens(pair, num=2)
-    assert "chosen answer has 3 tokens and the implicit reward +1.10; most of it on “ am” +2.00, “↵” −1.00" in words
-    assert "rejected answer has 1 tokens" in words
 
 
 def test_mistakes_are_told():

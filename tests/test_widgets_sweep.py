@@ -11,9 +11,10 @@ pytest.importorskip("ipywidgets")
 pytest.importorskip("optuna")
 
 from dpo_lab.workbench.plots import to_png
+from dpo_lab.workbench.plots.sweeps import describe_sweep
 from dpo_lab.workbench.sweeps import StoredStudy, SweepSettings
 from dpo_lab.workbench.widgets import SweepPanel
-from dpo_lab.workbench.widgets.sweep import describe_trials, draw_sweep, sweep_settings, table_of_trials
+from dpo_lab.workbench.widgets.sweep import draw_sweep, sweep_settings, table_of_trials
 from tests.command_line import chat_model, some_rows, write_rows
 
 ASKED = SweepSettings(beta="0.05:1:log", loss="dpo,ipo")
@@ -55,13 +56,14 @@ def test_the_table_has_the_best_first_and_holds_texts_as_text():
 
 def test_what_is_drawn_is_what_the_words_say():
     rows = [row(0, 0.5), row(1, 0.9), row(2, None, state="pruned", looks={1: 0.2})]
-    assert "3 trials, 2 complete, 1 pruned" in describe_trials(rows, ASKED)
-    assert "the best, 0.9, is trial 1 with loss dpo, beta 0.2" in describe_trials(rows, ASKED)
+    words = describe_sweep(rows, ["loss", "beta"], "accuracy")
+    assert "3 trials, 2 complete, 1 pruned" in words
+    assert "the best, 0.9, is trial 1 with loss dpo, beta 0.2" in words
     history = draw_sweep(rows, ASKED).axes[0]
     lines = {line.get_label(): line for line in history.get_lines()}
     assert list(lines["best so far"].get_ydata()) == [0.5, 0.9]
     assert list(lines["pruned, at its last look"].get_ydata()) == [0.2]
-    assert "Nothing to compare yet" in describe_trials([], ASKED)
+    assert "Nothing to compare yet" in describe_sweep([], ["loss", "beta"], "accuracy")
     assert to_png(draw_sweep([], ASKED))[:4] == b"\x89PNG"
 
 

@@ -33,16 +33,9 @@ TOKENS_TOGETHER = 160
 
 
 def shared_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    spans: Spans | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0,
+    scaling: float | None = None, spans: Spans | None = None, **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
     """query (1, H, T, d), key and value (1, H_kv, T, d) → (1, T, H, d), the layout that transformers expects."""
     if spans is None:
         output, _ = sdpa_attention_forward(
@@ -57,23 +50,16 @@ def shared_attention(
 
 
 def shared_attention_in_blocks(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    spans: Spans | None = None,
-    **kwargs: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """As `shared_attention`, in blocks where they work: on a GPU, without dropout."""
     from dpo_lab.engine.block_attention import attend_in_blocks, is_exact_here  # most runs have no use for it
 
-    if spans is None or dropout > 0 or not is_exact_here(query, key, _padded):
-        return shared_attention(module, query, key, value, attention_mask, dropout, scaling, spans, **kwargs)
-    _check_plain(kwargs)
-    return attend_in_blocks(query, key, value, spans, {"scale": scaling}), None
+    spans = options.get("spans")
+    if spans is None or options.get("dropout", 0.0) > 0 or not is_exact_here(query, key, _padded):
+        return shared_attention(module, query, key, value, attention_mask, **options)
+    _check_plain(options)
+    return attend_in_blocks(query, key, value, spans, {"scale": options.get("scaling")}), None
 
 
 def _check_plain(options: dict[str, Any]) -> None:

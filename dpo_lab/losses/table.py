@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dpo_lab.config import DPOConfig
 from dpo_lab.loss import PairScores, dpo
-from dpo_lab.losses import anchored, gap, reference_free
+from dpo_lab.losses import family
 from dpo_lab.losses.modifiers import Divergence, divergence_named, under_divergence
 
 SYMBOLS: dict[str, str] = {
@@ -134,7 +134,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="Labels are Bradley–Terry votes; a pair on which all agree may be pulled apart without end.",
     ),
     "cdpo": LossSpec(
-        function=gap.cdpo, takes_divergence=True,
+        function=family.cdpo, takes_divergence=True,
         formula=r"-(1-\varepsilon) \log \sigma(z) - \varepsilon \log \sigma(-z)",
         knobs={"beta": 0.5, "label_smoothing": 0.1}, directions={"beta": _DRIFT, "label_smoothing": _TRUST},
         paper="https://ericmitchell.ai/cdpo.pdf", equation="Mitchell 2023, the conservative DPO loss",
@@ -142,7 +142,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="Every label is right with the same probability 1 − ε.",
     ),
     "robust": LossSpec(
-        function=gap.robust, takes_divergence=True,
+        function=family.robust, takes_divergence=True,
         formula=r"\frac{-(1-\varepsilon) \log \sigma(z) + \varepsilon \log \sigma(-z)}{1 - 2\varepsilon}",
         knobs={"beta": 0.5, "label_smoothing": 0.1},
         directions={"beta": _DRIFT,
@@ -152,7 +152,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="Labels are flipped at a known rate ε, whatever the pair.",
     ),
     "ipo": LossSpec(
-        function=gap.ipo, takes_divergence=True,
+        function=family.ipo, takes_divergence=True,
         formula=r"\left(\frac{a}{|y_w|^p} - \frac{b}{|y_l|^p} - \frac{1}{2\beta}\right)^2",
         knobs={"beta": 0.1, "length_power": 1.0},
         directions={"beta": "smaller values ask for a wider gap",
@@ -162,7 +162,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="A vote is worth a fixed gap, sure or not; nothing is said about Bradley–Terry.",
     ),
     "hinge": LossSpec(
-        function=gap.hinge, takes_divergence=True,
+        function=family.hinge, takes_divergence=True,
         formula=r"\max(0, 1 - z)",
         knobs={"beta": 0.1}, directions={"beta": _TARGET},
         paper="2309.06657", equation="Liu et al. 2023, hinge-norm; after SLiC-HF (2305.10425)",
@@ -170,7 +170,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="A margin of 1 is enough, for every pair.",
     ),
     "sigmoid_norm": LossSpec(
-        function=gap.sigmoid_norm, takes_divergence=True,
+        function=family.sigmoid_norm, takes_divergence=True,
         formula=r"-\log \sigma\left(\beta \left(\frac{a}{|y_w|} - \frac{b}{|y_l|}\right)\right)",
         knobs={"beta": 5.0}, directions={"beta": _DRIFT},
         paper="2411.15124", equation="Lambert et al. 2024, Section 5, length-normalized DPO",
@@ -178,7 +178,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="What is good shows in every token; length should earn nothing.",
     ),
     "exo_pair": LossSpec(
-        function=gap.exo_pair, takes_divergence=True,
+        function=family.exo_pair, takes_divergence=True,
         formula=r"\sigma(z) \log \frac{\sigma(z)}{1-\varepsilon} + \sigma(-z) \log \frac{\sigma(-z)}{\varepsilon}",
         knobs={"beta": 0.1, "label_smoothing": 0.001}, directions={"beta": _DRIFT, "label_smoothing": _TRUST},
         paper="2402.00856", equation="Ji et al. 2024, Eq. 16",
@@ -186,7 +186,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="Labels as in cdpo; few good answers are better than some of all.",
     ),
     "nca_pair": LossSpec(
-        function=anchored.nca_pair,
+        function=family.nca_pair,
         formula=r"-\log \sigma(\beta a) - \frac{1}{2} \log \sigma(-\beta a) - \frac{1}{2} \log \sigma(-\beta b)",
         knobs={"beta": 0.1}, directions={"beta": _DRIFT},
         paper="2402.05369", equation="Chen et al. 2024, Section 4.1",
@@ -194,7 +194,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="Chosen answers are good, not only better than the rejected ones.",
     ),
     "bco_pair": LossSpec(
-        function=anchored.bco_pair,
+        function=family.bco_pair,
         formula=r"-\log \sigma(\beta a) - \log \sigma(-\beta b)",
         knobs={"beta": 0.1}, directions={"beta": _DRIFT},
         paper="2404.04656", equation="Jung et al. 2024, Section 4, without the reward shift",
@@ -202,7 +202,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="Chosen answers are good and rejected ones bad, each by itself.",
     ),
     "sppo_hard": LossSpec(
-        function=anchored.sppo_hard,
+        function=family.sppo_hard,
         formula=r"\left(a - \frac{1}{2\beta}\right)^2 + \left(b + \frac{1}{2\beta}\right)^2",
         knobs={"beta": 0.1}, directions={"beta": _TARGET},
         paper="2405.00675", equation="Wu et al. 2024, Eq. 4.7 with win probabilities 1 and 0",
@@ -210,7 +210,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="The chosen answer would win and the rejected one lose against the policy's usual answer.",
     ),
     "apo_zero": LossSpec(
-        function=anchored.apo_zero,
+        function=family.apo_zero,
         formula=r"1 - \sigma(\beta a) + \sigma(\beta b)",
         knobs={"beta": 0.1}, directions={"beta": _DRIFT},
         paper="2408.06266", equation="D'Oosterlinck et al. 2024, Eq. 7",
@@ -218,7 +218,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="Chosen answers are better than what the policy writes.",
     ),
     "apo_down": LossSpec(
-        function=anchored.apo_down,
+        function=family.apo_down,
         formula=r"\sigma(\beta a) + 1 - \sigma(z)",
         knobs={"beta": 0.1}, directions={"beta": _DRIFT},
         paper="2408.06266", equation="D'Oosterlinck et al. 2024, Eq. 8",
@@ -226,7 +226,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="Chosen answers are worse than what the policy writes, and the rejected ones more so.",
     ),
     "discopop": LossSpec(
-        function=gap.discopop, takes_divergence=True,
+        function=family.discopop, takes_divergence=True,
         formula=r"-(1 - \sigma(z/\tau)) \log \sigma(z) + \sigma(z/\tau)\, e^{-z}",
         knobs={"beta": 0.1, "tau": 0.05},
         directions={"beta": _DRIFT, "tau": "smaller values switch more abruptly between the two parts"},
@@ -235,7 +235,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="Nothing: its shape was found by trying, on other data.",
     ),
     "dpop": LossSpec(
-        function=anchored.dpop,
+        function=family.dpop,
         formula=r"-\log \sigma(\beta (a - b - \lambda \max(0, -a)))",
         knobs={"beta": 0.1, "lam": 50.0},
         directions={"beta": _DRIFT, "lam": "larger values defend the chosen log-probability harder"},
@@ -244,7 +244,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="A chosen answer must never become less likely.",
     ),
     "rpo": LossSpec(
-        function=anchored.rpo,
+        function=family.rpo,
         formula=r"-\log \sigma(z) - \alpha \frac{\log \pi(y_w|x)}{|y_w|}",
         knobs={"beta": 0.1, "alpha": 1.0}, directions={"beta": _DRIFT, "alpha": _IMITATE},
         paper="2404.19733", equation="Pang et al. 2024, Eq. 1",
@@ -252,7 +252,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="Chosen answers are worth imitating, every one.",
     ),
     "simpo": LossSpec(
-        function=reference_free.simpo, needs_reference=False,
+        function=family.simpo, needs_reference=False,
         formula=r"-\log \sigma\left(\beta \left(\frac{\log \pi(y_w|x)}{|y_w|} - \frac{\log \pi(y_l|x)}{|y_l|}\right)"
         r" - \gamma\right)",
         knobs={"beta": 2.0, "gamma": 1.0},
@@ -262,7 +262,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="Mean nats per token say how good an answer is; the start need not be remembered.",
     ),
     "orpo": LossSpec(
-        function=reference_free.orpo, needs_reference=False,
+        function=family.orpo, needs_reference=False,
         formula=r"-\frac{\log \pi(y_w|x)}{|y_w|} - \lambda \log \sigma\left(\log \frac{P_w}{1-P_w}"
         r" - \log \frac{P_l}{1-P_l}\right), \quad P = \pi(y|x)^{1/|y|}",
         knobs={"lam": 0.1}, directions={"lam": "larger values weigh the comparison more against the cross-entropy"},
@@ -271,7 +271,7 @@ LOSSES: dict[str, LossSpec] = {
         assumes="Chosen answers are worth imitating; task and preference are learnt in one go.",
     ),
     "cpo": LossSpec(
-        function=reference_free.cpo, needs_reference=False,
+        function=family.cpo, needs_reference=False,
         formula=r"-\log \sigma(\beta (\log \pi(y_w|x) - \log \pi(y_l|x))) - \alpha \frac{\log \pi(y_w|x)}{|y_w|}",
         knobs={"beta": 0.1, "alpha": 1.0},
         directions={"beta": "smaller values let the log-probabilities part further", "alpha": _IMITATE},

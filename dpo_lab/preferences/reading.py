@@ -86,15 +86,9 @@ def load_examples(
 
 
 def read_rows(
-    kind: RowKind,
-    source: object,
-    split: str | None = None,
-    *,
-    layout: str | None = None,
-    on_bad_row: OnBadRow = "raise",
-    limit: int | None = None,
-    seed: int = 0,
-) -> tuple[list[dict[str, Any]], ReadReport]:
+    kind: RowKind, source: object, split: str | None = None,
+    *, layout: str | None = None, on_bad_row: OnBadRow = "raise", limit: int | None = None, seed: int = 0,
+) -> tuple[list[dict[str, Any]], ReadReport]:  # fmt: skip
     """All rows of a source, and the report on what was left out; arguments as in `load_preferences`."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}; None keeps all rows")

@@ -38,15 +38,10 @@ class World:
 
     @classmethod
     def from_tables(
-        cls,
-        rewards: Tensor | Sequence[Sequence[float]],
-        reference_probs: Tensor | Sequence[Sequence[float]],
-        *,
-        prompt_probs: Tensor | Sequence[float] | None = None,
-        lengths: Tensor | None = None,
-        prompts: Sequence[str] | None = None,
-        responses: Sequence[Sequence[str]] | None = None,
-    ) -> World:
+        cls, rewards: Tensor | Sequence[Sequence[float]], reference_probs: Tensor | Sequence[Sequence[float]],
+        *, prompt_probs: Tensor | Sequence[float] | None = None, lengths: Tensor | None = None,
+        prompts: Sequence[str] | None = None, responses: Sequence[Sequence[str]] | None = None,
+    ) -> World:  # fmt: skip
         """The world with these rewards (X, Y) and this π_ref(y|x) (X, Y); prompts are equally likely unless given.
 
         Raises ValueError where a table has the wrong shape or is no distribution.

@@ -99,15 +99,10 @@ def hint_for(found: Any, mistakes: dict[str, Any], otherwise: str = "", near: Ca
 
 
 def expect(
-    found: Any,
-    expected: Any,
-    *,
-    name: str = "the answer",
-    instead: dict[str, Any] | None = None,
-    otherwise: str = "",
-    rtol: float = 1e-5,
+    found: Any, expected: Any,
+    *, name: str = "the answer", instead: dict[str, Any] | None = None, otherwise: str = "", rtol: float = 1e-5,
     atol: float = 1e-6,
-) -> None:
+) -> None:  # fmt: skip
     """Raise `NotYet` unless `found` is `expected`.
 
     `instead` maps a message to the value that the usual mistake gives: the first that fits is shown. Where none fits,

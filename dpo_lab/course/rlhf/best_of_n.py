@@ -39,16 +39,9 @@ class BestOfN:
 
 
 def sample_best_of_n(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[Prompt] | Any,
-    n: int,
-    reward: Reward,
-    *,
-    max_new_tokens: int = 128,
-    seed: int = 0,
-    batch_size: int = 256,
-) -> BestOfN:
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt] | Any, n: int, reward: Reward,
+    *, max_new_tokens: int = 128, seed: int = 0, batch_size: int = 256,
+) -> BestOfN:  # fmt: skip
     """Sample `n` answers to each prompt at temperature 1 and score them. `.answers` holds the best of each.
 
     Its KL from the model that samples is at most `best_of_n_kl(n)`. Stiennon et al. 2020 (arXiv 2009.01325);

@@ -61,17 +61,10 @@ class RolloutObjective:
     steps_per_rollout = 1
 
     def __init__(
-        self,
-        policy: nn.Module,
-        reference: nn.Module,
-        tokenizer: Any,
-        prompts: Sequence[Prompt],
-        reward: Reward,
-        config: PolicyGradientConfig,
-        watch: Mapping[str, Reward] | None,
-        held_out: Sequence[Prompt] | None,
+        self, policy: nn.Module, reference: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], reward: Reward,
+        config: PolicyGradientConfig, watch: Mapping[str, Reward] | None, held_out: Sequence[Prompt] | None,
         meter: Meter,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.policy, self.reference, self.tokenizer, self.config = policy, reference, tokenizer, config
         self.prompts, self.held = list(prompts), None if held_out is None else list(held_out)
         self.reward, self.watch, self.meter = reward, dict(watch or {}), meter

@@ -27,19 +27,12 @@ from dpo_lab.sampling import Prompt
 
 
 def train_rloo(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[Prompt] | Any,
-    reward: Reward,
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt] | Any, reward: Reward,
     config: RLOOConfig | None = None,
-    *,
-    reference: nn.Module | None = None,
-    watch: Mapping[str, Reward] | None = None,
-    held_out: Sequence[Prompt] | Any | None = None,
-    checkpoints: str | Path | None = None,
-    resume: str | Path | None = None,
-    stop: Callable[[], bool] | None = None,
-) -> Iterator[Event]:
+    *, reference: nn.Module | None = None, watch: Mapping[str, Reward] | None = None,
+    held_out: Sequence[Prompt] | Any | None = None, checkpoints: str | Path | None = None,
+    resume: str | Path | None = None, stop: Callable[[], bool] | None = None,
+) -> Iterator[Event]:  # fmt: skip
     """Climb E[r] − β·KL with `model` (in place) by REINFORCE, each answer compared with its prompt's other answers.
 
     The loss is −A_i·log π(y_i|x) with A_i = R_i − mean_{j≠i} R_j and R = r − β·log π/π_ref of the whole answer;
@@ -67,20 +60,12 @@ def train_rloo(
 
 
 def train_ppo(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[Prompt] | Any,
-    reward: Reward,
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt] | Any, reward: Reward,
     config: PPOConfig | None = None,
-    *,
-    reference: nn.Module | None = None,
-    critic: RewardModel | None = None,
-    watch: Mapping[str, Reward] | None = None,
-    held_out: Sequence[Prompt] | Any | None = None,
-    checkpoints: str | Path | None = None,
-    resume: str | Path | None = None,
-    stop: Callable[[], bool] | None = None,
-) -> Iterator[Event]:
+    *, reference: nn.Module | None = None, critic: RewardModel | None = None,
+    watch: Mapping[str, Reward] | None = None, held_out: Sequence[Prompt] | Any | None = None,
+    checkpoints: str | Path | None = None, resume: str | Path | None = None, stop: Callable[[], bool] | None = None,
+) -> Iterator[Event]:  # fmt: skip
     """Climb E[r] − β·KL with `model` (in place) by PPO as in RLHF; arguments and metrics as in `train_rloo`.
 
     Every token costs β·log π/π_ref, the last one earns r(x, y); a critic turns these into advantages (GAE), and the

@@ -21,16 +21,10 @@ from dpo_lab.workbench.evaluation.reward_quality import calibration, coin_sides
 
 
 def train_reward_model(
-    model: RewardModel,
-    tokenizer: Any,
-    preferences: Rows,
-    config: RewardConfig | None = None,
-    *,
-    held_out: Rows | None = None,
-    checkpoints: str | Path | None = None,
-    resume: str | Path | None = None,
+    model: RewardModel, tokenizer: Any, preferences: Rows, config: RewardConfig | None = None,
+    *, held_out: Rows | None = None, checkpoints: str | Path | None = None, resume: str | Path | None = None,
     stop: Callable[[], bool] | None = None,
-) -> Iterator[Event]:
+) -> Iterator[Event]:  # fmt: skip
     """Fit a reward model (in place) to preference pairs; yields the same events as `train_dpo`.
 
         model = RewardModel.on(policy)

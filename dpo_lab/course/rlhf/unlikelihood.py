@@ -31,16 +31,10 @@ def unlikelihood(scores: PairScores, *, alpha: float) -> Tensor:
 
 
 def train_unlikelihood(
-    model: nn.Module,
-    tokenizer: Any,
-    preferences: Rows,
-    config: DPOConfig | None = None,
-    *,
-    alpha: float = 0.5,
-    held_out: Rows | None = None,
-    stop: Callable[[], bool] | None = None,
+    model: nn.Module, tokenizer: Any, preferences: Rows, config: DPOConfig | None = None,
+    *, alpha: float = 0.5, held_out: Rows | None = None, stop: Callable[[], bool] | None = None,
     checkpoints: str | Path | None = None,
-) -> Iterator[Event]:
+) -> Iterator[Event]:  # fmt: skip
     """Train `model` (in place) on `unlikelihood`; yields the events of `train_dpo`.
 
     Of the configuration, what belongs to a preference loss (loss, beta, knobs) is not read. Rewards in the metrics are

@@ -25,17 +25,9 @@ class Estimate(NamedTuple):
 
 
 def kl_from_reference(
-    policy: nn.Module,
-    reference: nn.Module | None,
-    tokenizer: Any,
-    prompts: Sequence[Any],
-    *,
-    num_samples: int = 1,
-    max_new_tokens: int = 128,
-    max_length: int = 1024,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> Estimate:
+    policy: nn.Module, reference: nn.Module | None, tokenizer: Any, prompts: Sequence[Any],
+    *, num_samples: int = 1, max_new_tokens: int = 128, max_length: int = 1024, seed: int = 0, batch_size: int = 64,
+) -> Estimate:  # fmt: skip
     """KL(π‖π_ref) per answer, E_{y∼π}[log π(y|x) − log π_ref(y|x)], estimated on answers sampled at temperature 1.
 
     reference: None is the base behind the policy's adapter, which then need not be in memory twice.

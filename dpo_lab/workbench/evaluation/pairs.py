@@ -20,19 +20,11 @@ logger = logging.getLogger("dpo_lab")
 
 
 def evaluate(
-    model: nn.Module,
-    tokenizer: Any,
-    preferences: Any,
-    *,
-    reference: nn.Module | None = None,
-    cache: ReferenceCache | None = None,
-    loss: str = "dpo",
-    beta: float | None = None,
-    max_length: int = 1024,
-    layout: Layout = "shared",
-    precision: str = "float32",
+    model: nn.Module, tokenizer: Any, preferences: Any,
+    *, reference: nn.Module | None = None, cache: ReferenceCache | None = None, loss: str = "dpo",
+    beta: float | None = None, max_length: int = 1024, layout: Layout = "shared", precision: str = "float32",
     tokens_per_pass: int = 16384,
-) -> PairEvaluation:
+) -> PairEvaluation:  # fmt: skip
     """Loss, accuracy, margins and rewards of `model` on preference pairs, against `reference`.
 
     preferences: rows as `load_preferences` gives them, or their `TokenData`.

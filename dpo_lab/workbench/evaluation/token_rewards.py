@@ -57,17 +57,10 @@ class PairTokens:
 
 
 def token_rewards(
-    model: nn.Module,
-    tokenizer: Any,
-    preferences: Any,
-    *,
-    reference: nn.Module,
-    beta: float | None = None,
-    max_length: int = 1024,
-    layout: Layout = "shared",
-    precision: str = "float32",
-    tokens_per_pass: int = 16384,
-) -> list[PairTokens]:
+    model: nn.Module, tokenizer: Any, preferences: Any,
+    *, reference: nn.Module, beta: float | None = None, max_length: int = 1024, layout: Layout = "shared",
+    precision: str = "float32", tokens_per_pass: int = 16384,
+) -> list[PairTokens]:  # fmt: skip
     """Both answers of every pair, token by token, in the order of the pairs.
 
     preferences: rows as `load_preferences` gives them, or their `TokenData`; some dozens are usual, since every token

@@ -22,5 +22,5 @@ __getattr__, __dir__ = face(__name__, {
     "overlays": "blank_figure describe_runs describe_watch plot_runs runs_figure watch_figure",
     "captions": "Shown show",
     "style": "CHOSEN PALETTE Picture REJECTED TRAINING add_legend add_title dress new_figure plain to_png",
-    "token_rewards": "describe_tokens token_heatmap token_html",
+    "token_rewards": "token_heatmap token_html",
 })  # fmt: skip

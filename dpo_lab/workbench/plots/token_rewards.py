@@ -75,21 +75,6 @@ def token_html(pair: Any, *, limit: float | None = None) -> str:
     )
 
 
-def describe_tokens(pair: Any, *, num: int = 3) -> str:
-    """What the heat map shows, in words: both rewards, and the tokens that weigh most."""
-    sentences = []
-    for side in _SIDES:
-        answer = getattr(pair, side)
-        rewards = _rewards(answer)
-        heaviest = np.argsort(-np.abs(rewards), kind="stable")[:num]
-        tokens = ", ".join(f"“{visible(answer.tokens[i])}” {_signed(float(rewards[i]))}" for i in heaviest)
-        total = _signed(float(rewards.sum()))
-        sentences.append(
-            f"the {side} answer has {len(rewards)} tokens and the implicit reward {total}; most of it on {tokens}"
-        )
-    return f"Both answers, each token on its colour: {'; '.join(sentences)}."
-
-
 def color_limit(pair: Any, limit: float | None = None) -> float:
     """The reward at which a colour is full: the one given, or the largest of the pair."""
     largest = max(float(np.abs(_rewards(getattr(pair, side))).max()) for side in _SIDES)

@@ -16,7 +16,7 @@ from typing import Any
 import ipywidgets
 
 from dpo_lab.workbench.plots.style import Picture
-from dpo_lab.workbench.plots.sweeps import describe_sweep, sweep_figure
+from dpo_lab.workbench.plots.sweeps import sweep_figure
 from dpo_lab.workbench.sweeps import sweep
 from dpo_lab.workbench.sweeps.settings import DEFAULT_TRIALS, OBJECTIVES, SamplerName, SweepSettings, is_logarithmic
 from dpo_lab.workbench.sweeps.study import Row, StoredStudy, best_row
@@ -47,12 +47,6 @@ def draw_sweep(rows: Sequence[Row], settings: SweepSettings, importance: Mapping
         rows, {name: is_logarithmic(space, name) for name in space.searched}, objective.title,
         is_larger_better=objective.is_larger_better, importance=importance,
     )  # fmt: skip
-
-
-def describe_trials(rows: Sequence[Row], settings: SweepSettings) -> str:
-    """What `draw_sweep` shows, in words."""
-    objective, names = OBJECTIVES[settings.objective], list(settings.space().searched)
-    return describe_sweep(rows, names, objective.title, is_larger_better=objective.is_larger_better)
 
 
 def table_of_trials(rows: Sequence[Row], settings: SweepSettings) -> str:
