@@ -66,7 +66,7 @@ def test_the_wheel_holds_package_model_and_data_and_nothing_else(wheel):
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"dpo_lab"}
     for needed in (
-        "dpo_lab/.py",
+        "dpo_lab/__init__.py",
         "dpo_lab/workbench/runs/page.css",
         "dpo_lab/_data/models/pocket-sft/model.safetensors",
         "dpo_lab/_data/models/pocket-sft/tokenizer.json",
