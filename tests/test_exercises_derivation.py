@@ -89,7 +89,7 @@ WRONG = [
     (check_two_responses, lambda *args: (7.0, 0.5), "compare term by term"),
     (check_two_responses, pi_as(lambda *args: 0.123), "share of a's term"),
     (check_two_responses, pi_as(lambda *args: math.nan), "should be finite"),
-    (check_recovered_gaps, lambda p, q, beta: -gaps(p, q, beta), "sign is turned round"),
+    (check_recovered_gaps, lambda p, q, beta: -gaps(p, q, beta), "sign is flipped"),
     (check_recovered_gaps, lambda p, q, beta: gaps(p, 0 * q, beta), "take the log-ratio"),
     (check_recovered_gaps, lambda p, q, beta: gaps(p, q, 1.0), "β is missing"),
     (check_recovered_gaps, lambda p, q, beta: gaps(p, q, 1 / beta), "Here β divides"),

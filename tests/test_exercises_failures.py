@@ -42,7 +42,7 @@ def test_first_moves_are_those_of_a_small_step():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda w, y: (w @ (y - w), y @ (y - w)), "turned round"),
+        (lambda w, y: (w @ (y - w), y @ (y - w)), "flipped"),
         (lambda w, y: (y @ (w - y), w @ (w - y)), "other order"),
         (lambda w, y: (w @ (w - y), y @ (y - w)), "second sign"),
         (lambda w, y: (w @ w, -(y @ y)), "alone in the loss"),

@@ -23,7 +23,7 @@ def test_right_shares(capsys):
         (lambda f, s, r: f.sum() / s / r, "forward pass alone"),
         (lambda f, s, r: 2 * f.sum() / s / r, "leaves out the forward"),
         (lambda f, s, r: 3 * f.mean() / s / r, "of one pair"),
-        (lambda f, s, r: s * r / 3 / f.sum(), "turned round"),
+        (lambda f, s, r: s * r / 3 / f.sum(), "flipped"),
         (lambda f, s, r: 3 * f.sum() / s, "hold them against"),
         (lambda f, s, r: 3 * f.sum() * s / r, "multiplies by the seconds"),
         (lambda f, s, r: 300 * f.sum() / s / r, "percentage"),

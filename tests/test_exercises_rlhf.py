@@ -24,7 +24,7 @@ def test_a_right_estimate(capsys):
     ("wrong", "told"),
     [
         (lambda p, r, m: (p - r).sum(1).mean(), "the mask says which"),
-        (lambda p, r, m: ((r - p) * m).sum(1).mean(), "sign is turned round"),
+        (lambda p, r, m: ((r - p) * m).sum(1).mean(), "sign is flipped"),
         (lambda p, r, m: (p - r)[m].mean(), "mean over tokens"),
         (lambda p, r, m: (p - r)[m].sum(), "an expectation"),
         (lambda p, r, m: np.abs(((p - r) * m).sum(1)).mean(), "Single terms may be negative"),
@@ -99,7 +99,7 @@ def with_kl(function):
         (lambda p, r, n: (p, 0.0), "What is left for r itself"),
         (with_kl(lambda p, q, n: np.log(n) - (n - 1) / n), "an upper bound"),
         (with_kl(lambda p, q, n: np.sum(p * np.log(p / q))), "the other way round"),
-        (with_kl(lambda p, q, n: -np.sum(q * np.log(q / p))), "ratio is turned round"),
+        (with_kl(lambda p, q, n: -np.sum(q * np.log(q / p))), "ratio is flipped"),
         (with_kl(lambda p, q, n: np.mean(np.log(q / p))), "how often best-of-n gives"),
         (with_kl(lambda p, q, n: 0.123), "over the answers"),
         (lambda p, r, n: best(p, r, n)[0], "two things"),

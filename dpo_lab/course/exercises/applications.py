@@ -121,7 +121,7 @@ def check_attack_cost(answer: Callable[..., Any]) -> None:
         drop, error = as_number(given[0], "the drop"), as_number(given[1], "the standard error")
         if not np.isclose(drop, gaps.mean()):
             is_turned = np.isclose(drop, -gaps.mean())
-            hint = "The sign is turned round: a drop is positive where the attack does harm." if is_turned else (
+            hint = "The sign is flipped: a drop is positive where the attack does harm." if is_turned else (
                 "Plain minus attacked, and the mean of it.")  # fmt: skip
             raise NotYet(f"The mean drop over {num} prompts is {drop:.4f} by your function. {hint}")
         near = partial(np.isclose, rtol=0.03)  # dividing by n and by n − 1 are both in use, so each is let pass

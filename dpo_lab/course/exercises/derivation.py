@@ -58,7 +58,7 @@ def check_recovered_gaps(answer: Callable[..., Any]) -> None:
         gap = lambda values: values[:, None] - values[None, :]
         ratio = policy - reference
         expect(found, gap(r), name=f"the table of gaps at β = {beta}", instead={
-            "The sign is turned round: row i, column j holds r(y_i) − r(y_j), positive where i is better.": -gap(r),
+            "The sign is flipped: row i, column j holds r(y_i) − r(y_j), positive where i is better.": -gap(r),
             "These are differences of log π alone. A response that the reference likes looks better than it is: "
             "take the log-ratio.": beta * gap(policy),
             "β is missing: log-ratios are rewards over β.": gap(ratio),

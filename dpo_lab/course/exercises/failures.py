@@ -26,7 +26,7 @@ def check_first_moves(answer: Callable[..., Any]) -> None:
         step = chosen - rejected
         true = np.array([chosen @ step, rejected @ step])
         expect(given, true, name="the pair of changes", instead={
-            "The signs are turned round: descent moves *against* the gradient of the loss.": -true,
+            "The signs are flipped: descent moves *against* the gradient of the loss.": -true,
             "You return chosen and rejected in the other order.": true[::-1],
             "The second sign is turned: a positive number would mean that the rejected answer rises.": true * [1, -1],
             "That is how far each answer would move if it were alone in the loss. A step moves the weights along "

@@ -27,7 +27,7 @@ def check_useful_share(answer: Callable[..., Any]) -> None:
                 total / seconds / rate,
             "That leaves out the forward pass: a step is forward and backward.": 2 * total / seconds / rate,
             "That is of one pair (a mean); the step does all of them.": 3 * flops.mean() / seconds / rate,
-            "That is turned round: what was done over what could have been done.": seconds * rate / (3 * total),
+            "That is flipped: what was done over what could have been done.": seconds * rate / (3 * total),
             "Those are operations per second; hold them against the machine's rate.": 3 * total / seconds,
             "That multiplies by the seconds: more of them make the share smaller.": 3 * total * seconds / rate,
             "That is a percentage; a share lies between 0 and 1.": 300 * total / seconds / rate,
@@ -106,7 +106,7 @@ def check_bfloat16_logp(answer: Callable[..., Any]) -> None:
             "The products ran in float32 too. That is more exact, and gives away the speed: only what comes after "
             "`hidden @ weight.T` has to change.": whole,
             "That is a mean; log π of an answer is the sum over its tokens.": exact / num_tokens,
-            "The sign is turned round: a log-prob is negative.": -exact,
+            "The sign is flipped: a log-prob is negative.": -exact,
         }  # fmt: skip
         otherwise = "Products in bfloat16, then `.float()`, then log-softmax, pick the targets, and sum."
         raise NotYet(f"{report} {hint_for(found, wrong, otherwise)}")

@@ -24,7 +24,7 @@ def check_heaviest_token(answer: Callable[..., Any]) -> None:
         ratios = logps - reference
         expect(given[0], beta * ratios.sum(), name="the implicit reward", instead={
             "β is missing.": ratios.sum(),
-            "The sign is turned round: policy minus reference.": -beta * ratios.sum(),
+            "The sign is flipped: policy minus reference.": -beta * ratios.sum(),
             "That is a mean; the log-prob of an answer is a sum.": beta * ratios.mean(),
             "The reference is missing.": beta * logps.sum(),
         }, otherwise="β times the sum over tokens of log π − log π_ref.")  # fmt: skip
@@ -114,7 +114,7 @@ def check_mean_rewards(answer: Callable[..., Any]) -> None:
                 f"That is the mean over the {other}'s answers.": means[other],
                 "β is missing.": means[name] / beta,
                 "Each answer counts as often as it is written, not once.": rewards.mean(),
-                "The sign is turned round: log of policy over reference.": -means[name],
+                "The sign is flipped: log of policy over reference.": -means[name],
             }, otherwise="Weigh each answer's β·log(π/π_ref) with how often it is written.")  # fmt: skip
     right("the policy's own answers have the mean implicit reward β·KL(π‖π_ref), never negative; the reference's have "
           "−β·KL(π_ref‖π), never positive: whoever drifts rewards itself")  # fmt: skip

@@ -27,7 +27,7 @@ def check_kl_estimate(answer: Callable[..., Any]) -> None:
         expect(given, per_answer.mean(), name="the estimate", instead={
             "Places behind an answer's end are counted; the mask says which are tokens.":
                 (logps - reference).sum(1).mean(),
-            "The sign is turned round: what the policy wrote is likelier under the policy.": -per_answer.mean(),
+            "The sign is flipped: what the policy wrote is likelier under the policy.": -per_answer.mean(),
             "That is the mean over tokens; KL of answers adds up an answer's tokens.": ratios.sum() / mask.sum(),
             "That is the sum over all answers; KL is an expectation over them.": ratios.sum(),
             "Single terms may be negative, and must be: it is their mean that isn't.": np.abs(per_answer).mean(),
@@ -109,7 +109,7 @@ def check_best_of_n(answer: Callable[..., Any]) -> None:
                 np.log(n) - (n - 1) / n,
             "That is KL the other way round: the expectation is over best-of-n's answers.":
                 float(np.sum(probs * np.log(probs / picked))),
-            "The logarithms' ratio is turned round.": -drift,
+            "The logarithms' ratio is flipped.": -drift,
             "Weigh each log-ratio with how often best-of-n gives that answer.": float(np.mean(np.log(picked / probs))),
         }, otherwise="Σ q·log(q/p) over the answers, q of best-of-n, p of the model that samples.")  # fmt: skip
     right("where answers repeat, best-of-n goes less far than log n − (n − 1)/n: it can't go beyond the best answer, "

@@ -52,7 +52,7 @@ def check_adapter_margins(answer: Callable[..., Any]) -> None:
             "That holds the policy against the base. This adapter did something before the first step, and the "
             "reference is the model as it stood then.": beta * gap(now),
             "β is missing.": gap(now - start),
-            "The sign is turned round: the policy less the reference.": -wanted,
+            "The sign is flipped: the policy less the reference.": -wanted,
             "Those are margins of the policy alone; the reference is missing.": beta * gap(base + now),
             "The log-probs of the base count on both sides and cancel; here they stand on one.":
                 beta * gap(now - start - base),

@@ -19,7 +19,7 @@ _WIDEST_GAP = 6.0
 
 
 def win_probability(gap: Any, temperature: float = 1.0, flip: float = 0.0) -> np.ndarray:
-    """P(A ≻ B) for reward gaps r_A − r_B: σ(gap/temperature), then turned round with probability `flip`."""
+    """P(A ≻ B) for reward gaps r_A − r_B: σ(gap/temperature), then flipped with probability `flip`."""
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}; near 0 people never err")
     if not 0 <= flip <= 0.5:
