@@ -112,16 +112,10 @@ class Objective(Protocol):
 
 
 def optimise(
-    model: nn.Module,
-    objective: Objective,
-    engine: Engine,
-    config: TrainingConfig,
-    *,
-    scorer: nn.Module | None = None,
-    checkpoints: str | Path | None = None,
-    resume: str | Path | None = None,
+    model: nn.Module, objective: Objective, engine: Engine, config: TrainingConfig,
+    *, scorer: nn.Module | None = None, checkpoints: str | Path | None = None, resume: str | Path | None = None,
     stop: Callable[[], bool] | None = None,
-) -> Iterator[Event]:
+) -> Iterator[Event]:  # fmt: skip
     """Train `model` in place and yield what happens.
 
     scorer: the module whose forward pass `objective.loss` calls; None is `Scorer(model)`, which gives log-probs per

@@ -171,14 +171,9 @@ class ReferenceCache(LogpStore):
         return CachedLogps(values, len(data) - int(is_missing.sum()), num_to_compute)
 
     def _compute(
-        self,
-        model: nn.Module,
-        data: TokenData,
-        keys: list[bytes],
-        engine: Engine,
-        report: Callable[[int], None],
+        self, model: nn.Module, data: TokenData, keys: list[bytes], engine: Engine, report: Callable[[int], None],
         **options: Any,
-    ) -> np.ndarray:
+    ) -> np.ndarray:  # fmt: skip
         """Values (N, K) of rows that are not stored, which then they are. A pair that stands several times is computed
         once."""
         row_of = {key: row for row, key in reversed(list(enumerate(keys)))}  # the first row that has it

@@ -90,14 +90,9 @@ def train_dpo(
 
 
 def _reference_logps(
-    frozen: nn.Module,
-    data: TokenData,
-    layout: Layout,
-    config: DPOConfig,
-    engine: Engine,
-    cache: ReferenceCache | None,
-    progress: Callable[[int, int], None] | None,
-) -> np.ndarray:
+    frozen: nn.Module, data: TokenData, layout: Layout, config: DPOConfig, engine: Engine,
+    cache: ReferenceCache | None, progress: Callable[[int, int], None] | None,
+) -> np.ndarray:  # fmt: skip
     """log π_ref(y|x) of every pair, (N, 2): scored now, but for what the cache has."""
     options: dict[str, Any] = {"tokens_per_pass": config.tokens_per_pass, "precision": config.precision}
     if cache is None:

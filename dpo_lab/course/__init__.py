@@ -1,1 +1,1 @@
-"""What a reader of the course holds: exercises, figures, the RLHF road, speed, statistics, kept results."""
+"""What a reader of the course holds: exercises, figures, RLHF for comparison, speed, statistics, saved results."""

@@ -1,2 +1,8 @@
-"""What survives a kill: files written whole and lines of JSON (`files`), `checkpoints`, the store of log-probs
-(`logp_store`), token ids on a disk (`token_files`); and where the embedded models and data lie (`embedded`)."""
+"""What survives a kill.
+
+files.py        files written whole, lines of JSON that a crash cuts at most once, hashes
+checkpoints.py  a training state, written whole or not at all
+logp_store.py   the file of the reference cache
+token_files.py  token ids on a disk, mapped
+embedded.py     where the embedded model and data are
+"""
