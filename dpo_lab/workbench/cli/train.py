@@ -121,13 +121,11 @@ def resumed(options: Options) -> Options:
         return options
     if options.run is None:
         raise ValueError("--resume needs --run: name the folder of the run to go on with")
-    begun = Run.load(options.run).config.get("settings", {})
-    begun = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in begun.items()
-    }  # JSON has lists
+    settings = Run.load(options.run).config.get("settings", {})
+    begun: dict[str, Any] = {name: value for name, value in settings.items() if name not in ("run", "resume")}
+    begun |= {name: tuple(value) for name, value in begun.items() if isinstance(value, list)}  # JSON has lists only
     begun |= {name: Path(begun[name]) for name in ("cache", "tokens") if begun.get(name)}
-    mine = {name: value for name, value in begun.items() if name not in ("run", "resume")}
-    return as_begun(options, mine, "run", options.run, free=FREE_ON_RESUME)
+    return as_begun(options, begun, "run", options.run, free=FREE_ON_RESUME)
 
 
 @contextmanager
