@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,16 @@ def test_the_core_is_read_in_an_evening():
     assert lines(flat) <= 2000
     assert lines([PACKAGE / "dpo.py"]) <= 90
     assert lines(PACKAGE.rglob("*.py")) <= 28_000
+
+
+def test_no_name_that_a_folder_offers_is_one_of_its_modules():
+    """Importing the module would put it in the place of the name."""
+    clashes = []
+    for path in PACKAGE.rglob("__init__.py"):
+        package = ".".join(path.parent.relative_to(ROOT).parts)
+        if "face(__name__" in path.read_text():
+            clashes += [name for name in dir(import_module(package)) if is_module(f"{package}.{name}")]
+    assert not clashes
 
 
 def test_training_loads_only_what_it_needs():

@@ -11,7 +11,7 @@ from dpo_lab.batching import make_batch
 from dpo_lab.logprobs import token_logps
 from dpo_lab.preferences import TokenData, load_preferences, tokenize_pairs
 from dpo_lab.workbench.evaluation import evaluate, token_rewards
-from dpo_lab.workbench.evaluation.token_rewards import token_texts
+from dpo_lab.workbench.evaluation.per_token import token_texts
 from tests.conftest import random_pairs, tiny_llama
 from tests.small_tokenizers import bpe
 from tests.tiny import tiny_tokenizer

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from dpo_lab.course.exercises.checking import NotYet, as_number, call, expect, right
-from dpo_lab.workbench.labels.agreement import cohen_kappa
+from dpo_lab.workbench.labels.two_books import cohen_kappa
 
 
 def check_standing_choices(answer: Callable[..., Any]) -> None:

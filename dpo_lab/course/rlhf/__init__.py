@@ -3,7 +3,7 @@
 Read in this order: `reward_model` (a scalar head and the Bradley–Terry loss), `reward_training`,
 `rewards` (any function of prompts and answers), `estimators` (the formulas of policy gradient), `rollouts` (sampled
 answers), `objectives` (RLOO and PPO as the loop takes them), `policy_gradient` (`train_rloo`, `train_ppo`), `costs`,
-`config` (the settings of all). Then two methods without a second stage: `best_of_n` and `unlikelihood`.
+`config` (the settings of all). Then two methods without a second stage: `best_of_n` and `unlikelihood_training`.
 
     reward_model = RewardModel.on(policy)
     for event in train_reward_model(reward_model, tokenizer, pairs): ...
@@ -23,5 +23,5 @@ __getattr__, __dir__ = face(__name__, {
     "reward_model": "RewardModel bradley_terry_loss score_rewards",
     "reward_training": "bayes_accuracy evaluate_rewards train_reward_model",
     "rewards": "LearntReward Reward judge_reward",
-    "unlikelihood": "train_unlikelihood unlikelihood",
+    "unlikelihood_training": "train_unlikelihood unlikelihood",
 })  # fmt: skip

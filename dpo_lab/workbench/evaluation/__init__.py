@@ -2,7 +2,7 @@
 
     pairs.py           loss, accuracy, margins and rewards on preference pairs
     kl.py              KL from the reference, on sampled answers
-    token_rewards.py   the implicit reward of every single token
+    per_token.py       the implicit reward of every single token
     reward_quality.py  implicit against true rewards: calibration, rank correlation, what length explains
     ranking.py         the policy as a reward model: fresh answers, best of n
 
@@ -18,5 +18,5 @@ __getattr__, __dir__ = face(__name__, {
     "reward_quality":
         "Calibration Interval LengthShare agreement calibration coin_sides fit_temperature length_matched "
         "length_share partial_rank_correlation per_group rank_correlation sigmoid",
-    "token_rewards": "PairTokens TokenRewards token_rewards",
+    "per_token": "PairTokens TokenRewards token_rewards",
 })  # fmt: skip

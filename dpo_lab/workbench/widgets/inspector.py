@@ -228,7 +228,7 @@ class Inspector(ipywidgets.VBox):
         self.place.value = min(max(self.place.value + step, 1), self.place.max)
 
     def _show(self) -> None:
-        from dpo_lab.workbench.evaluation.token_rewards import token_rewards
+        from dpo_lab.workbench.evaluation.per_token import token_rewards
 
         with self._lock:
             if not self._order or self._loaded is None:
