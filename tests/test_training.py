@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -358,3 +360,16 @@ def test_a_policy_that_is_not_its_reference_is_scored_before_the_first_step(tmp_
     np.testing.assert_allclose(events[0].margins, 0.5 * (expected[:, 0] - expected[:, 1]), atol=1e-5)
     _, events = run(DPOConfig(**SETTINGS | {"loss": "simpo"}), held_out=held)
     assert any(events[0].margins)
+
+
+def test_nothing_of_a_training_stays_in_memory_once_it_has_ended():
+    """Freed as the last name goes, without waiting for the collector: gradients and Adam's moments are large."""
+    gc.collect()
+    gc.disable()
+    try:
+        model, _ = run()
+        gone = weakref.ref(model)
+        del model, _
+        assert gone() is None
+    finally:
+        gc.enable()

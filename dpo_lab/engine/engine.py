@@ -89,9 +89,10 @@ class Engine:
         if config.dropout:
             torch.manual_seed(config.seed + self.processes.index)
         self.backward: Callable[[Tensor], None] = self.accelerator.backward
+        # Of locals, not of `self`: in a circle the model's gradients would stay in memory after the training.
+        accelerator, scorer, shards = self.accelerator, self.scorer, self.shards
         max_norm = config.max_grad_norm or math.inf  # the norm is reported in any case
-        clip: Callable[[], Any] = lambda: self.accelerator.clip_grad_norm_(self.scorer.parameters(), max_norm)
-        shards = self.shards
+        clip: Callable[[], Any] = lambda: accelerator.clip_grad_norm_(scorer.parameters(), max_norm)
         self.clip: Callable[[], Tensor] = clip if shards is None else lambda: shards.full_tensor(clip())
         # Both halves would draw from one random state, or recompute through hooks that know of one pass only.
         is_plain = self.processes.count == 1 and not (config.dropout or config.gradient_checkpointing)
