@@ -127,7 +127,7 @@ def test_right_costs_of_an_attack(capsys):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda p, a: ((a - p).mean(), (p - a).std() / len(p) ** 0.5), "sign is turned"),
+        (lambda p, a: ((a - p).mean(), (p - a).std() / len(p) ** 0.5), "sign is flipped"),
         (lambda p, a: (p.mean(), (p - a).std() / len(p) ** 0.5), "Plain minus attacked"),
         (lambda p, a: ((p - a).mean(), ((p.var() + a.var()) / len(p)) ** 0.5), "nothing to do with each other"),
         (lambda p, a: ((p - a).mean(), (p - a).std()), "single prompts"),

@@ -31,7 +31,7 @@ heaviest_of = lambda values: int(np.abs(values).argmax())
     ("wrong", "message"),
     [
         (lambda p, r, b: ((p - r).sum(), heaviest_of(p - r)), "β is missing"),
-        (lambda p, r, b: (b * (r - p).sum(), heaviest_of(p - r)), "sign is turned"),
+        (lambda p, r, b: (b * (r - p).sum(), heaviest_of(p - r)), "sign is flipped"),
         (lambda p, r, b: (b * (p - r).mean(), heaviest_of(p - r)), "is a sum"),
         (lambda p, r, b: (b * p.sum(), heaviest_of(p - r)), "reference is missing"),
         (lambda p, r, b: (b * (p - r).sum(), int((p - r).argmax())), "weigh downwards"),
@@ -126,7 +126,7 @@ def test_right_mean_rewards(capsys):
         (lambda p, r, b: (b * (r * np.log(p / r)).sum(), b * (p * np.log(p / r)).sum()), "the reference's answers"),
         (lambda p, r, b: ((p * np.log(p / r)).sum(), (r * np.log(p / r)).sum()), "β is missing"),
         (lambda p, r, b: (b * np.log(p / r).mean(),) * 2, "not once"),
-        (lambda p, r, b: (b * (p * np.log(p / r)).sum(), b * (r * np.log(r / p)).sum()), "sign is turned"),
+        (lambda p, r, b: (b * (p * np.log(p / r)).sum(), b * (r * np.log(r / p)).sum()), "sign is flipped"),
         (lambda p, r, b: (b * (p * np.log(p / r)).sum(), 0.0), "how often it is written"),
         (lambda p, r, b: b * (p * np.log(p / r)).sum(), "two numbers"),
     ],

@@ -86,7 +86,7 @@ def changed(accuracy=None, margin=None):
         (changed(accuracy=lambda g: (g >= 0).float().mean()), "counts as right"),
         (changed(accuracy=lambda g: 1 - ((g > 0).float() + (g == 0).float() / 2).mean()), "ranked wrong"),
         (lambda c, r: (sum(x > 0 for x in c) / len(c), 0.2), "is positive"),
-        (changed(margin=lambda g: -g.mean()), "sign is turned"),
+        (changed(margin=lambda g: -g.mean()), "sign is flipped"),
         (changed(margin=lambda g: g.sum()), "a sum"),
         (changed(margin=lambda g: g.abs().mean()), "without signs"),
         (changed(margin=lambda g: g), "shape"),

@@ -70,7 +70,7 @@ def test_right_adapter_margins(capsys):
         (lambda b, n, s, beta: beta * (gap(b + n) - gap(b + n)), "the planted bug"),
         (lambda b, n, s, beta: beta * gap(n), "an adapter that SFT trained .*did something before the first step"),
         (lambda b, n, s, beta: gap(n - s), "β is missing"),
-        (lambda b, n, s, beta: -beta * gap(n - s), "sign is turned"),
+        (lambda b, n, s, beta: -beta * gap(n - s), "sign is flipped"),
         (lambda b, n, s, beta: beta * gap(b + n), "the reference is missing"),
         (lambda b, n, s, beta: beta * gap(n - s - b), "stand on one"),
         (lambda b, n, s, beta: beta * gap(n - s) + 1, "as it was at the start"),
