@@ -28,7 +28,7 @@ def check_first_moves(answer: Callable[..., Any]) -> None:
         expect(given, true, name="the pair of changes", instead={
             "The signs are flipped: descent moves *against* the gradient of the loss.": -true,
             "You return chosen and rejected in the other order.": true[::-1],
-            "The second sign is turned: a positive number would mean that the rejected answer rises.": true * [1, -1],
+            "The second sign is flipped: a positive number would mean that the rejected answer rises.": true * [1, -1],
             "That is how far each answer would move if it were alone in the loss. A step moves the weights along "
             "g_w − g_l, and both answers feel all of it.": np.array([chosen @ chosen, -(rejected @ rejected)]),
             "Those are the overlaps alone; each answer's own part is missing.":

@@ -54,7 +54,7 @@ def check_accuracy_and_margin(accuracy_and_margin: Callable[[Sequence[float], Se
         "That is the share ranked wrong. Which way round is the comparison?": 0.3,
     }, otherwise="Count the pairs whose chosen reward is the larger, half of the ties, and divide by all.")  # fmt: skip
     expect(as_array(margin, "The margin"), 0.2, name="The margin", instead={
-        "The sign is turned: the margin is positive where the chosen answer leads.": -0.2,
+        "The sign is flipped: the margin is positive where the chosen answer leads.": -0.2,
         "That is a sum; the margin of a batch is the mean over its pairs.": 1.0,
         "That is the mean distance, without signs. A pair ranked wrong counts negative.": 0.4,
     }, otherwise="Take chosen minus rejected in each pair, then the mean.")  # fmt: skip
