@@ -1,0 +1,113 @@
+"""The judge: which demands an answer meets, and whether it is an answer at all.
+
+A demand counts as met only where the text also answers: it has enough words, one of the topic's, does not say a
+sentence twice, does not go round in circles, and is not the prompt again. Otherwise "The end." alone would meet
+"End with: The end.", and a policy that learns from such a reward learns to say nothing. `score` is the share of
+demands met, from 0 to 1. What the text says about its topic may be wrong: nothing here can tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dpo_lab.worlds.instructions import safety, tools
+from dpo_lab.worlds.instructions.kinds import KINDS
+from dpo_lab.worlds.instructions.tasks import Demand, Task
+from dpo_lab.worlds.instructions.text import parse_object, sentences, words
+
+LEAST_WORDS = 8
+MOST_COPIED = 0.5  # of the answer's runs of four words, those that stand in the prompt
+LEAST_VARIETY = 0.4  # different words among all, in texts of 20 words and more
+MOST_REPEATED = 0.2  # of the runs of four words, those that came before in the answer
+FUNCTION_WORDS = frozenset(
+    ["a", "about", "all", "also", "an", "and", "are", "as", "at", "be", "because", "been", "but", "by", "can", "do", "for", "from", "has", "have", "he", "her", "his", "how", "i", "if", "in", "into", "is", "it", "its", "just", "like", "many", "more", "most", "my", "no", "not", "of", "often", "on", "one", "or", "our", "she", "so", "some", "such", "than", "that", "the", "their", "them", "then", "there", "these", "they", "this", "to", "up", "us", "was", "we", "well", "were", "what", "when", "where", "which", "while", "who", "will", "with", "you", "your"]
+)
+LEAST_FUNCTION_WORDS = 0.15  # prose has about half; strings of nouns have none
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge found. `reasons` has a sentence for every demand, met or not."""
+
+    answers: bool
+    met: tuple[bool, ...]
+    reasons: tuple[str, ...]
+    why: str
+    """Why the text is no answer, or "an answer"."""
+
+    @property
+    def score(self) -> float:
+        """The share of demands met, from 0 to 1."""
+        return sum(self.met) / len(self.met)
+
+    @property
+    def all_met(self) -> bool:
+        """Whether every demand is met."""
+        return all(self.met)
+
+
+def judge(task: Task, answer: str) -> Verdict:
+    """Which demands of the task the text meets. It never raises, whatever the text is."""
+    why = no_answer(task, answer)
+    found = [_check(demand, answer) for demand in task.demands]
+    met = tuple(good and not why for good, _ in found)
+    reasons = tuple(f"{demand.kind}: {reason}" for demand, (_, reason) in zip(task.demands, found, strict=True))
+    return Verdict(not why, met, reasons, why or "an answer")
+
+
+def _check(demand: Demand, answer: str) -> tuple[bool, str]:
+    if demand.kind in KINDS:
+        return KINDS[demand.kind].check(answer, **demand.values)
+    part = demand.values["part"]
+    if part in safety.PARTS:
+        return safety.check(answer, part)
+    return tools.check_call(answer, part, demand.values["call"], demand.values["tools"])
+
+
+def no_answer(task: Task, answer: str) -> str:
+    """Why the text is no answer to the task's request, or ""."""
+    if task.section == "tools":  # whether it is a call is what its demands ask
+        return "" if answer.strip() else "it is empty"
+    shown = _json_text(answer) if any(demand.kind == "json" for demand in task.demands) else answer
+    own = [word.lower() for word in words(shown)]
+    least = _least_words(task)
+    if len(own) < least:
+        return f"{len(own)} words, an answer here has at least {least}"
+    if "<|im_" in answer:
+        return "a turn's mark inside the answer"
+    spoken = [" ".join(words(sentence)).lower() for sentence in sentences(shown)]
+    if len({*spoken}) < len(spoken):
+        return "the same sentence twice"
+    if len(own) >= 20 and len({*own}) < LEAST_VARIETY * len(own):
+        return f"{len({*own})} different words among {len(own)}"
+    runs = [tuple(own[i : i + 4]) for i in range(len(own) - 3)]
+    if len(runs) - len({*runs}) > MOST_REPEATED * max(len(runs), 1):
+        return "the same words again and again"
+    asked = [word.lower() for turn in task.prompt for word in words(turn["content"])]
+    known = {tuple(asked[i : i + 4]) for i in range(len(asked) - 3)}
+    if runs and sum(run in known for run in runs) > MOST_COPIED * len(runs):
+        return "the prompt again"
+    is_prose = not any(demand.kind in ("json", "comma_list", "table", "bullets", "steps") for demand in task.demands)
+    if is_prose and sum(word in FUNCTION_WORDS for word in own) < LEAST_FUNCTION_WORDS * len(own):
+        return "words in a row that make no sentence"
+    if task.topic_words and not any(word.startswith(task.topic_words) for word in own):
+        return f"no word about {task.topic}"
+    return ""
+
+
+def _least_words(task: Task) -> int:
+    if task.section == "safety":
+        return 5
+    least = LEAST_WORDS
+    for demand in task.demands:
+        if demand.kind in ("json", "comma_list"):
+            least = min(least, 3)
+        if demand.kind in ("table", "one_sentence"):
+            least = min(least, 6)
+    return least
+
+
+def _json_text(answer: str) -> str:
+    """The values of the JSON object, as text: keys alone are no answer."""
+    found, _ = parse_object(answer)
+    return answer if found is None else ". ".join(str(value) for value in found.values())
