@@ -106,11 +106,26 @@ def draw(split: Split, num: int, *, seed: int = 0, sections: Sequence[Section] |
     while len(found) < num:
         section = rng.choices(chosen, [SECTIONS[name] for name in chosen])[0]
         task = _DRAW[section](rng, split == "test")
-        found.setdefault(str(task.prompt), task)
+        if not contradicts(task.demands):
+            found.setdefault(str(task.prompt), task)
         tries += 1
         if tries > 50 * num + 1000:
             raise ValueError(f"there are no {num} different tasks in {', '.join(chosen)}; {len(found)} were found")
     return [*found.values()]
+
+
+def contradicts(demands: Sequence[Demand]) -> bool:
+    """Whether no text can meet all of the demands. CLASHES bars groups; these depend on the values drawn.
+
+    Such a task is drawn and left out, so that barring one more changes no other task.
+    """
+    values = {demand.kind: demand.values for demand in demands}
+    if "no_commas" in values and "," in values.get("begin", {}).get("start", ""):
+        return True
+    fixed = [values.get("begin", {}).get("start", ""), values.get("end", {}).get("end", "")]
+    if "avoid" in values and any(values["avoid"]["word"] in own.lower().split() for own in fixed):
+        return True
+    return "quoted" in values and bool({"title", "heading"} & {*values})
 
 
 def _turn(role: str, content: str) -> dict[str, str]:
