@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
@@ -21,7 +22,9 @@ logger = logging.getLogger("dpo_lab")
 def check_source(name: str) -> None:
     path = Path(name)
     if not name.strip():
-        raise ValueError("the name of the model is empty; give a folder, a Hub id (owner/name) or 'embedded'")
+        raise ValueError(
+            "the name of the model is empty; give a folder, a Hub id (owner/name), 'embedded' or 'smollm2'"
+        )
     if path.is_dir():
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
             raise ValueError(
@@ -32,7 +35,7 @@ def check_source(name: str) -> None:
             held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
             raise ValueError(
                 f"{name} is a folder but no model: config.json is missing (it holds {held}); "
-                "give a folder that save_pretrained wrote, such as RUN/model"
+                "give a folder that save_pretrained wrote, such as RUN/model, or a .gguf file"
             )
         weights = list(path.glob("*.safetensors"))
         if not weights:
@@ -45,10 +48,13 @@ def check_source(name: str) -> None:
             _check_shards(index)
         return
     if path.is_file():
-        raise ValueError(f"{name} is a file; a model is a folder with config.json, safetensors and a tokenizer")
+        raise ValueError(f"{name} is a file; a model is a folder with config.json, safetensors and a tokenizer, "
+                         "or a .gguf file")  # fmt: skip
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name)
     if looks_like_path:
-        raise ValueError(f"no model folder at {name!r}; check the path, or give a Hub id (owner/name) or 'embedded'")
+        raise ValueError(
+            f"no model folder at {name!r}; check the path, or give a Hub id (owner/name), 'embedded' or 'smollm2'"
+        )
 
 
 def _check_shards(index: Path) -> None:
@@ -90,6 +96,18 @@ def explain_loading(name: str, what: str) -> Iterator[None]:
         raise _explained(name, what, error) from error
 
 
+@contextmanager
+def explain_saving(folder: Path, remedy: str) -> Iterator[None]:
+    """Save in silence; what cannot be written becomes an OSError with a remedy."""
+    try:
+        with quiet_transformers():
+            yield
+    except Exception as error:
+        if not isinstance(error, OSError | SafetensorError) and "os error" not in str(error):  # the tokenizers' own
+            raise
+        raise OSError(f"the model cannot be written to {folder} ({error}); {remedy}") from error
+
+
 def _explained(name: str, what: str, error: Exception) -> ValueError:
     text = f"{type(error).__name__}: {error}"
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -101,6 +119,9 @@ def _explained(name: str, what: str, error: Exception) -> ValueError:
         if isinstance(error, json.JSONDecodeError) or "JSON" in text or "HeaderToo" in text or "deserializ" in text:
             return ValueError(f"the {what} in {name} is damaged ({first}); copy it again from where it came")
         return ValueError(f"the {what} in {name} cannot be loaded: {first}")
+    if Path(name).is_file():
+        return ValueError(f"the {what} in {name} cannot be read ({first}); copy it again from where it came, or take a "
+                          "file of an architecture that transformers reads")  # fmt: skip
     if "gated" in text.lower() or "401" in text or "403" in text:
         return ValueError(f"{name} is gated or private; accept its terms on the Hub and log in with `hf auth login`")
     if "404" in text or "RepositoryNotFound" in text or "is not a valid model identifier" in text:

@@ -1,4 +1,4 @@
-"""Load and save a policy and its tokenizer: the embedded model, a folder, or a model of the Hub. Knows no training.
+"""Load and save a policy and its tokenizer: the embedded model, a folder, a .gguf file, a model of the Hub. No training.
 
 Weights are read from safetensors only: a pickle can run code when it is opened. A model's own Python code runs only
 when `trust_remote_code` is set.
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from dpo_lab.models.checks import check_source, check_tokenizer, check_weights, explain_loading, quiet_transformers
+from dpo_lab.models.checks import check_source, check_tokenizer, check_weights, explain_loading, explain_saving
+from dpo_lab.models.gguf import converted, smollm2_source
 from dpo_lab.models.inside import pick_device
 from dpo_lab.storage.embedded import embedded_path
 
@@ -37,7 +37,8 @@ def load_policy(
 ) -> tuple[Any, Any]:
     """A causal language model in evaluation mode and its tokenizer.
 
-    source: "embedded", a folder that `save_pretrained` wrote, or a Hub id ("HuggingFaceTB/SmolLM2-135M-Instruct").
+    source: "embedded"; "smollm2", a real model that needs no network where its package is installed (`models.gguf`); a
+    folder that `save_pretrained` wrote; a .gguf file; or a Hub id ("HuggingFaceTB/SmolLM2-135M-Instruct").
     dtype: of the weights in memory. float32 is right for training; the configuration's `precision` sets the arithmetic.
 
     A tokenizer without a pad token takes its end token for padding (padding is masked by length, so nothing changes);
@@ -47,10 +48,8 @@ def load_policy(
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
     target = pick_device(device)
-    name = str(embedded_path("models", EMBEDDED_MODEL)) if str(source) == "embedded" else os.fspath(source)
-    if Path(name).expanduser().is_dir() and name.strip():
-        name = str(Path(name).expanduser())
     try:
+        name = _place(os.fspath(source), revision)
         check_source(name)
     except PermissionError as error:
         raise PermissionError(
@@ -73,19 +72,23 @@ def save_policy(model: nn.Module, tokenizer: Any, folder: str | os.PathLike[str]
     folder = Path(folder)
     if hasattr(model, "merge_and_unload"):
         model = copy.deepcopy(model).merge_and_unload()  # pyright: ignore[reportCallIssue]
-    try:
+    with explain_saving(folder, "free space or permissions there, or name another folder"):
         folder.mkdir(parents=True, exist_ok=True)
-        with quiet_transformers():
-            model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
-            tokenizer.save_pretrained(folder)
-    except Exception as error:
-        if not isinstance(error, OSError | SafetensorError) and "os error" not in str(error):  # the tokenizers' own
-            raise
-        raise OSError(
-            f"the model cannot be written to {folder} ({error}); free space or permissions there, "
-            "or name another folder"
-        ) from error
+        model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
+        tokenizer.save_pretrained(folder)
     return folder
+
+
+def _place(source: str, revision: str | None) -> str:
+    """The folder or Hub id that a source stands for; a .gguf file is converted into a folder first."""
+    if source == "embedded":
+        return str(embedded_path("models", EMBEDDED_MODEL))
+    if source == "smollm2":
+        return smollm2_source(revision)
+    path = Path(source).expanduser()
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return str(converted(path))
+    return str(path) if source.strip() and path.is_dir() else source
 
 
 def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
