@@ -7,6 +7,7 @@
     ranking.py         the policy as a reward model: fresh answers, best of n
     suites.py          suites of sampled answers and of plain text: instructions followed, repetition, perplexity
     perplexity.py      nats per token of plain text and of good answers, against the reference
+    head_to_head.py    win rates of two models under a judge, in both orders and at equal length
     intervals.py       means and shares with intervals over tasks
 
 Implicit rewards are β·log(π/π_ref), so β is in them; log-probs and KL are in nats.
@@ -15,6 +16,7 @@ Implicit rewards are β·log(π/π_ref), so β is in them; log-probs and KL are 
 from dpo_lab import face
 
 __getattr__, __dir__ = face(__name__, {
+    "head_to_head": "instructions_judge length_controlled_rate win_rate",
     "kl": "Estimate kl_from_reference kl_of_samples",
     "pairs": "evaluate usable_pairs",
     "perplexity": "perplexity_of standard_text text_blocks",
