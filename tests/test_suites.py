@@ -46,6 +46,7 @@ class Task:
     text: str
     section: str = "format"
     demands: tuple[Demand, ...] = (Demand("short"), Demand("letter"))
+    kinds_seen: bool = True
 
     def row(self) -> dict[str, Any]:
         return {"prompt": [{"role": "user", "content": self.text}], "tools": None}
@@ -196,14 +197,18 @@ def record(task: int, answer: str = "", **others: Any) -> dict[str, Any]:
 
 
 def test_instruction_results_are_those_worked_by_hand():
-    kinds = ["short", "letter"]
+    own = {"section": "format", "kinds": ["short", "letter"], "kinds_seen": True, "answers": True}
+    other = {"section": "safety", "kinds": ["short"], "kinds_seen": False, "answers": False}
     records = [
-        record(0, "a b", section="format", kinds=kinds, met=[True, True], all_met=True, answers=True, log_ratio=1.0),
-        record(0, "a", section="format", kinds=kinds, met=[True, False], all_met=False, answers=True, log_ratio=2.0),
-        record(1, "a b c", section="safety", kinds=["short"], met=[False], all_met=False, answers=False, log_ratio=6.0),
+        record(0, "a b", met=[True, True], all_met=True, log_ratio=1.0, **own),
+        record(0, "a", met=[True, False], all_met=False, log_ratio=2.0, **own),
+        record(1, "a b c", met=[False], all_met=False, log_ratio=6.0, **other),
     ]
     found = instruction_results(records)
-    values = {path: one["value"] for path, one in measures(found)}
+    values = {path: one["value"] for path, one in measures(found) if path[0] != "per_novelty"}
+    seen, new = found["per_novelty"].values()
+    assert seen == found["per_section"]["format"]
+    assert new == found["per_section"]["safety"]
     assert values == {
         ("demands_met",): 3 / 5, ("all_met",): 1 / 3, ("answers",): 2 / 3, ("words",): 2.0, ("kl",): 3.0,
         ("per_section", "format", "demands_met"): 3 / 4, ("per_section", "format", "all_met"): 1 / 2,

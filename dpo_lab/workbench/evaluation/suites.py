@@ -118,7 +118,8 @@ def sample_answers(
 def instruction_results(
     records: Sequence[Mapping[str, Any]], ratio_name: str = "kl", *, seed: int = 0
 ) -> dict[str, Any]:
-    """What the verdicts in the records come to: overall, per section, and per kind of demand."""
+    """What the verdicts in the records come to: overall, per section, by whether the train split has the demands' kinds
+    too, and per kind of demand."""
     sections = dict.fromkeys(record["section"] for record in records)
     kinds = dict.fromkeys(kind for record in records for kind in record["kinds"])
     of_kind = lambda kind: [
@@ -133,7 +134,11 @@ def instruction_results(
     if "log_ratio" in records[0]:
         found[ratio_name] = _mean(records, "log_ratio", seed)
     found["per_section"] = {name: _verdict_shares([r for r in records if r["section"] == name]) for name in sections}
-    found["per_kind"] = {kind: _demands_met(of_kind(kind)) for kind in kinds}
+    found["per_novelty"] = {
+        name: _verdict_shares([r for r in records if r["kinds_seen"] is is_seen])
+        for name, is_seen in (("kinds of the train split", True), ("new kinds", False))
+    }
+    found["per_kind"] = {kind: _demands_met(of_kind(kind)) for kind in sorted(kinds)}
     return found
 
 
@@ -189,7 +194,7 @@ def _add_verdicts(records: list[dict[str, Any]], tasks: Sequence[Any], judge: Ca
         task = tasks[record["task"]]
         verdict = judge(task, record["answer"])
         record |= {
-            "section": task.section, "kinds": [demand.kind for demand in task.demands], "met": list(verdict.met),
+            "section": task.section, "kinds_seen": task.kinds_seen, "kinds": [demand.kind for demand in task.demands], "met": list(verdict.met),
             "all_met": verdict.all_met, "answers": verdict.answers, "score": verdict.score,
             "reasons": list(verdict.reasons),
         }  # fmt: skip
