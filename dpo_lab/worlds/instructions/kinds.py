@@ -39,6 +39,7 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     ),
     "true or false": lambda value: isinstance(value, bool),
 }
+TEXT_KEYS = {"name", "summary", "tags"}  # whose values are words
 COLUMNS = ("Aspect", "Example", "Reason", "Detail", "Benefit")
 CONTRACTION = re.compile(
     r"\b(?:\w+n['’]t|(?:i|you|he|she|it|we|they|that|there|what|let)['’](?:s|m|re|ve|ll|d))\b", re.I

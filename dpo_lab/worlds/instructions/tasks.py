@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, Literal
 
 from dpo_lab.worlds.instructions import safety, tools
-from dpo_lab.worlds.instructions.kinds import KINDS, Kind, phrase
+from dpo_lab.worlds.instructions.kinds import KINDS, TEXT_KEYS, Kind, phrase
 from dpo_lab.worlds.instructions.topics import (
     NUM_TEST_REQUESTS,
     REQUESTS,
@@ -124,6 +124,8 @@ def contradicts(demands: Sequence[Demand]) -> bool:
         return True
     fixed = [values.get("begin", {}).get("start", ""), values.get("end", {}).get("end", "")]
     if "avoid" in values and any(values["avoid"]["word"] in own.lower().split() for own in fixed):
+        return True
+    if "json" in values and not {*values["json"]["keys"]} & TEXT_KEYS and {"include", "include_two"} & {*values}:
         return True
     return "quoted" in values and bool({"title", "heading"} & {*values})
 
