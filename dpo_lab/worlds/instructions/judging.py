@@ -8,6 +8,7 @@ demands met, from 0 to 1. What the text says about its topic may be wrong: nothi
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from dpo_lab.worlds.instructions import safety, tools
@@ -16,11 +17,95 @@ from dpo_lab.worlds.instructions.tasks import Demand, Task
 from dpo_lab.worlds.instructions.text import parse_object, sentences, words
 
 LEAST_WORDS = 8
+JSON_WORDS = {"name": 1, "summary": 3, "tags": 1}
+LONGEST_WORD = 40
+ENDING = re.compile(
+    "(?:s|es|e|ed|er|ers|ing|ings|y|ies|ery|like|"
+    "(?:flake|fall|light|shine|side|shore|weed|water|storm|board|mill|house|keep|land|fish|scape|room|time|drop|coat|man|"
+    "men|melt|craft)[a-z]*)?"
+)
 MOST_COPIED = 0.5  # of the answer's runs of four words, those that stand in the prompt
 LEAST_VARIETY = 0.4  # different words among all, in texts of 20 words and more
 MOST_REPEATED = 0.2  # of the runs of four words, those that came before in the answer
 FUNCTION_WORDS = frozenset(
-    ["a", "about", "all", "also", "an", "and", "are", "as", "at", "be", "because", "been", "but", "by", "can", "do", "for", "from", "has", "have", "he", "her", "his", "how", "i", "if", "in", "into", "is", "it", "its", "just", "like", "many", "more", "most", "my", "no", "not", "of", "often", "on", "one", "or", "our", "she", "so", "some", "such", "than", "that", "the", "their", "them", "then", "there", "these", "they", "this", "to", "up", "us", "was", "we", "well", "were", "what", "when", "where", "which", "while", "who", "will", "with", "you", "your"]
+    [
+        "a",
+        "about",
+        "all",
+        "also",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "because",
+        "been",
+        "but",
+        "by",
+        "can",
+        "do",
+        "for",
+        "from",
+        "has",
+        "have",
+        "he",
+        "her",
+        "his",
+        "how",
+        "i",
+        "if",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "just",
+        "like",
+        "many",
+        "more",
+        "most",
+        "my",
+        "no",
+        "not",
+        "of",
+        "often",
+        "on",
+        "one",
+        "or",
+        "our",
+        "she",
+        "so",
+        "some",
+        "such",
+        "than",
+        "that",
+        "the",
+        "their",
+        "them",
+        "then",
+        "there",
+        "these",
+        "they",
+        "this",
+        "to",
+        "up",
+        "us",
+        "was",
+        "we",
+        "well",
+        "were",
+        "what",
+        "when",
+        "where",
+        "which",
+        "while",
+        "who",
+        "will",
+        "with",
+        "you",
+        "your",
+    ]
 )
 LEAST_FUNCTION_WORDS = 0.15  # prose has about half; strings of nouns have none
 
@@ -68,14 +153,19 @@ def no_answer(task: Task, answer: str) -> str:
     """Why the text is no answer to the task's request, or ""."""
     if task.section == "tools":  # whether it is a call is what its demands ask
         return "" if answer.strip() else "it is empty"
-    shown = _json_text(answer) if any(demand.kind == "json" for demand in task.demands) else answer
+    shown, least = _shown(task, answer)
     own = [word.lower() for word in words(shown)]
-    least = _least_words(task)
     if len(own) < least:
         return f"{len(own)} words, an answer here has at least {least}"
-    if "<|im_" in answer:
+    if "<|" in answer:
         return "a turn's mark inside the answer"
+    if task.section != "safety" and safety.is_refusal(shown):
+        return "declines a harmless request"
+    if any(len(word) > LONGEST_WORD for word in own):
+        return "words run together"
+    is_prose = not any(demand.kind in ("json", "comma_list", "table", "bullets", "steps") for demand in task.demands)
     spoken = [" ".join(words(sentence)).lower() for sentence in sentences(shown)]
+    spoken = [sentence for sentence in spoken if not is_prose or sentence.count(" ") >= 2]  # "Thank you." may return
     if len({*spoken}) < len(spoken):
         return "the same sentence twice"
     if len(own) >= 20 and len({*own}) < LEAST_VARIETY * len(own):
@@ -83,31 +173,41 @@ def no_answer(task: Task, answer: str) -> str:
     runs = [tuple(own[i : i + 4]) for i in range(len(own) - 3)]
     if len(runs) - len({*runs}) > MOST_REPEATED * max(len(runs), 1):
         return "the same words again and again"
-    asked = [word.lower() for turn in task.prompt for word in words(turn["content"])]
+    turns = task.prompt if task.section == "safety" else [*task.prompt, *task.hint]
+    asked = [word.lower() for turn in turns for word in words(turn["content"])]
     known = {tuple(asked[i : i + 4]) for i in range(len(asked) - 3)}
     if runs and sum(run in known for run in runs) > MOST_COPIED * len(runs):
         return "the prompt again"
-    is_prose = not any(demand.kind in ("json", "comma_list", "table", "bullets", "steps") for demand in task.demands)
     if is_prose and sum(word in FUNCTION_WORDS for word in own) < LEAST_FUNCTION_WORDS * len(own):
         return "words in a row that make no sentence"
-    if task.topic_words and not any(word.startswith(task.topic_words) for word in own):
+    if least and task.topic_words and not _mentions(own, task.topic_words):
         return f"no word about {task.topic}"
     return ""
 
 
-def _least_words(task: Task) -> int:
+def _mentions(own: list[str], topic_words: tuple[str, ...]) -> bool:
+    """Whether one of the words is a topic's. A short beginning ("sea") needs an ending ("seas", not "season")."""
+    long = tuple(part for part in topic_words if len(part) > 4)
+    short = [part for part in topic_words if len(part) <= 4]
+    pieces = [piece for word in own for piece in re.split("['’\\-_]", word)]
+    return any(long and piece.startswith(long) for piece in pieces) or any(
+        piece.startswith(part) and ENDING.fullmatch(piece[len(part) :].removeprefix(part[-1]))
+        for piece in pieces for part in short
+    )  # fmt: skip
+
+
+def _shown(task: Task, answer: str) -> tuple[str, int]:
+    """What is looked at, and how many words it needs. Of a JSON object that is what it says: keys are no answer."""
     if task.section == "safety":
-        return 5
-    least = LEAST_WORDS
-    for demand in task.demands:
-        if demand.kind in ("json", "comma_list"):
-            least = min(least, 3)
-        if demand.kind in ("table", "one_sentence"):
-            least = min(least, 6)
-    return least
-
-
-def _json_text(answer: str) -> str:
-    """The values of the JSON object, as text: keys alone are no answer."""
+        return answer, 5
+    kinds = {demand.kind for demand in task.demands}
     found, _ = parse_object(answer)
-    return answer if found is None else ". ".join(str(value) for value in found.values())
+    if "json" in kinds and found is not None:
+        wanted = next(demand.values["keys"] for demand in task.demands if demand.kind == "json")
+        if not {*wanted} & {*found}:
+            return "", LEAST_WORDS
+        texts = [part for value in found.values() for part in (value if isinstance(value, list) else [value])]
+        # A rating alone cannot speak of the topic; a name is one word, a summary is a sentence.
+        return ". ".join(part for part in texts if isinstance(part, str)), sum(JSON_WORDS.get(key, 0) for key in wanted)
+    least = {"comma_list": 3, "table": 6, "one_sentence": 6}
+    return answer, min([least[kind] for kind in kinds & {*least}] or [LEAST_WORDS])

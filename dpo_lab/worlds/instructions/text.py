@@ -6,10 +6,12 @@ import json
 import re
 from typing import Any
 
-WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
-SENTENCE_END = re.compile(r"""[.!?…]+["'”’)\]*]*(?=\s)""")
-ABBREVIATIONS = ("Mr", "Mrs", "Ms", "Dr", "St", "vs", "e.g", "i.e", "approx")
-LIST_MARK = re.compile(r"^\s*(?:[-*•+]|\d+[.)]|#{1,6})\s+", re.MULTILINE)
+WORD = re.compile(r"[^\W_]+(?:['’\-_][^\W_]+){0,3}")  # a longer chain is no way to save words
+SENTENCE_END = re.compile(r"""[.!?…]+["'”’)\]*_]*(?=\s)""")
+ABBREVIATION = re.compile(r"(?:^|[^\w.])(?:Mr|Mrs|Ms|Dr|Prof|St|Mt|vs|e\.g|i\.e|cf|approx)$")
+ABBREVIATION_OR_END = re.compile(r"(?:^|[^\w.])(?:etc|[ap]\.m|U\.S|U\.K|\.{0,2})$")  # no end where small letters follow
+INITIALS = re.compile(r"(?:^|\b[A-Z]\. ?)[A-Z]$|(?:^|[.!?] |\b(?:of|and|to|with) )[B-HJ-Z]$|\bby [A-Z]$")
+LIST_MARK = re.compile(r"^[ \t]*(?:[-*•+]|\d+[.)]|#{1,6})[ \t]+", re.MULTILINE)
 MAX_NESTING = 50  # deeper brackets are no answer, and Python's parser gives up at a thousand
 
 
@@ -20,17 +22,27 @@ def words(text: str) -> list[str]:
 
 def sentences(text: str) -> list[str]:
     """The sentences in order. A line ends one too, whatever it ends with; "Dr." and "e.g." do not."""
-    found = []
+    found, has_capitals = [], text != text.lower()
     for line in LIST_MARK.sub("", text).splitlines():
         start = 0
         for end in SENTENCE_END.finditer(line):
-            before = line[start : end.start()]
-            if end.group().startswith(".") and before.endswith(ABBREVIATIONS):
+            if _goes_on(line, max(start, end.start() - 20), end, has_capitals):
                 continue
             found.append(line[start : end.end()].strip())
             start = end.end()
         found.append(line[start:].strip())
     return [sentence for sentence in found if WORD.search(sentence)]
+
+
+def _goes_on(line: str, start: int, end: re.Match[str], has_capitals: bool) -> bool:
+    """Whether the stop found is inside a sentence: an abbreviation, an ellipsis or a quotation before a small letter."""
+    stop, before = end.group(), line[start : end.start()]
+    follows = has_capitals and line[end.end() : end.end() + 40].lstrip()[:1].islower()
+    if follows and (stop.startswith(("..", "…")) or stop[-1] in "\"'”’)"):
+        return True
+    return stop == "." and bool(
+        ABBREVIATION.search(before) or INITIALS.search(before) or (follows and ABBREVIATION_OR_END.search(before))
+    )
 
 
 def lines(text: str) -> list[str]:
@@ -39,13 +51,27 @@ def lines(text: str) -> list[str]:
 
 
 def paragraphs(text: str) -> list[str]:
-    """What blank lines divide."""
-    return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+    """What blank lines divide and has a word; a line of dashes is none."""
+    found, part = [], []
+    for line in [*text.splitlines(), ""]:
+        if line.strip():
+            part.append(line)
+        elif part:
+            found.append("\n".join(part).strip())
+            part = []
+    return [part for part in found if WORD.search(part)]
+
+
+def tokens(text: str) -> list[str]:
+    """The words in small letters, cut at hyphens and apostrophes: "it's" holds "it". A name like is_useful is whole."""
+    return re.findall(r"[^\W_]+(?:_[^\W_]+)*", text.lower())
 
 
 def parse_object(text: str) -> tuple[dict[str, Any] | None, str]:
     """The JSON object that the whole text is (a fence of ``` around it is allowed), or None and why not."""
-    bare = re.sub(r"^```(?:json)?\s*\n|\n?```$", "", text.strip()).strip()
+    bare = text.strip()
+    if bare.startswith("```") and bare.endswith("```"):
+        bare = re.sub(r"^```(?:json|JSON)?", "", bare)[:-3].strip()
     if not bare.startswith("{"):
         return None, "the answer does not begin with a JSON object"
     if bare.count("{") + bare.count("[") > MAX_NESTING:

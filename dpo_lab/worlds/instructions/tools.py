@@ -110,7 +110,11 @@ def check_call(answer: str, part: str, call: Schema, tools: list[Schema]) -> tup
     found, why = parse_object(answer)
     if found is None:
         return False, why
-    if {*found} != {"name", "arguments"} or not isinstance(found["arguments"], dict):
+    if (
+        {*found} != {"name", "arguments"}
+        or not isinstance(found["arguments"], dict)
+        or not isinstance(found["name"], str)
+    ):
         return False, f"the keys are {', '.join(found)}; wanted name and arguments"
     if part == "call":
         return True, "a call"
