@@ -7,8 +7,12 @@ import tempfile
 
 import pytest
 
+from dpo_lab.storage.logp_store import default_cache_path
+
 collect_ignore_glob = ["notebooks/student/*"]  # their solutions are missing on purpose; tests/test_student_notebooks.py
 
+# Models converted from .gguf files, which are made once and checked at every use, stay in the user's cache.
+os.environ.setdefault("DPO_LAB_MODELS", str(default_cache_path().with_name("models")))
 # A kernel inherits this process's environment: no notebook touches the user's reference cache or a network.
 os.environ.setdefault("DPO_LAB_CACHE", tempfile.mkdtemp(prefix="dpo-lab-notebooks-"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network
@@ -36,6 +37,17 @@ def real() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder of real inputs (../shared/real) is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct, decoded once per machine from the installed package; skips without it."""
+    from dpo_lab.models import gguf
+
+    file = gguf.package_file()
+    if file is None or find_spec("gguf") is None:
+        pytest.skip("the real model is not installed; `make test` installs it")
+    return gguf.converted(file)
 
 
 @pytest.fixture(autouse=True)

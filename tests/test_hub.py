@@ -192,6 +192,17 @@ for name, split in (({ULTRAFEEDBACK!r}, None), ({ULTRAFEEDBACK!r}, "test"), ({HH
 
 
 @pytest.mark.slow
+def test_smollm2_is_the_hub_s_where_the_hub_answers_and_stays_it_without_a_network(tmp_path):
+    code = """
+from dpo_lab.models import origin_of
+print(origin_of(load_policy("smollm2", device="cpu")[0]))
+"""
+    with small_hub({SMOLLM2: smollm2(tmp_path / "a")}) as address:
+        assert in_process(tmp_path / "home", code, HF_ENDPOINT=address) == f"{SMOLLM2}\n"
+    assert in_process(tmp_path / "home", code, HF_HUB_OFFLINE="1") == f"{SMOLLM2}\n"
+
+
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_told_with_what_to_do(tmp_path):
     code = f"""{TRIED}
 tried(load_policy, "owner/closed", device="cpu")

@@ -50,6 +50,8 @@ def check_source(name: str) -> None:
     if path.is_file():
         raise ValueError(f"{name} is a file; a model is a folder with config.json, safetensors and a tokenizer, "
                          "or a .gguf file")  # fmt: skip
+    if path.suffix.lower() == ".gguf":
+        raise ValueError(f"no file at {name!r}; check the path of the .gguf file")
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name)
     if looks_like_path:
         raise ValueError(

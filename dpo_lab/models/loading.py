@@ -1,4 +1,4 @@
-"""Load and save a policy and its tokenizer: the embedded model, a folder, a .gguf file, a model of the Hub. No training.
+"""Load and save a policy and its tokenizer: the embedded model, a folder, a .gguf file, or one of the Hub. No training.
 
 Weights are read from safetensors only: a pickle can run code when it is opened. A model's own Python code runs only
 when `trust_remote_code` is set.
