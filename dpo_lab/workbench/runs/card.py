@@ -107,9 +107,11 @@ def _named(source: Any) -> str:
 
 
 def _described(base: str) -> str:
-    return {"embedded": ", the small model of DPO Lab's pocket world"}.get(
-        base, "" if _is_hub_id(base) else ", a folder"
-    )
+    known = {
+        "embedded": ", the small model of DPO Lab's pocket world",
+        "smollm2": ", SmolLM2-135M-Instruct: the Hub's, or a copy decoded from 4 bits where the Hub was out of reach",
+    }
+    return known.get(base, "" if _is_hub_id(base) else ", a folder")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

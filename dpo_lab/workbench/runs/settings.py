@@ -22,7 +22,8 @@ class SourceSettings:
     """Where the model and the pairs come from."""
 
     model: str = "embedded"
-    """`embedded`, a folder that save_pretrained wrote (RUN/model), or a Hub id."""
+    """`embedded`, `smollm2` (a real model; without a network once `make real` has run), a folder that save_pretrained
+    wrote (RUN/model), a .gguf file, or a Hub id."""
     pairs: str = "embedded"
     """`embedded`, a file (.jsonl .json .jsonl.gz .parquet .csv), a folder, or a Hub id."""
     limit: int | None = None
