@@ -10,6 +10,7 @@ from typing import Any
 
 from dpo_lab.config import TrainingConfig
 from dpo_lab.engine.processes import join
+from dpo_lab.models.gguf import origin_of
 from dpo_lab.models.inside import num_parameters, pick_device
 from dpo_lab.models.loading import load_policy
 from dpo_lab.preferences.token_cache import (
@@ -33,7 +34,8 @@ Read = Callable[..., tuple[Sequence[Row], Any]]
 def load_model(options: InputOptions, device: str) -> tuple[Any, Any]:
     """The policy and its tokenizer; a line on the terminal says which."""
     model, tokenizer = load_policy(options.model, device=device, trust_remote_code=options.trust_remote_code)
-    console.print(f"model: {options.model}, {num_parameters(model):,} weights, on {next(model.parameters()).device}")
+    which = f"smollm2 ({origin_of(model)})" if options.model == "smollm2" else options.model
+    console.print(f"model: {which}, {num_parameters(model):,} weights, on {next(model.parameters()).device}")
     return model, tokenizer
 
 

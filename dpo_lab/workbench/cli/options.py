@@ -120,7 +120,8 @@ class SampleOptions:
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """The prompts; none takes --pairs, or reads one prompt per line from standard input."""
     model: str = "embedded"
-    """`embedded`, a folder that save_pretrained wrote (RUN/model), or a Hub id."""
+    """`embedded`, `smollm2` (a real model; without a network once `make real` has run), a folder that save_pretrained
+    wrote (RUN/model), a .gguf file, or a Hub id."""
     pairs: str | None = None
     """Take the prompts of these rows: `embedded`, a file, a folder, or a Hub id."""
     limit: int | None = 8
