@@ -201,7 +201,7 @@ def test_as_a_function_it_reads_the_sampled_tokens():
     model, tokenizer, data = with_head(), tiny_tokenizer(), random_pairs(3)
     rows = [data.row(i) for i in range(3)]
     prompts = [row.prompt.tolist() for row in rows]
-    answers = [Completion("not read", row.completions[0], True) for row in rows]
+    answers = [Completion("not read", row.completions[0], True, np.zeros(0)) for row in rows]
     found = LearntReward(model, tokenizer)(prompts, answers)
     np.testing.assert_allclose(found, score_rewards(model, data)[:, 0], atol=1e-5)
 

@@ -43,7 +43,7 @@ class ScoringPath:
 
     def why_not_shared(self, model: nn.Module, data: TokenData) -> str:
         """Why a prompt cannot be shared by its completions, or nothing where it can."""
-        window = _sliding_window(inner_model(model).config)
+        window = sliding_window(inner_model(model).config)
         longest = 0 if window is None else data.longest()
         if not self.shared or window is None or longest <= window:
             return self.reason
@@ -96,7 +96,8 @@ def _why_not_shared(inner: Any, is_exact: Callable[[], bool]) -> str:
         inner.set_attn_implementation(own_attention)  # until a shared row really comes
 
 
-def _sliding_window(config: Any) -> int | None:
+def sliding_window(config: Any) -> int | None:
+    """How many tokens back a model's attention sees in some layer; None where all of them see all."""
     layers = getattr(config, "layer_types", None)
     if layers is not None and not any("sliding" in layer or "chunked" in layer for layer in layers):
         return None

@@ -65,7 +65,7 @@ def two_threads(model: nn.Module, device: torch.device, *, precision: str = "flo
     models = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
     if not models or not all(type(part).__module__.startswith("transformers.") for part in models):
         return None
-    if any(kind not in STEADY_ROTATIONS for part in models for kind in _rotations(part.config)):
+    if not has_steady_rotations(model):
         return None
     return None if any(_is_watched(part) for part in model.modules()) else TwoThreads()
 
@@ -89,6 +89,12 @@ def halves(indices: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
 def _with_threads(num: int, function: Callable[[Any], T], item: Any) -> T:
     torch.set_num_threads(num)  # holds for this thread
     return function(item)
+
+
+def has_steady_rotations(model: nn.Module) -> bool:
+    """Whether a forward pass leaves the frequencies of rotary positions alone, whatever the length of its rows."""
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    return all(kind in STEADY_ROTATIONS for part in parts for kind in _rotations(part.config))
 
 
 def _rotations(config: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
@@ -53,6 +54,18 @@ def inner_model(model: nn.Module) -> Any:
             "use an adapter inside the layers, such as LoRA"
         )
     return model.get_base_model()  # pyright: ignore[reportCallIssue]
+
+
+def in_precision(model: nn.Module, dtype: torch.dtype) -> Any:
+    """A copy of a model with its weights in another precision, for a forward pass. Buffers, such as the frequencies of
+    rotary positions, stay as they are."""
+    cast: dict[int, Any] = {
+        id(weight): nn.Parameter(
+            weight.detach().to(dtype) if weight.is_floating_point() else weight, requires_grad=False
+        )
+        for weight in model.parameters()
+    }
+    return copy.deepcopy(model, cast)  # which takes the weights from there instead of copying them
 
 
 def output_layer(model: nn.Module) -> nn.Linear:
