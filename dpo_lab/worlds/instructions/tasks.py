@@ -7,6 +7,7 @@ whole conversation, half of the time with an earlier exchange. "tools": a functi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -33,16 +34,8 @@ CLASHES = {
     "case": {"beginning", "ending", "shape", "heading"}, "heading": {"shape", "beginning", "case", "length"},
     "beginning": {"ending"}, "marks": {"register", "ending", "beginning"}, "one_sentence": {"ending", "beginning"},
 }  # fmt: skip
-HOLD = {
-    "length",
-    "case",
-    "commas",
-    "numbers",
-    "beginning",
-    "ending",
-    "register",
-    "marks",
-}  # what a system turn asks for
+# The groups that a system turn asks for.
+HOLD = {"length", "case", "commas", "numbers", "beginning", "ending", "register", "marks"}
 LEADS = ("", "Please answer briefly. ", "A question: ", "I wonder: ", "Hello! ", "Be honest. ", "One more thing. ")
 NUM_TEST_LEADS = 2  # like the last of all ways of putting things: for the test split only
 SYSTEM = ("{demands} This holds for all your answers.", "You follow these rules in every answer: {demands}",
@@ -181,8 +174,8 @@ def _format(rng: Random, is_test: bool) -> Task:
         turn for demand, kind in demands
         for turn in _exchange(f"Tell me about umbrellas. {demand.text}", kind.example(**demand.values))
     )  # fmt: skip
-    return Task([_turn("user", f"{request} {wanted}")], tuple(demand for demand, _ in demands), topic, "format", is_seen,
-                topic_seen, TOPICS[topic], hint)  # fmt: skip
+    prompt = [_turn("user", f"{request} {wanted}")]
+    return Task(prompt, tuple(own for own, _ in demands), topic, "format", is_seen, topic_seen, TOPICS[topic], hint)
 
 
 def _system(rng: Random, is_test: bool) -> Task:
@@ -192,8 +185,9 @@ def _system(rng: Random, is_test: bool) -> Task:
     wanted = rng.choice(SYSTEM if is_test else SYSTEM[:-1]).format(demands=" ".join(d.text for d, _ in demands))
     shown = _exchange("Tell me about umbrellas.", _example(demands))
     before = shown if len(demands) == 1 and rng.random() < 0.5 else ()
-    return Task([_turn("system", wanted), *before, _turn("user", request)], tuple(demand for demand, _ in demands), topic,
-                "system", is_seen, topic_seen, TOPICS[topic], () if before else shown)  # fmt: skip
+    prompt = [_turn("system", wanted), *before, _turn("user", request)]
+    return Task(prompt, tuple(own for own, _ in demands), topic, "system", is_seen, topic_seen, TOPICS[topic],
+                () if before else shown)  # fmt: skip
 
 
 def _tools(rng: Random, is_test: bool) -> Task:
@@ -202,7 +196,7 @@ def _tools(rng: Random, is_test: bool) -> Task:
     demands = tuple(Demand(f"tool_{part}", text, {"part": part, "call": call, "tools": offered})
                     for part, text in tools.PARTS.items())  # fmt: skip
     example, answer = tools.EXAMPLE
-    hint = _exchange(example.requests[0], str(answer).replace("'", '"'))
+    hint = _exchange(example.requests[0], json.dumps(answer))
     return Task([_turn("system", tools.system_turn(offered)), _turn("user", request)], demands, call["name"], "tools",
                 is_seen, is_seen, (), hint)  # fmt: skip
 

@@ -35,7 +35,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _goes_on(line: str, start: int, end: re.Match[str], has_capitals: bool) -> bool:
-    """Whether the stop found is inside a sentence: an abbreviation, an ellipsis or a quotation before a small letter."""
+    """Whether the stop is inside a sentence: an abbreviation's, or an ellipsis or quotation before a small letter."""
     stop, before = end.group(), line[start : end.start()]
     follows = has_capitals and line[end.end() : end.end() + 40].lstrip()[:1].islower()
     if follows and (stop.startswith(("..", "…")) or stop[-1] in "\"'”’)"):
