@@ -28,13 +28,13 @@ ENDING = re.compile(
 MOST_COPIED = 0.5  # of the answer's runs of four words, those that stand in the prompt
 LEAST_VARIETY = 0.4  # different words among all, in texts of 20 words and more
 MOST_REPEATED = 0.2  # of the runs of four words, those that came before in the answer
-FUNCTION_WORDS = frozenset(
-    """
-    a about all also an and are as at be because been but by can do for from has have he her his how i if in into is
-    it its just like many more most my no not of often on one or our she so some such than that the their them then
-    there these they this to up us was we well were what when where which while who will with you your
-    """.split()
-)
+FUNCTION_WORDS = frozenset({
+    "a", "about", "all", "also", "an", "and", "are", "as", "at", "be", "because", "been", "but", "by", "can", "do",
+    "for", "from", "has", "have", "he", "her", "his", "how", "i", "if", "in", "into", "is", "it", "its", "just",
+    "like", "many", "more", "most", "my", "no", "not", "of", "often", "on", "one", "or", "our", "she", "so", "some",
+    "such", "than", "that", "the", "their", "them", "then", "there", "these", "they", "this", "to", "up", "us", "was",
+    "we", "well", "were", "what", "when", "where", "which", "while", "who", "will", "with", "you", "your",
+})  # fmt: skip
 LEAST_FUNCTION_WORDS = 0.15  # prose has about half; strings of nouns have none
 
 
