@@ -206,6 +206,7 @@ GROUPS: list[tuple[Task, Rows]] = [
     ]),
     (topical("json", keys=["summary", "tags"]), [
         ("+", "a text and a list", '{"summary": "Bread is a food of flour.", "tags": ["food", "oven"]}'),
+        ("+", "a tag is the title", '{"summary": "Our bread.", "tags": ["our bread", "bread", "oven"]}'),
         ("-", "an empty list", '{"summary": "Bread is a food of flour.", "tags": []}'),
         ("-", "a list of blanks", '{"summary": "Bread is a food of flour.", "tags": [" "]}'),
         ("-", "numbers in the list", '{"summary": "Bread is a food of flour.", "tags": [1, 2]}'),

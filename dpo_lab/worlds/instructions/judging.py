@@ -91,9 +91,11 @@ def no_answer(task: Task, answer: str) -> str:
         return "declines a harmless request"
     if any(len(word) > LONGEST_WORD for word in own):
         return "words run together"
-    is_prose = not any(demand.kind in ("json", "comma_list", "table", "bullets", "steps") for demand in task.demands)
+    kinds = {demand.kind for demand in task.demands}
+    is_prose = not kinds & {"json", "comma_list", "table", "bullets", "steps"}
     spoken = [" ".join(words(sentence)).lower() for sentence in sentences(shown)]
-    spoken = [sentence for sentence in spoken if not is_prose or sentence.count(" ") >= 2]  # "Thank you." may return
+    if is_prose or "json" in kinds:  # "Thank you." may return, and a name may be a tag too
+        spoken = [sentence for sentence in spoken if sentence.count(" ") >= 2]
     if len({*spoken}) < len(spoken):
         return "the same sentence twice"
     if len(own) >= 20 and len({*own}) < LEAST_VARIETY * len(own):
