@@ -4,6 +4,9 @@ A demand counts as met only where the text also answers: it has enough words, on
 sentence twice, does not go round in circles, and is not the prompt again. Otherwise "The end." alone would meet
 "End with: The end.", and a policy that learns from such a reward learns to say nothing. `score` is the share of
 demands met, from 0 to 1. What the text says about its topic may be wrong: nothing here can tell.
+
+A text that sampling has cut off is judged as it stands. Where a demand is about the end (a number of sentences, JSON, a
+question, last words) it is not met; elsewhere ("no commas") it may be.
 """
 
 from __future__ import annotations
@@ -95,7 +98,7 @@ def no_answer(task: Task, answer: str) -> str:
     is_prose = not kinds & {"json", "comma_list", "table", "bullets", "steps"}
     spoken = [" ".join(words(sentence)).lower() for sentence in sentences(shown)]
     if is_prose or "json" in kinds:  # "Thank you." may return, and a name may be a tag too
-        spoken = [sentence for sentence in spoken if sentence.count(" ") >= 2]
+        spoken = [sentence for sentence in spoken if sentence.count(" ") >= (2 if is_prose else 4)]
     if len({*spoken}) < len(spoken):
         return "the same sentence twice"
     if len(own) >= 20 and len({*own}) < LEAST_VARIETY * len(own):
