@@ -1,0 +1,129 @@
+"""Preference pairs of a real model's own answers: `python data/real_pairs.py`.
+
+Tasks of the train split of `dpo_lab.worlds.instructions` go to SmolLM2-135M-Instruct, several times each: as they are, and
+with a worked example in front. The judge scores the answers, and two that differ in score make a pair; the pair's prompt
+never has the example. Written whole or not at all:
+
+    data/real/answers.jsonl.gz   a line per task: its number, the answers to it, and those after an example
+    data/real/pairs.jsonl.gz     a line per pair: prompt, chosen, rejected, and what the judge said
+    data/real/manifest.json      settings, sums, where the model came from, and what share of the tasks gave a pair
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import multiprocessing
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import made_with
+
+from dpo_lab import generate, load_policy
+from dpo_lab.models.gguf import origin_of
+from dpo_lab.storage.files import write_whole
+from dpo_lab.worlds.instructions import HOW, SECTIONS, Task, draw, judge, pair_answers
+
+REAL = Path(__file__).resolve().parent / "real"
+
+
+def sample(arguments: argparse.Namespace, hinted: bool, threads: int) -> tuple[list[list[str]], str]:
+    """Answers to the tasks, as they are or with their worked examples in front; and where the model came from."""
+    torch.set_num_threads(threads)
+    model, tokenizer = load_policy(arguments.model)
+    tasks = draw("train", arguments.tasks, seed=arguments.seed)
+    answers = generate(
+        model, tokenizer, [task.hinted() if hinted else task.row() for task in tasks], seed=arguments.seed + hinted,
+        num_samples=arguments.samples, temperature=arguments.temperature, max_new_tokens=arguments.tokens,
+        batch_size=arguments.batch_size, precision=arguments.precision,
+    )  # fmt: skip
+    return answers, origin_of(model)  # pyright: ignore[reportReturnType]
+
+
+def sample_side_by_side(arguments: argparse.Namespace) -> tuple[list[list[str]], list[list[str]], str]:
+    """Both kinds of answers, in a process each: two with half of the cores are faster than one with all."""
+    threads = max(torch.get_num_threads() // 2, 1)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        parts = [pool.submit(sample, arguments, hinted, threads) for hinted in (False, True)]
+        (plain, source), (hinted, _) = (part.result() for part in parts)
+    return plain, hinted, source
+
+
+def about(tasks: Sequence[Task], plain: Sequence[Any], hinted: Sequence[Any], pairs: Sequence[Any]) -> dict[str, Any]:
+    """Per section: tasks, the share that gave a pair, and the demands met with and without an example."""
+    found: dict[str, Any] = {}
+    with_pair = Counter(tasks[number].section for number in {row["task"] for row in pairs})
+    for section in SECTIONS:
+        own = [i for i, task in enumerate(tasks) if task.section == section]
+        if own:
+            met = lambda texts, own=own: [bit for i in own for one in texts[i] for bit in judge(tasks[i], one).met]
+            share = lambda bits: round(sum(bits) / len(bits), 3)
+            found[section] = {
+                "tasks": len(own), "tasks_with_a_pair": round(with_pair[section] / len(own), 3),
+                "pairs": sum(row["section"] == section for row in pairs), "demands_met": share(met(plain)),
+                "demands_met_after_an_example": share(met(hinted)),
+            }  # fmt: skip
+    return found
+
+
+def zipped(rows: Sequence[Any]) -> bytes:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return gzip.compress(text.encode(), mtime=0)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", default="smollm2")
+    options.add_argument("--tasks", type=int, default=640, help="tasks of the train split (default: %(default)s)")
+    options.add_argument("--samples", type=int, default=4, help="answers to each, and as many after an example")
+    options.add_argument("--tokens", type=int, default=96, help="most tokens of an answer")
+    options.add_argument("--temperature", type=float, default=0.9)
+    options.add_argument("--how", choices=HOW, default="near_length", help="which answers make a pair")
+    options.add_argument("--pairs-per-task", type=int, default=1)
+    options.add_argument("--batch-size", type=int, default=256)
+    options.add_argument("--precision", default="bfloat16")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--from-answers", action="store_true", help="judge and pair the saved answers again")
+    options.add_argument("--out", type=Path, default=REAL)
+    arguments = options.parse_args()
+    tasks = draw("train", arguments.tasks, seed=arguments.seed)
+    began = time.perf_counter()
+    manifest = arguments.out / "manifest.json"
+    if arguments.from_answers:
+        saved = [json.loads(line) for line in gzip.open(arguments.out / "answers.jsonl.gz", "rt", encoding="utf-8")]
+        plain, hinted = [row["answers"] for row in saved], [row["after_an_example"] for row in saved]
+        source = json.loads(manifest.read_text())["model"]
+    else:
+        plain, hinted, source = sample_side_by_side(arguments)
+    pairs = pair_answers(
+        tasks, plain, hinted=hinted, how=arguments.how, pairs_per_task=arguments.pairs_per_task, seed=arguments.seed
+    )
+    texts = [
+        {"task": i, "answers": a, "after_an_example": b} for i, (a, b) in enumerate(zip(plain, hinted, strict=True))
+    ]
+    parts = {"answers.jsonl.gz": zipped(texts), "pairs.jsonl.gz": zipped(pairs)}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "from_answers")}
+    facts = {
+        "made": made_with(shlex.join(["python", "data/real_pairs.py", *sys.argv[1:]])), "model": source,
+        "settings": settings, "seconds": round(time.perf_counter() - began), "threads": torch.get_num_threads(),
+        "sections": about(tasks, plain, hinted, pairs),
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
+    }  # fmt: skip
+    for name, content in parts.items():
+        write_whole(arguments.out / name, content)
+    write_whole(manifest, json.dumps(facts, indent=1).encode() + b"\n")
+    print(json.dumps({name: facts[name] for name in ("model", "seconds", "sections")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
