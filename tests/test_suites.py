@@ -182,7 +182,7 @@ def test_chosen_answers_are_scored_as_in_training(speaker):
 
 def test_the_standard_text_is_english_prose_and_always_the_same():
     name, text = standard_text()
-    assert name.startswith("language reference of Python 3.")
+    assert name.startswith("reference of Python 3.")
     assert text == standard_text()[1]
     assert len(text.split()) > 20_000
     assert all(len(part.split()) >= 20 for part in text.split("\n\n"))

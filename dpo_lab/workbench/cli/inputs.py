@@ -39,6 +39,18 @@ def load_model(options: InputOptions, device: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def load_reference(options: InputOptions, name: str, tokenizer: Any) -> Any:
+    """The reference called `name`; it must speak in the tokens of the model."""
+    reference, own = load_policy(name, device=vars(options)["device"], trust_remote_code=options.trust_remote_code)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"the reference {name} has another tokenizer than {options.model}, so their log-probs are of other tokens; "
+            "give --reference the model that training began from"
+        )
+    console.print(f"reference: {name}", soft_wrap=True)
+    return reference
+
+
 def read_rows(options: InputOptions, seed: int, read: Read, *, embedded_split: str) -> list[Row]:
     """The rows that --pairs names; what was left out is printed."""
     split = options.split or (embedded_split if options.pairs == "embedded" else None)

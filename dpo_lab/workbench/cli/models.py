@@ -17,9 +17,10 @@ from dpo_lab.preferences.token_cache import PAIRS
 from dpo_lab.preferences.tokens import tokenize_pairs
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.sampling import generate
-from dpo_lab.workbench.cli.inputs import load_model, print_report, read_rows, stream_tokens
+from dpo_lab.workbench.cli.inputs import load_model, load_reference, print_report, read_rows, stream_tokens
 from dpo_lab.workbench.cli.options import CacheOptions, EvaluateOptions, MergeOptions, SampleOptions
 from dpo_lab.workbench.cli.progress import Dashboard
+from dpo_lab.workbench.cli.suites import evaluate_suites
 from dpo_lab.workbench.cli.tables import TABLES, check_output, write_table
 from dpo_lab.workbench.cli.terminal import console, number_table
 from dpo_lab.workbench.evaluation.kl import kl_from_reference
@@ -54,17 +55,13 @@ def cache(options: CacheOptions) -> int:
 
 
 def evaluate(options: EvaluateOptions) -> int:
-    """Print the metrics of a model on pairs; with --table, write one line per pair."""
+    """Print the metrics of a model on pairs; with --table, write one line per pair. --suite and --against: `suites`."""
+    if options.suite is not None or options.against is not None:
+        return evaluate_suites(options)
     if options.table is not None:
         check_output(options.table, TABLES)
     model, tokenizer = load_model(options, options.device)
-    reference, own = load_policy(options.reference, device=options.device, trust_remote_code=options.trust_remote_code)
-    if own.get_vocab() != tokenizer.get_vocab():
-        raise ValueError(
-            f"the reference {options.reference} has another tokenizer than {options.model}, so their log-probs are of "
-            "other tokens; give --reference the model that training began from"
-        )
-    console.print(f"reference: {options.reference}", soft_wrap=True)
+    reference = load_reference(options, options.reference or "embedded", tokenizer)
     rows = read_rows(options, options.seed, read_preferences, embedded_split="test")
     data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length)
     print_report(report)

@@ -94,10 +94,25 @@ class CacheOptions(ScoreOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(ScoreOptions):
-    """Accuracy, margins, rewards and KL of a model on pairs, against its reference."""
+    """Accuracy, margins, rewards and KL of a model on pairs, against its reference; or suites, or another model."""
 
-    reference: str = "embedded"
-    """The frozen model that rewards are measured against."""
+    reference: str | None = None
+    """The frozen model that rewards are measured against; None takes `embedded` for pairs, and none for --suite."""
+    suite: str | None = None
+    """Measure these instead of pairs, with commas between: instructions, perplexity, repetition. --limit is the number
+    of tasks then (200), and perplexity is also that of the chosen answers of --pairs, if you name some."""
+    against: str | None = None
+    """Another model: how often are the answers better than its, under --judge?"""
+    judge: str = "instructions"
+    """`instructions` is that world's judge, on its tasks. MODULE:FUNCTION takes (prompt, first answer, second answer)
+    and returns 1 where the first is better, 0 where the second is, 0.5 for a tie; it judges answers to the prompts of
+    --pairs, if you name some."""
+    temperature: float = 1.0
+    """Of the answers that --suite and --against sample; 0 is greedy, and 1 alone gives a KL."""
+    text: Path | None = None
+    """Plain text for --suite perplexity; None takes the language reference that comes with Python."""
+    out: Path | None = None
+    """Write all that --suite and --against found to this .json file, every answer included."""
     loss: LossName = "dpo"
     """The loss to report, from the table of losses."""
     beta: float | None = None
@@ -111,6 +126,14 @@ class EvaluateOptions(ScoreOptions):
 
     def __post_init__(self) -> None:
         check_kl_prompts(self.kl_prompts)
+        has_suites = self.suite is not None or self.against is not None
+        if has_suites and self.table is not None:
+            raise ValueError(
+                f"--table {self.table} is of pairs; name a .json file with --out for --suite and --against"
+            )
+        for name in ("out", "text"):
+            if not has_suites and getattr(self, name) is not None:
+                raise ValueError(f"--{name} {getattr(self, name)} is for --suite and --against; give one of them too")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,4 +92,4 @@ def standard_text() -> tuple[str, str]:
     everything = [part for name in sorted(topics) for part in topics[name].split("\n\n")]
     prose = [" ".join(part.split()) for part in everything if part and not part[0].isspace()]
     prose = dict.fromkeys(part for part in prose if len(part.split()) >= 20)
-    return f"language reference of Python {platform.python_version()}", "\n\n".join(prose)
+    return f"reference of Python {platform.python_version()}", "\n\n".join(prose)
