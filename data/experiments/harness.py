@@ -57,6 +57,8 @@ class Experiment:
     settings: dict[str, Any]
     group_by: Sequence[str] = ("method", "knob")
     """Rows that agree in these make a line of the table: mean ± standard deviation over the rest (the seeds)."""
+    model: str = "embedded"
+    """The model that every cell starts from; rows of other weights are not mixed in."""
 
 
 def parser(description: str | None, *, seeds: int = 3) -> argparse.ArgumentParser:
@@ -85,7 +87,7 @@ def carry_out(experiment: Experiment, cells: Sequence[Cell], lab: Callable[[argp
     Raises: SystemExit where the file holds rows of other settings; a cell's own error, after the others are saved.
     """
     path = arguments.out or RESULTS / f"{experiment.name}.json"
-    settings = json.loads(json.dumps(experiment.settings | {"model": fingerprint(load_policy("embedded")[0])[:16]}))
+    settings = json.loads(json.dumps(experiment.settings | {"model": fingerprint(load_policy(experiment.model)[0])[:16]}))
     rows, commits = ([], []) if arguments.anew else saved_rows(path, settings)
     done = {identity(row["cell"]) for row in rows}
     wanted = [cell for cell in cells if not arguments.only or set(arguments.only) & {str(v) for v in cell.values()}]
@@ -123,9 +125,11 @@ def ran(cells: Sequence[Cell], lab: Callable[[argparse.Namespace], Any],
 
 
 def without_work(arguments: Sequence[str]) -> list[str]:
-    """The command line without `--work`: a folder of one machine says nothing to another."""
+    """The command line without `--work`, and whole paths by their last part: a folder of one machine says nothing to
+    another."""
     is_work = [argument == "--work" for argument in arguments]
-    return [argument for argument, own, before in zip(arguments, is_work, [False, *is_work], strict=False)
+    return [Path(argument).name if argument.startswith("/") else argument
+            for argument, own, before in zip(arguments, is_work, [False, *is_work], strict=False)
             if not (own or before or argument.startswith("--work="))]  # fmt: skip
 
 

@@ -65,13 +65,14 @@ class Verdict:
 def judge(task: Task, answer: str) -> Verdict:
     """Which demands of the task the text meets. It never raises, whatever the text is."""
     why = no_answer(task, answer)
-    found = [_check(demand, answer) for demand in task.demands]
+    found = [check_demand(demand, answer) for demand in task.demands]
     met = tuple(good and not why for good, _ in found)
     reasons = tuple(f"{demand.kind}: {reason}" for demand, (_, reason) in zip(task.demands, found, strict=True))
     return Verdict(not why, met, reasons, why or "an answer")
 
 
-def _check(demand: Demand, answer: str) -> tuple[bool, str]:
+def check_demand(demand: Demand, answer: str) -> tuple[bool, str]:
+    """Whether the text passes the demand's own check, answer or not, and what was found."""
     if demand.kind in KINDS:
         return KINDS[demand.kind].check(answer, **demand.values)
     part = demand.values["part"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import log
 from random import Random
 from typing import Any, Literal
 
-from dpo_lab.worlds.instructions.judging import judge
+from dpo_lab.worlds.instructions.judging import Verdict, judge
 from dpo_lab.worlds.instructions.tasks import Task
 from dpo_lab.worlds.instructions.text import words
 
@@ -18,7 +18,7 @@ HOW: tuple[How, ...] = ("near_length", "best_worst", "random")
 def pair_answers(
     tasks: Sequence[Task], answers: Sequence[Sequence[str]],
     *, how: How = "near_length", pairs_per_task: int = 1, hinted: Sequence[Sequence[str]] | None = None,
-    least_gap: float = 0.3, seed: int = 0,
+    least_gap: float = 0.3, seed: int = 0, judge: Callable[[Task, str], Verdict] = judge,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Rows with prompt, chosen and rejected for `load_preferences` and `train_dpo`, and what the judge said of each.
 
@@ -27,6 +27,7 @@ def pair_answers(
     how: which of the better answers goes with which of the worse. "near_length" takes the two that are nearest in
         words, so that length says nothing; "best_worst" the highest and the lowest score; "random" any two.
     least_gap: the least difference in score, of at most 1. The chosen one must also be an answer.
+    judge: another one than the world's.
     No answer stands in two pairs of a task. A task all of whose answers score alike gives no pair.
     """
     if how not in HOW:

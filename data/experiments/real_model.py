@@ -1,0 +1,237 @@
+"""What DPO does to a real model: `python data/experiments/real_model.py`.
+
+Every policy starts from SmolLM2-135M-Instruct and learns from pairs of its own answers (data/real, `real_pairs.py`):
+
+    base                     the model itself; its best of four answers, as the judge picks it, is "best of 4"
+    SFT                      cross-entropy on the chosen answers
+    DPO                      on the pairs, all weights
+    SFT + DPO                DPO on top of that, with the model after SFT as the reference
+    DPO, LoRA                on the pairs, an adapter of rank 16
+    DPO, best against worst  pairs of the highest and the lowest score of a task, whatever their lengths
+    DPO, crude judge         pairs by a judge without guards: a demand is met by any text that passes its check
+    search                   DPO on part of the pairs with other settings, judged on 96 further tasks of the train split
+
+Each is judged on the same tasks of the test split: demands met, by whether the train split has the topic and the kinds of
+demand; KL from the base; and what it cost elsewhere: perplexity on plain text and on answers that people preferred,
+repetition, length. Rows go to data/results/real_model.json; `dpo_lab.course.saved_results` reads them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import gzip
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import Cell, Experiment, Result, carry_out, parser
+
+from dpo_lab import DPOConfig, ReferenceCache, SFTConfig, load_policy, load_preferences, train_dpo, train_sft
+from dpo_lab.loop import Step
+from dpo_lab.models.lora import add_lora
+from dpo_lab.preferences import tokenize_examples, tokenize_pairs
+from dpo_lab.workbench.evaluation import run_suites
+from dpo_lab.worlds.instructions import Task, Verdict, draw, judge, pair_answers
+from dpo_lab.worlds.instructions.judging import check_demand
+
+REAL = Path(__file__).resolve().parents[1] / "real"
+PRECISION = "bfloat16"
+TEST_SEED, MAX_NEW_TOKENS = 0, 96
+METHODS = ("DPO", "SFT + DPO", "base", "DPO, crude judge", "DPO, LoRA", "DPO, best against worst")
+SEARCH = ((1e-5, 0.1), (2e-5, 0.1), (4e-5, 0.1), (4e-5, 0.3))  # learning rate, β
+SAVED_ANSWERS = 40  # of the first seed, to read
+
+
+def cells(seeds: int) -> list[Cell]:
+    """Everything that is to be run, the seeds one after the other."""
+    search = [{"method": "search", "rate": f"{rate:g}", "beta": beta, "seed": 0} for rate, beta in SEARCH]
+    return search + [{"method": method, "seed": seed} for seed in range(seeds) for method in METHODS]
+
+
+def crude(task: Task, answer: str) -> Verdict:
+    """The judge without its guards: whatever passes a demand's check meets it."""
+    met = tuple(check_demand(demand, answer)[0] for demand in task.demands)
+    return Verdict(True, met, judge(task, answer).reasons, "not looked at")
+
+
+class Lab:
+    """What the cells share: the base, its answers, the tasks to judge by, and the cache of reference log-probs."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.base, self.tokenizer = load_policy(arguments.model, device=arguments.device)
+        with gzip.open(REAL / "answers.jsonl.gz", "rt", encoding="utf-8") as lines:
+            saved = [json.loads(line) for line in lines]
+        self.answers = [row["answers"] for row in saved], [row["after_an_example"] for row in saved]
+        drawn = draw(
+            "train", len(saved) + 96, seed=json.loads((REAL / "manifest.json").read_text())["settings"]["seed"]
+        )
+        self.tasks, self.further = drawn[: len(saved)], drawn[len(saved) :]
+        self.test = draw("test", arguments.prompts, seed=TEST_SEED)
+        self.human = {path.name.split(".")[0]: load_preferences(path).to_list()[:100] for path in arguments.human}
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        self.cache = ReferenceCache(arguments.work / "real-model.sqlite")
+
+    def pairs(self, method: str) -> list[Result]:
+        """The pairs that a method learns from: the saved ones, or others of the same answers, as many."""
+        options: dict[str, Any] = {"hinted": self.answers[1]}
+        if method == "DPO, best against worst":
+            options["how"] = "best_worst"
+        if method == "DPO, crude judge":
+            options |= {"how": "random", "judge": crude}
+        return pair_answers(self.tasks, self.answers[0], **options)[: self.arguments.pairs]
+
+    def run(self, cell: Cell) -> list[Result]:
+        method, seed = cell["method"], cell["seed"]
+        if method == "base":
+            return [self.judged(self.base, seed) | {"method": "base"}, self.best_of_four(seed)]
+        model = copy.deepcopy(self.base)
+        pairs, found = self.pairs(method), []
+        if method == "SFT + DPO":
+            seconds = self.sft(model, pairs, seed)
+            found.append(self.judged(model, seed) | {"method": "SFT", "pairs": len(pairs), "seconds": seconds})
+        row = self.dpo(model, pairs, cell)
+        model = row.pop("model")
+        row |= {"pairs": len(pairs)}
+        row |= self.followed(model, self.further, seed) if method == "search" else self.judged(model, seed)
+        gc.collect()
+        return [*found, row]
+
+    def sft(self, model: Any, pairs: Sequence[Result], seed: int) -> float:
+        options = self.arguments
+        config = SFTConfig(seed=seed, device=options.device, precision=PRECISION, learning_rate=options.sft_learning_rate,
+                           epochs=options.epochs, batch_size=options.batch_size, max_steps=options.max_steps)  # fmt: skip
+        data, _ = tokenize_examples(pairs, self.tokenizer, max_length=config.max_length)
+        began = time.perf_counter()
+        for _ in train_sft(model, self.tokenizer, data, config):
+            pass
+        return round(time.perf_counter() - began, 1)
+
+    def dpo(self, model: Any, pairs: Sequence[Result], cell: Cell) -> Result:
+        """The reference is the model as it is when DPO begins. Returns the model, seconds, and the last step's metrics."""
+        options, is_search, has_adapter = self.arguments, cell["method"] == "search", "LoRA" in cell["method"]
+        rate = float(cell.get("rate", options.learning_rate * (20 if has_adapter else 1)))
+        config = DPOConfig(
+            beta=cell.get("beta", options.beta), learning_rate=rate, seed=cell["seed"], device=options.device,
+            precision=PRECISION, epochs=1.0 if is_search else options.epochs, batch_size=options.batch_size,
+            max_steps=options.max_steps,
+        )  # fmt: skip
+        pairs = pairs[: len(pairs) // 2] if is_search else pairs
+        model = add_lora(model, rank=16, seed=cell["seed"]) if has_adapter else model
+        data, _ = tokenize_pairs(pairs, self.tokenizer, max_length=config.max_length)
+        began, steps = time.perf_counter(), []
+        for event in train_dpo(model, self.tokenizer, data, config, cache=self.cache):
+            if isinstance(event, Step):
+                steps.append(event.metrics)
+        tail = steps[-max(len(steps) // 4, 1) :]
+        mean = lambda name: sum(step[name] for step in tail) / len(tail)
+        return {
+            "model": model, "seconds": round(time.perf_counter() - began, 1), "rate": f"{rate:g}", "beta": config.beta,
+            "steps": len(steps), "train_accuracy": mean("rewards/accuracies"), "train_margin": mean("rewards/margins"),
+            "logps_chosen_change": mean("rewards/chosen") / config.beta,
+        }  # fmt: skip
+
+    def followed(self, model: Any, tasks: Sequence[Task], seed: int, **options: Any) -> Result:
+        """Demands met, lengths, repetition and KL on tasks."""
+        found = run_suites(
+            model, self.tokenizer, ("instructions", "repetition"), reference=self.base, tasks=tasks, seed=seed,
+            max_new_tokens=MAX_NEW_TOKENS, batch_size=256, precision=PRECISION, **options,
+        )  # fmt: skip
+        own, repetition = found["instructions"], found["repetition"]
+        row = {
+            "demands_met": own["demands_met"]["value"], "all_met": own["all_met"]["value"],
+            "answers": own["answers"]["value"], "words": own["words"]["value"],
+            "repeated_4grams": repetition["repeated_4grams"]["value"], "cut_at_limit": repetition["cut_at_limit"]["value"],
+            "kl": own["kl"]["value"] if "kl" in own else None,
+        }  # fmt: skip
+        return row | {"records": found["answers"]}
+
+    def judged(self, model: Any, seed: int) -> Result:
+        """What the test split says, sampled and greedy, and what training cost elsewhere."""
+        row = self.followed(model, self.test, seed)
+        records = row.pop("records")
+        row["verdicts"] = compact(records)
+        row |= shares(self.test, row["verdicts"])
+        if seed == 0:
+            row["saved_answers"] = [record["answer"] for record in records[:SAVED_ANSWERS]]
+            greedy = self.followed(model, self.test, seed, temperature=0.0)
+            row["greedy_demands_met"] = greedy["demands_met"]
+            row["greedy_answers"] = [record["answer"] for record in greedy["records"][:SAVED_ANSWERS]]
+        elsewhere = run_suites(
+            model, self.tokenizer, "perplexity", chosen=self.human, num_tokens=self.arguments.text_tokens,
+            precision=PRECISION,
+        )["perplexity"]  # fmt: skip
+        return row | {f"perplexity/{name}": value["perplexity"]["value"] for name, value in elsewhere.items()}
+
+    def best_of_four(self, seed: int) -> Result:
+        """The best of four answers of the base, by the judge itself: what no training buys."""
+        found = run_suites(
+            self.base, self.tokenizer, "instructions", tasks=self.test, seed=seed + 100, num_samples=4,
+            max_new_tokens=MAX_NEW_TOKENS, batch_size=256, precision=PRECISION,
+        )  # fmt: skip
+        best: dict[int, Any] = {}
+        for record in found["answers"]:
+            if record["task"] not in best or record["score"] > best[record["task"]]["score"]:
+                best[record["task"]] = record
+        verdicts = compact([best[i] for i in range(len(self.test))])
+        words = [record["words"] for record in best.values()]
+        return {"method": "best of 4", "verdicts": verdicts, "words": sum(words) / len(words)} | shares(
+            self.test, verdicts
+        )
+
+
+def compact(records: Sequence[Any]) -> str:
+    """Of each task in turn, the demands met as letters 1 and 0; tasks are divided by spaces, "x" marks no answer."""
+    return " ".join(
+        ("" if record["answers"] else "x") + "".join(str(int(bit)) for bit in record["met"]) for record in records
+    )
+
+
+def shares(tasks: Sequence[Task], verdicts: str) -> Result:
+    """Demands met by topic and kind, section by section."""
+    bits = [[int(bit) for bit in word.lstrip("x")] for word in verdicts.split()]
+    groups = {
+        "seen topics": lambda task: task.section in ("format", "system") and task.kinds_seen and task.topic_seen,
+        "unseen topics": lambda task: task.section in ("format", "system") and task.kinds_seen and not task.topic_seen,
+        "unseen kinds": lambda task: task.section in ("format", "system") and not task.kinds_seen,
+    } | {f"{section}, {'seen' if seen else 'unseen'}": lambda task, s=section, k=seen: task.section == s and task.kinds_seen is k
+         for section in ("format", "system", "tools", "safety") for seen in (True, False)}  # fmt: skip
+    found = {"demands_met": sum(map(sum, bits)) / sum(map(len, bits)), "all_met": sum(map(all, bits)) / len(bits)}
+    for name, belongs in groups.items():
+        own = [bit for task, row in zip(tasks, bits, strict=True) if belongs(task) for bit in row]
+        found[name] = sum(own) / len(own) if own else None
+    return found
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--model", default="smollm2")
+    options.add_argument("--prompts", type=int, default=320, help="tasks of the test split")
+    options.add_argument("--pairs", type=int, default=320, help="pairs to learn from, at most")
+    options.add_argument("--epochs", type=float, default=2.0)
+    options.add_argument("--batch-size", type=int, default=8)
+    options.add_argument("--learning-rate", type=float, default=2e-5)
+    options.add_argument("--sft-learning-rate", type=float, default=2e-5)
+    options.add_argument("--beta", type=float, default=0.1)
+    options.add_argument("--text-tokens", type=int, default=8_000)
+    options.add_argument("--max-steps", type=int, default=None, help="fewer steps, to try the script out")
+    options.add_argument("--human", type=Path, nargs="*", default=[], help="files of human preferences; numbers only")
+    arguments = options.parse_args()
+    names = ("prompts", "pairs", "epochs", "batch_size", "learning_rate", "sft_learning_rate", "beta", "text_tokens",
+             "max_steps")  # fmt: skip
+    settings = {name: getattr(arguments, name) for name in names} | {"human": [path.name for path in arguments.human]}
+    settings["answers"] = json.loads((REAL / "manifest.json").read_text())["sha256"]["answers.jsonl.gz"][:16]
+    columns = ["pairs", "demands_met", "seen topics", "unseen topics", "unseen kinds", "words", "kl",
+               "repeated_4grams", "seconds"]  # fmt: skip
+    about = Experiment("real_model", "DPO on a real model", "What each row is: data/experiments/real_model.py.", columns,
+                       settings, group_by=("method", "rate", "beta"), model=arguments.model)  # fmt: skip
+    carry_out(about, cells(arguments.seeds), Lab, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
