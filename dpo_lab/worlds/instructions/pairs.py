@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from math import log
 from random import Random
@@ -13,6 +14,7 @@ from dpo_lab.worlds.instructions.text import words
 
 How = Literal["near_length", "best_worst", "random"]
 HOW: tuple[How, ...] = ("near_length", "best_worst", "random")
+COPIED = re.compile("umbrella|athens", re.IGNORECASE)  # what the worked examples are about
 
 
 def pair_answers(
@@ -23,7 +25,8 @@ def pair_answers(
     """Rows with prompt, chosen and rejected for `load_preferences` and `train_dpo`, and what the judge said of each.
 
     answers: of each task, several sampled answers.
-    hinted: more answers, sampled after a worked example; the row's prompt has none. They can only be chosen.
+    hinted: more answers, sampled after a worked example; the row's prompt has none. They can only be chosen, and those
+        that copied from the example are left out.
     how: which of the better answers goes with which of the worse. "near_length" takes the two that are nearest in
         words, so that length says nothing; "best_worst" the highest and the lowest score; "random" any two.
     least_gap: the least difference in score, of at most 1. The chosen one must also be an answer.
@@ -37,7 +40,8 @@ def pair_answers(
     rng, rows = Random(seed), []
     for number, (task, texts) in enumerate(zip(tasks, answers, strict=True)):
         own = [(text, judge(task, text)) for text in dict.fromkeys(texts)]
-        more = [(text, judge(task, text)) for text in dict.fromkeys(hinted[number] if hinted else ())]
+        after_example = [text for text in (hinted[number] if hinted else ()) if not COPIED.search(text)]
+        more = [(text, judge(task, text)) for text in dict.fromkeys(after_example)]
         options = [
             (good, bad) for good in own + more if good[1].answers
             for bad in own if good[1].score - bad[1].score >= least_gap
