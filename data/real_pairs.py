@@ -1,8 +1,8 @@
 """Preference pairs of a real model's own answers: `python data/real_pairs.py`.
 
-Tasks of the train split of `dpo_lab.worlds.instructions` go to SmolLM2-135M-Instruct, several times each: as they are, and
-with a worked example in front. The judge scores the answers, and two that differ in score make a pair; the pair's prompt
-never has the example. Written whole or not at all:
+Tasks of the train split of `dpo_lab.worlds.instructions` go to SmolLM2-135M-Instruct, several times each: as they are,
+and with a worked example in front. The judge scores the answers, and two that differ in score make a pair; the pair's
+prompt never has the example. Written whole or not at all:
 
     data/real/answers.jsonl.gz   a line per task: its number, the answers to it, and those after an example
     data/real/pairs.jsonl.gz     a line per pair: prompt, chosen, rejected, and what the judge said
@@ -99,11 +99,16 @@ def main() -> None:
     began = time.perf_counter()
     manifest = arguments.out / "manifest.json"
     if arguments.from_answers:
-        saved = [json.loads(line) for line in gzip.open(arguments.out / "answers.jsonl.gz", "rt", encoding="utf-8")]
+        with gzip.open(arguments.out / "answers.jsonl.gz", "rt", encoding="utf-8") as lines:
+            saved = [json.loads(line) for line in lines]
         plain, hinted = [row["answers"] for row in saved], [row["after_an_example"] for row in saved]
-        source = json.loads(manifest.read_text())["model"]
+        sampled = json.loads(manifest.read_text())["sampled"]
     else:
         plain, hinted, source = sample_side_by_side(arguments)
+        sampled = {
+            "model": source, "seconds": round(time.perf_counter() - began), "threads": torch.get_num_threads(),
+            "made": made_with(shlex.join(["python", "data/real_pairs.py", *sys.argv[1:]])),
+        }  # fmt: skip
     pairs = pair_answers(
         tasks, plain, hinted=hinted, how=arguments.how, pairs_per_task=arguments.pairs_per_task, seed=arguments.seed
     )
@@ -114,15 +119,13 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "from_answers")}
     facts = {
-        "made": made_with(shlex.join(["python", "data/real_pairs.py", *sys.argv[1:]])), "model": source,
-        "settings": settings, "seconds": round(time.perf_counter() - began), "threads": torch.get_num_threads(),
-        "sections": about(tasks, plain, hinted, pairs),
+        "sampled": sampled, "settings": settings, "sections": about(tasks, plain, hinted, pairs),
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
     }  # fmt: skip
     for name, content in parts.items():
         write_whole(arguments.out / name, content)
     write_whole(manifest, json.dumps(facts, indent=1).encode() + b"\n")
-    print(json.dumps({name: facts[name] for name in ("model", "seconds", "sections")}, indent=1))
+    print(json.dumps({name: facts[name] for name in ("sampled", "sections")}, indent=1))
 
 
 if __name__ == "__main__":
