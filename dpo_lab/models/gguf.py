@@ -199,11 +199,10 @@ def _is_whole(folder: Path) -> bool:
 def _record_of(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((folder / _RECORD).read_bytes())
-        return (
-            record if record["format"] == _FORMAT and record["files"] and record["file"] and record["origin"] else None
-        )
-    except (OSError, ValueError, LookupError, TypeError):
+        is_ours = record["format"] == _FORMAT and record["file"] and record["origin"] and record["files"].items()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+    return record if is_ours else None
 
 
 def _digest(path: Path) -> str | None:
