@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from dpo_lab.engine.sampler import Answer, sample
+from dpo_lab.engine.sampler import Answer, Choice, sample
 from dpo_lab.models.inside import check_length, inner_model, position_limit
 from dpo_lab.preferences.encoding import end_token_id
 from dpo_lab.preferences.reports import BadRow
@@ -83,14 +83,12 @@ def generate_ids(
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))  # similar lengths side by side
     # A table of positions ends an answer where it ends.
     most = [max_new_tokens if limit is None else min(max_new_tokens, limit - len(ids)) for ids in encoded]
-    answers = [Answer(i, k, _uniforms(seed, i, k, most[i])) for i in order for k in range(num_samples)]
+    answers = [Answer(i, _uniforms(seed, i, k, most[i])) for i in order for k in range(num_samples)]
     was_training = model.training
     model.eval()
     try:
-        sample(
-            inner, encoded, answers, temperature=temperature, top_p=top_p, ends=ends, batch_size=batch_size,
-            precision=precision,
-        )  # fmt: skip
+        choice = Choice(temperature, top_p, frozenset(ends))
+        sample(inner, encoded, answers, choice, batch_size=batch_size, precision=precision)
     finally:
         model.train(was_training)
     completions: list[list[Completion]] = [[] for _ in encoded]

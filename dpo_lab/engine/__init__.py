@@ -6,7 +6,7 @@ attention.py     attention over shared rows; block_attention.py in blocks, for a
 output_layer.py  log-probs of targets, without the logits of every token
 two_halves.py    two halves of a pass at once, on a CPU
 processes.py     several processes that train one model; shards.py splits its weights over them
-sampler.py       answers, token by token, over a store of keys and values
+sampler.py       answers, token by token; key_store.py keeps what a model needs to go on
 compiling.py     parts of a model, compiled in place
 """
 

@@ -30,6 +30,9 @@ SHARED_ATTENTION = "shared_prompts"
 BLOCK_ATTENTION = "shared_prompts_in_blocks"
 TOKENS_TOGETHER = 160
 """On a CPU, rows of up to this many tokens on average are attended to together; longer ones apart."""
+TOKENS_IN_FLOAT32 = 300
+"""On a CPU, gradients over rows of up to this many tokens on average are taken in float32 under bfloat16 too: torch's
+backward pass in bfloat16 takes five times as long at 60 tokens, and as long at 350."""
 
 
 def shared_attention(
@@ -42,10 +45,14 @@ def shared_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return output, None
-    _check_plain(kwargs)
+    check_plain(kwargs)
     is_short = query.shape[2] <= TOKENS_TOGETHER * len(spans)
     attend = _attend_together if is_short or query.device.type != "cpu" else _attend_apart
     key, value = _one_each(query, key), _one_each(query, value)
+    if query.requires_grad and query.device.type == "cpu" and query.shape[2] <= TOKENS_IN_FLOAT32 * len(spans):
+        with torch.autocast("cpu", enabled=False):
+            query, key, value = query.float(), key.float(), value.float()
+            return attend(query, key, value, spans, {"dropout_p": dropout, "scale": scaling}), None
     return attend(query, key, value, spans, {"dropout_p": dropout, "scale": scaling}), None
 
 
@@ -58,11 +65,11 @@ def shared_attention_in_blocks(
     spans = options.get("spans")
     if spans is None or options.get("dropout", 0.0) > 0 or not is_exact_here(query, key, _padded):
         return shared_attention(module, query, key, value, attention_mask, **options)
-    _check_plain(options)
+    check_plain(options)
     return attend_in_blocks(query, key, value, spans, {"scale": options.get("scaling")}), None
 
 
-def _check_plain(options: dict[str, Any]) -> None:
+def check_plain(options: dict[str, Any]) -> None:
     """A capped score or a sink (Gemma 2, GPT-OSS) would otherwise be left out without a word."""
     for name in ("softcap", "s_aux"):
         if options.get(name) is not None:
