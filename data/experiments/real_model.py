@@ -2,7 +2,7 @@
 
 Every policy starts from SmolLM2-135M-Instruct and learns from pairs of its own answers (data/real, `real_pairs.py`):
 
-    base                     the model itself; its best of four answers, as the judge picks it, is "best of 4"
+    base                     the model itself, sampled with several seeds
     SFT                      cross-entropy on the chosen answers
     DPO                      on the pairs, all weights
     SFT + DPO                DPO on top of that, with the model after SFT as the reference
@@ -10,8 +10,8 @@ Every policy starts from SmolLM2-135M-Instruct and learns from pairs of its own 
     DPO, crude judge         pairs by a judge without guards: a demand is met by any text that passes its check
     search                   DPO on part of the pairs with other settings, judged on 64 further tasks of the train split
 
-Each is judged on the same tasks of the test split: demands met, by whether the train split has the topic and the kinds of
-demand; KL from the base; and what it cost elsewhere: perplexity on plain text and on answers that people preferred,
+Each is judged on the same tasks of the test split: demands met, by whether the train split has the topic and the kinds
+of demand; KL from the base; and what it cost elsewhere: perplexity on plain text and on answers that people preferred,
 repetition, length. Rows go to data/results/real_model.json; `dpo_lab.course.saved_results` reads them.
 """
 
@@ -35,13 +35,14 @@ from dpo_lab.loop import Step
 from dpo_lab.models.lora import add_lora
 from dpo_lab.preferences import tokenize_examples, tokenize_pairs
 from dpo_lab.workbench.evaluation import run_suites
-from dpo_lab.worlds.instructions import Task, Verdict, draw, judge, pair_answers
+from dpo_lab.worlds.instructions import GROUPS, Task, Verdict, draw, judge, pair_answers
 from dpo_lab.worlds.instructions.judging import check_demand
 
 REAL = Path(__file__).resolve().parents[1] / "real"
 PRECISION = "bfloat16"
 TOKENS_PER_PASS = 4096  # several processes share the memory
-TEST_SEED, MAX_NEW_TOKENS = 0, 96
+TEST_SEED, MAX_NEW_TOKENS, TEMPERATURE = 0, 96, 0.7
+KL_TASKS = 48  # answered once more at temperature 1, where the mean log-ratio is a KL
 METHODS = ("DPO", "SFT + DPO", "DPO, crude judge", "base", "DPO, LoRA")
 SEARCH = ((1e-5, 0.1), (2e-5, 0.1), (4e-5, 0.1), (4e-5, 0.3))  # learning rate, β
 SAVED_ANSWERS = 40  # of the first seed, to read
@@ -73,7 +74,7 @@ class Lab:
         )
         self.tasks, self.further = drawn[: len(saved)], drawn[len(saved) :]
         self.test = draw("test", arguments.prompts, seed=TEST_SEED)
-        self.human = {path.name.split(".")[0]: load_preferences(path).to_list()[:60] for path in arguments.human}
+        self.human = {path.name.split(".")[0]: load_preferences(path).to_list()[:40] for path in arguments.human}
         arguments.work.mkdir(parents=True, exist_ok=True)
         self.cache = ReferenceCache(arguments.work / "real-model.sqlite")
 
@@ -87,7 +88,7 @@ class Lab:
     def run(self, cell: Cell) -> list[Result]:
         method, seed = cell["method"], cell["seed"]
         if method == "base":
-            return [self.judged(self.base, seed) | {"method": "base"}, self.best_of_four(seed)]
+            return [self.judged(self.base, seed)]
         model = copy.deepcopy(self.base)
         pairs, found = self.pairs(method), []
         if method == "SFT + DPO":
@@ -96,14 +97,17 @@ class Lab:
         row = self.dpo(model, pairs, cell)
         model = row.pop("model")
         row |= {"pairs": len(pairs)}
-        row |= self.followed(model, self.further, seed) if method == "search" else self.judged(model, seed)
+        row |= self.searched(model, seed) if method == "search" else self.judged(model, seed)
         gc.collect()
         return [*found, row]
 
     def sft(self, model: Any, pairs: Sequence[Result], seed: int) -> float:
         options = self.arguments
-        config = SFTConfig(seed=seed, device=options.device, precision=PRECISION, learning_rate=options.sft_learning_rate,
-                           epochs=options.epochs, batch_size=options.batch_size, max_steps=options.max_steps)  # fmt: skip
+        config = SFTConfig(
+            seed=seed, device=options.device, precision=PRECISION, learning_rate=options.sft_learning_rate,
+            epochs=options.epochs, batch_size=options.batch_size, max_steps=options.max_steps,
+            tokens_per_pass=TOKENS_PER_PASS,
+        )  # fmt: skip
         data, _ = tokenize_examples(pairs, self.tokenizer, max_length=config.max_length)
         began = time.perf_counter()
         for _ in train_sft(model, self.tokenizer, data, config):
@@ -111,7 +115,7 @@ class Lab:
         return round(time.perf_counter() - began, 1)
 
     def dpo(self, model: Any, pairs: Sequence[Result], cell: Cell) -> Result:
-        """The reference is the model as it is when DPO begins. Returns the model, seconds, and the last step's metrics."""
+        """The reference is the model as it is when DPO begins. Returns the model, seconds, and the last metrics."""
         options, is_search, has_adapter = self.arguments, cell["method"] == "search", "LoRA" in cell["method"]
         rate = float(cell.get("rate", options.learning_rate * (10 if has_adapter else 1)))
         config = DPOConfig(
@@ -134,20 +138,32 @@ class Lab:
             "logps_chosen_change": mean("rewards/chosen") / config.beta,
         }  # fmt: skip
 
-    def followed(self, model: Any, tasks: Sequence[Task], seed: int, **options: Any) -> Result:
-        """Demands met, lengths, repetition and KL on tasks."""
+    def followed(self, model: Any, tasks: Sequence[Task], seed: int) -> Result:
+        """Demands met, lengths and repetition of one answer to each task; KL from the base on some of the tasks."""
+        options: dict[str, Any] = {
+            "seed": seed,
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "batch_size": 128,
+            "precision": PRECISION,
+        }
         found = run_suites(
-            model, self.tokenizer, ("instructions", "repetition"), reference=self.base, tasks=tasks, seed=seed,
-            max_new_tokens=MAX_NEW_TOKENS, batch_size=128, precision=PRECISION, **options,
-        )  # fmt: skip
+            model, self.tokenizer, ("instructions", "repetition"), tasks=tasks, temperature=TEMPERATURE, **options
+        )
         own, repetition = found["instructions"], found["repetition"]
-        row = {
+        kl = run_suites(model, self.tokenizer, "instructions", reference=self.base, tasks=tasks[:KL_TASKS], **options)
+        return {
             "demands_met": own["demands_met"]["value"], "all_met": own["all_met"]["value"],
             "answers": own["answers"]["value"], "words": own["words"]["value"],
-            "repeated_4grams": repetition["repeated_4grams"]["value"], "cut_at_limit": repetition["cut_at_limit"]["value"],
-            "kl": own["kl"]["value"] if "kl" in own else None,
+            "repeated_4grams": repetition["repeated_4grams"]["value"],
+            "cut_at_limit": repetition["cut_at_limit"]["value"], "kl": kl["instructions"]["kl"]["value"],
+            "records": found["answers"],
         }  # fmt: skip
-        return row | {"records": found["answers"]}
+
+    def searched(self, model: Any, seed: int) -> Result:
+        """What further tasks of the train split say: settings are never chosen on the test split."""
+        row = self.followed(model, self.further, seed)
+        row.pop("records")
+        return row
 
     def judged(self, model: Any, seed: int) -> Result:
         """What the test split says, sampled and greedy, and what training cost elsewhere."""
@@ -163,22 +179,6 @@ class Lab:
         )["perplexity"]  # fmt: skip
         return row | {f"perplexity/{name}": value["perplexity"]["value"] for name, value in elsewhere.items()}
 
-    def best_of_four(self, seed: int) -> Result:
-        """The best of four answers of the base, by the judge itself: what no training buys."""
-        found = run_suites(
-            self.base, self.tokenizer, "instructions", tasks=self.test, seed=seed + 100, num_samples=4,
-            max_new_tokens=MAX_NEW_TOKENS, batch_size=128, precision=PRECISION,
-        )  # fmt: skip
-        best: dict[int, Any] = {}
-        for record in found["answers"]:
-            if record["task"] not in best or record["score"] > best[record["task"]]["score"]:
-                best[record["task"]] = record
-        verdicts = compact([best[i] for i in range(len(self.test))])
-        words = [record["words"] for record in best.values()]
-        return {"method": "best of 4", "verdicts": verdicts, "words": sum(words) / len(words)} | shares(
-            self.test, verdicts
-        )
-
 
 def compact(records: Sequence[Any]) -> str:
     """Of each task in turn, the demands met as letters 1 and 0; tasks are divided by spaces, "x" marks no answer."""
@@ -190,14 +190,11 @@ def compact(records: Sequence[Any]) -> str:
 def shares(tasks: Sequence[Task], verdicts: str) -> Result:
     """Demands met by topic and kind, section by section."""
     bits = [[int(bit) for bit in word.lstrip("x")] for word in verdicts.split()]
-    groups = {
-        "seen topics": lambda task: task.section in ("format", "system") and task.kinds_seen and task.topic_seen,
-        "unseen topics": lambda task: task.section in ("format", "system") and task.kinds_seen and not task.topic_seen,
-        "unseen kinds": lambda task: task.section in ("format", "system") and not task.kinds_seen,
-    } | {f"{section}, {'seen' if seen else 'unseen'}": lambda task, s=section, k=seen: task.section == s and task.kinds_seen is k
-         for section in ("format", "system", "tools", "safety") for seen in (True, False)}  # fmt: skip
-    found = {"demands_met": sum(map(sum, bits)) / sum(map(len, bits)), "all_met": sum(map(all, bits)) / len(bits)}
-    for name, belongs in groups.items():
+    found: Result = {
+        "demands_met": sum(map(sum, bits)) / sum(map(len, bits)),
+        "all_met": sum(map(all, bits)) / len(bits),
+    }
+    for name, belongs in GROUPS.items():
         own = [bit for task, row in zip(tasks, bits, strict=True) if belongs(task) for bit in row]
         found[name] = sum(own) / len(own) if own else None
     return found
@@ -207,10 +204,10 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", default="smollm2")
     options.add_argument("--prompts", type=int, default=240, help="tasks of the test split")
-    options.add_argument("--pairs", type=int, default=320, help="pairs to learn from, at most")
+    options.add_argument("--pairs", type=int, default=480, help="pairs to learn from, at most")
     options.add_argument("--epochs", type=float, default=1.0)
     options.add_argument("--batch-size", type=int, default=8)
-    options.add_argument("--learning-rate", type=float, default=4e-5)
+    options.add_argument("--learning-rate", type=float, default=2e-5)
     options.add_argument("--sft-learning-rate", type=float, default=2e-5)
     options.add_argument("--beta", type=float, default=0.1)
     options.add_argument("--text-tokens", type=int, default=4_000)
@@ -221,10 +218,11 @@ def main() -> None:
              "max_steps")  # fmt: skip
     settings = {name: getattr(arguments, name) for name in names} | {"human": [path.name for path in arguments.human]}
     settings["answers"] = json.loads((REAL / "manifest.json").read_text())["sha256"]["answers.jsonl.gz"][:16]
-    columns = ["pairs", "demands_met", "seen topics", "unseen topics", "unseen kinds", "words", "kl",
+    columns = ["pairs", "demands_met", *GROUPS, "words", "kl",
                "repeated_4grams", "seconds"]  # fmt: skip
-    about = Experiment("real_model", "DPO on a real model", "What each row is: data/experiments/real_model.py.", columns,
-                       settings, group_by=("method", "rate", "beta"), model=arguments.model)  # fmt: skip
+    lead = "What each row is: data/experiments/real_model.py."
+    about = Experiment("real_model", "DPO on a real model", lead, columns, settings,
+                       group_by=("method", "rate", "beta"), model=arguments.model)  # fmt: skip
     carry_out(about, cells(arguments.seeds), Lab, arguments)
 
 

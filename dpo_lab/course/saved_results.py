@@ -1,4 +1,4 @@
-"""Results of experiments, read back for tables and pictures: the four jobs, the hyperparameter map, a GPU. No torch.
+"""Results of experiments, read back for tables and pictures: jobs, the hyperparameter map, real preferences, a GPU.
 
 A row of `data/experiments/jobs.py` is one trained policy judged with one seed. It holds, for each prompt in turn, a
 letter "1" or "0" for success:
@@ -7,13 +7,13 @@ letter "1" or "0" for success:
      "successes": {"safety": "0111…", …}, "stages": {"calls": [41, 45], …},
      "refusals": {"harmful": [48, 50], …}, "attacks": {"none": "11…", "known": "10…", "new": "10…"}, "samples": […]}
 
-Fields that were not judged are absent.
+Fields that were not judged are absent. No torch.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 
 from dpo_lab.course.statistics.jobs import Judged, Refusals, difference, judge_answers, over_seeds
 from dpo_lab.storage.embedded import embedded_path
+from dpo_lab.workbench.evaluation.intervals import ratio, share
 from dpo_lab.workbench.labels.results import Share, wilson
 from dpo_lab.worlds.pocket.schema import JOBS, Conversation
 
@@ -132,6 +133,41 @@ def _counted(rows: Sequence[Result], field: str) -> dict[str, Share]:
     return {name: over_seeds([wilson(*row[field][name]) for row in rows]) for name in names}
 
 
+# A real model.
+
+
+def read_real_model(path: str | Path | None = None) -> tuple[Result, list[Result]]:
+    """How the results on a real model were made, and their rows."""
+    saved = read_results("real_model.json", "python data/experiments/real_model.py", path)
+    return saved["made"] | saved["settings"], saved["rows"]
+
+
+def demands(rows: Sequence[Result], method: str, tasks: Sequence[Any], group: Callable[[Any], bool]) -> np.ndarray:
+    """Of a method and the tasks of a group: demands met, (seeds, tasks), with the tasks' numbers of demands below."""
+    own = [row for row in rows if row["method"] == method]
+    if not own:
+        raise ValueError(f"no row is of {method!r}; there are {', '.join({row['method']: 0 for row in rows})}")
+    met = [[word.count("1") for word in row["verdicts"].split()] for row in own]
+    kept = [i for i, task in enumerate(tasks) if group(task)]
+    return np.array([*met, [len(task.demands) for task in tasks]], float)[:, kept]
+
+
+def demand_share(rows: Sequence[Result], method: str, tasks: Sequence[Any], group: Callable[[Any], bool]) -> Share:
+    """Demands met, the mean over seeds, with an interval over tasks: seeds that answer the same tasks are no more tasks."""
+    *met, counts = demands(rows, method, tasks, group)
+    found = share(np.mean(met, 0), counts)
+    return Share(found["value"], found["low"], found["high"], found["n"])
+
+
+def demand_gain(
+    rows: Sequence[Result], method: str, other: str, tasks: Sequence[Any], group: Callable[[Any], bool]
+) -> Share:
+    """How many more demands a method meets than another, task by task: a bootstrap over tasks."""
+    *met, counts = demands(rows, method, tasks, group)
+    found = ratio(np.mean(met, 0) - np.mean(demands(rows, other, tasks, group)[:-1], 0), counts)
+    return Share(found["value"], found["low"], found["high"], found["n"])
+
+
 # The hyperparameter map.
 
 
@@ -148,6 +184,29 @@ def read_map(path: str | Path | None = None) -> tuple[Result, list[Result], dict
         together.setdefault((row["beta"], row["learning_rate"]), []).append(row)
     repeats = {cell: runs for cell, runs in together.items() if len(runs) > 1}
     return saved["made"], [row for row in rows if row["seed"] == first], repeats
+
+
+# A real model on preferences of people.
+
+
+def read_real_preferences(path: str | Path | None = None) -> tuple[Result, list[Result]]:
+    """How the results on real preferences were made, and their rows: a set, a method and a seed each."""
+    saved = read_results("real_preferences.json", "python data/experiments/real_preferences.py --sets FILE…", path)
+    return saved["made"] | saved["settings"], saved["rows"]
+
+
+def numbers(text: str) -> np.ndarray:
+    """A list of numbers that a row keeps as one text, such as `chosen_changes`: a number for each held-out pair."""
+    return np.array(text.split(), float)
+
+
+def margins_of(rows: Sequence[Result], name: str, method: str, beta: float) -> np.ndarray:
+    """Implicit margins on a set's held-out pairs, the seeds one after the other: β·(change of chosen − of rejected)."""
+    own = [row for row in rows if (row["set"], row["method"]) == (name, method)]
+    if not own:
+        known = ", ".join(dict.fromkeys(f"{row['method']} on {row['set']}" for row in rows))
+        raise ValueError(f"no row is of {method} on {name}; there are {known or 'none'}")
+    return np.concatenate([beta * (numbers(row["chosen_changes"]) - numbers(row["rejected_changes"])) for row in own])
 
 
 # A GPU.

@@ -7,6 +7,6 @@ model's own answers. Everything comes from a seed. No torch, no tokens.
 from dpo_lab import face
 
 __getattr__, __dir__ = face(__name__, {
-    "tasks": "SECTIONS Demand Task draw", "judging": "Verdict judge no_answer", "kinds": "KINDS Kind",
+    "tasks": "GROUPS SECTIONS Demand Task draw", "judging": "Verdict judge no_answer", "kinds": "KINDS Kind",
     "topics": "TEST_TOPICS TOPICS TRAIN_TOPICS", "pairs": "HOW pair_answers", "safety": "is_refusal",
 })  # fmt: skip

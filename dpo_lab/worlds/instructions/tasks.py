@@ -8,7 +8,7 @@ whole conversation, half of the time with an earlier exchange. "tools": a functi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from dpo_lab.worlds.instructions.topics import (
 Section = Literal["format", "system", "tools", "safety"]
 Split = Literal["train", "test"]
 SECTIONS: dict[Section, float] = {"format": 0.6, "system": 0.15, "tools": 0.15, "safety": 0.1}
-"""Each section's share of the tasks that are drawn."""
+"""Each section's share of what is drawn. Safety has few different requests, so among many tasks its share is less."""
 NUM_DEMANDS = (1, 1, 1, 2, 2, 3)  # one to three, the fewer the likelier
 # Groups that cannot be met at once, or only by luck.
 CLASHES = {
@@ -214,3 +214,18 @@ def _safety(rng: Random, is_test: bool) -> Task:
 
 
 _DRAW = {"format": _format, "system": _system, "tools": _tools, "safety": _safety}
+
+
+def _is_text(task: Task) -> bool:
+    return task.section in ("format", "system")
+
+
+GROUPS: dict[str, Callable[[Task], bool]] = {
+    "known kinds, known topics": lambda task: _is_text(task) and task.kinds_seen and task.topic_seen,
+    "known kinds, new topics": lambda task: _is_text(task) and task.kinds_seen and not task.topic_seen,
+    "new kinds, new topics": lambda task: _is_text(task) and not task.kinds_seen,
+    "in the system turn": lambda task: task.section == "system",
+    "function calls": lambda task: task.section == "tools",
+    "declining and helping": lambda task: task.section == "safety",
+}
+"""Groups of test tasks, reported apart. Known is what the train split has too; the first three are texts only."""
