@@ -92,7 +92,7 @@ def word_range(answer: str, least: int, most: int) -> Found:
 
 def num_sentences(answer: str, num: int) -> Found:
     found = t.sentences(answer)
-    if found and not re.search(r"[.!?…][^\w\s]*$", found[-1]):
+    if found and not {*t.closing(found[-1])} & {*".!?…"}:
         return False, "the last sentence is not finished"
     return len(found) == num, f"{len(found)} sentences, {num} wanted"
 
@@ -205,7 +205,7 @@ def ends(answer: str, end: str) -> Found:
 
 def question(answer: str) -> Found:
     found = t.sentences(answer)
-    good = bool(found) and bool(re.search(r"\?[^\w\s]*$", found[-1])) and len(t.words(found[-1])) >= 3
+    good = bool(found) and "?" in t.closing(found[-1]) and len(t.words(found[-1])) >= 3
     return good, "ends with a question" if good else "does not end with a question"
 
 
@@ -248,7 +248,7 @@ def bracketed(answer: str) -> Found:
 
 def exclaims(answer: str) -> Found:
     found = t.sentences("\n".join(line for line in t.lines(answer) if not re.match("# |<<.*>>$", line)))
-    bare = sum(not re.search(r"![^\w\s]*$", sentence) for sentence in found)
+    bare = sum("!" not in t.closing(sentence) for sentence in found)
     return bool(found) and not bare, f"{bare} of {len(found)} sentences without an exclamation mark"
 
 

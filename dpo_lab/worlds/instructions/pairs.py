@@ -37,6 +37,10 @@ def pair_answers(
         raise ValueError(f"how {how!r} is not known; choose one of {', '.join(HOW)}")
     if len(tasks) != len(answers):
         raise ValueError(f"{len(tasks)} tasks and answers to {len(answers)}; give one list of answers per task")
+    if hinted is not None and len(hinted) != len(tasks):
+        raise ValueError(f"{len(tasks)} tasks and hinted answers to {len(hinted)}; give one list of them per task")
+    if not 0 < least_gap <= 1:
+        raise ValueError(f"least_gap must be above 0 and at most 1, got {least_gap}; 0.3 is the usual start")
     rng, rows = Random(seed), []
     for number, (task, texts) in enumerate(zip(tasks, answers, strict=True)):
         own = [(text, judge(task, text)) for text in dict.fromkeys(texts)]

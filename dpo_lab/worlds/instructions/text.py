@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 WORD = re.compile(r"[^\W_]+(?:['’\-_][^\W_]+){0,3}")  # a longer chain is no way to save words
-SENTENCE_END = re.compile(r"""[.!?…]+["'”’)\]*_]*(?=\s)""")
+SENTENCE_END = re.compile(r"""(?<![.!?…])[.!?…]+["'”’)\]*_]*(?=\s)""")
 ABBREVIATION = re.compile(r"(?:^|[^\w.])(?:Mr|Mrs|Ms|Dr|Prof|St|Mt|vs|e\.g|i\.e|cf|approx)$")
 ABBREVIATION_OR_END = re.compile(r"(?:^|[^\w.])(?:etc|[ap]\.m|U\.S|U\.K|\.{0,2})$")  # no end where small letters follow
 INITIALS = re.compile(r"(?:^|\b[A-Z]\. ?)[A-Z]$|(?:^|[.!?] |\b(?:of|and|to|with) )[B-HJ-Z]$|\bby [A-Z]$")
@@ -43,6 +43,14 @@ def _goes_on(line: str, start: int, end: re.Match[str], has_capitals: bool) -> b
     return stop == "." and bool(
         ABBREVIATION.search(before) or INITIALS.search(before) or (follows and ABBREVIATION_OR_END.search(before))
     )
+
+
+def closing(text: str) -> str:
+    """The marks after its last letter, digit or white space: stops, quotation marks, brackets, emoji."""
+    start = len(text)
+    while start and not (text[start - 1].isalnum() or text[start - 1] == "_" or text[start - 1].isspace()):
+        start -= 1
+    return text[start:]
 
 
 def lines(text: str) -> list[str]:
