@@ -51,8 +51,8 @@ def shared_attention(
     key, value = _one_each(query, key), _one_each(query, value)
     if query.requires_grad and query.device.type == "cpu" and query.shape[2] <= TOKENS_IN_FLOAT32 * len(spans):
         with torch.autocast("cpu", enabled=False):
-            query, key, value = query.float(), key.float(), value.float()
-            return attend(query, key, value, spans, {"dropout_p": dropout, "scale": scaling}), None
+            output = attend(query.float(), key.float(), value.float(), spans, {"dropout_p": dropout, "scale": scaling})
+            return output.to(query.dtype), None
     return attend(query, key, value, spans, {"dropout_p": dropout, "scale": scaling}), None
 
 
