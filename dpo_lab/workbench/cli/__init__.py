@@ -6,7 +6,7 @@ models     cache, evaluate, sample, merge
 suites     evaluate --suite and --against
 tables     compare, losses, recipes
 sweep      many short runs that search for good knobs
-demo, lab  what make demo and make lab call
+demo, real, lab   what make demo, make real and make lab call
 inputs, progress, terminal, interruption   what several of them share
 """
 

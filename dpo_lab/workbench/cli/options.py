@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from dpo_lab.config import DPOConfig, LoRAConfig, LossName, SFTConfig, TrackerName
+from dpo_lab.config import DPOConfig, LoRAConfig, LossName, Precision, SFTConfig, TrackerName
 from dpo_lab.workbench.runs.settings import HeldOutSettings, PassSettings, ReadingSettings
 from dpo_lab.workbench.sweeps.settings import SweepSettings
 
@@ -228,6 +228,43 @@ class DemoOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RealOptions:
+    """Align a real model with DPO on its own answers, and show before and after. Ten minutes on a laptop."""
+
+    model: str = "smollm2"
+    """`smollm2`, or another chat model: a folder, a .gguf file, or a Hub id. Give --sample with another one: the saved
+    pairs are answers of smollm2."""
+    sample: int = 0
+    """Sample new pairs from the model's answers to this many tasks, which takes about a second a task; 0 takes the
+    saved pairs."""
+    pairs: int = 320
+    """At most this many pairs."""
+    tasks: int = 160
+    """Test tasks, answered before and after."""
+    epochs: float = 2.0
+    """Passes over the pairs."""
+    learning_rate: float = 2e-5
+    """Highest learning rate."""
+    beta: float = 0.1
+    """Price of drifting from the reference."""
+    batch_size: int = 8
+    """Pairs per step."""
+    precision: Precision = "bfloat16"
+    """Of sampling, training and scoring; float32 takes several times as long on most processors."""
+    run: Path | None = None
+    """Folder of the run; None makes runs/real-DATE-TIME."""
+    seed: int = 0
+    """The one source of randomness."""
+    device: str = "auto"
+    """`auto` takes the GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("sample", 0), ("pairs", 8), ("tasks", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabOptions:
     """Open the course in JupyterLab, on this machine only."""
 
@@ -261,6 +298,7 @@ COMMANDS = {
     "losses": LossesOptions,
     "recipes": RecipesOptions,
     "demo": DemoOptions,
+    "real": RealOptions,
     "lab": LabOptions,
 }
 
