@@ -1,8 +1,10 @@
 """Preference pairs of a real model's own answers: `python data/real_pairs.py`.
 
 Tasks of the train split of `dpo_lab.worlds.instructions` go to SmolLM2-135M-Instruct, several times each: as they are,
-and with a worked example in front. The judge scores the answers, and two that differ in score make a pair; the pair's
-prompt never has the example. Written whole or not at all:
+and with a worked example in front. The judge scores the answers, and two that differ in score make a pair. Answers
+after an example are chosen for function calls only. Elsewhere they speak as the example does, and a policy that learnt
+from them learnt its short, childish sentences and not the demands. The pair's prompt never has the example. Written
+whole or not at all:
 
     data/real/answers.jsonl.gz   a line per task: its number, the answers to it, and those after an example
     data/real/pairs.jsonl.gz     a line per pair: prompt, chosen, rejected, and what the judge said
@@ -88,7 +90,13 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=96, help="most tokens of an answer")
     options.add_argument("--temperature", type=float, default=0.7)
     options.add_argument("--how", choices=HOW, default="near_length", help="which answers make a pair")
-    options.add_argument("--pairs-per-task", type=int, default=1)
+    options.add_argument(
+        "--hints",
+        choices=("none", "tools", "all"),
+        default="tools",
+        help="where answers after an example may be chosen (default: calls, which it never gets right without)",
+    )
+    options.add_argument("--pairs-per-task", type=int, default=2)
     options.add_argument("--batch-size", type=int, default=192)
     options.add_argument("--precision", default="bfloat16")
     options.add_argument("--seed", type=int, default=0)
@@ -109,8 +117,10 @@ def main() -> None:
             "model": source, "seconds": round(time.perf_counter() - began), "threads": torch.get_num_threads(),
             "made": made_with(shlex.join(["python", "data/real_pairs.py", *sys.argv[1:]])),
         }  # fmt: skip
+    has_hint = {"none": lambda task: False, "tools": lambda task: task.section == "tools", "all": lambda task: True}
+    helped = [own if has_hint[arguments.hints](task) else [] for task, own in zip(tasks, hinted, strict=True)]
     pairs = pair_answers(
-        tasks, plain, hinted=hinted, how=arguments.how, pairs_per_task=arguments.pairs_per_task, seed=arguments.seed
+        tasks, plain, hinted=helped, how=arguments.how, pairs_per_task=arguments.pairs_per_task, seed=arguments.seed
     )
     texts = [
         {"task": i, "answers": a, "after_an_example": b} for i, (a, b) in enumerate(zip(plain, hinted, strict=True))

@@ -29,8 +29,8 @@ from dpo_lab.models.inside import inner_model
 from dpo_lab.preferences.token_data import TokenData
 
 SCORING_VERSION = {"float32": 1, "bfloat16": 2, "float16": 2}
-"""By precision. Raised whenever a change here, in `batching` or in `engine` changes a value by more than the rounding that other
-batches bring as well: cached log-probs then miss."""
+"""By precision. Raised whenever a change here, in `batching` or in `engine` changes a value by more than the rounding
+that other batches bring as well: cached log-probs then miss."""
 
 logger = logging.getLogger("dpo_lab")
 

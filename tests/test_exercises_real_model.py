@@ -30,7 +30,7 @@ def test_a_right_guard(capsys):
         (lambda passes, text, about: guarded(passes, text, about, least=1), "One word"),
         (lambda passes, text, about: guarded(passes, text, about, has_topic=False), "about the topic"),
         (lambda passes, text, about: guarded(passes, text, about, is_once=False), "three times"),
-        (lambda passes, text, about: guarded(lambda text: True, text, about), "longer than 20"),
+        (lambda passes, text, about: guarded(lambda text: True, text, about), "more than 20"),
         (lambda passes, text, about: guarded(lambda t: len(t.split()) <= 20, text, about), "call `passes"),
         (lambda passes, text, about: "tea" in text.lower() and guarded(passes, text, about), "leaves"),
         (lambda passes, text, about: "yes", "True or False"),

@@ -87,7 +87,9 @@ def carry_out(experiment: Experiment, cells: Sequence[Cell], lab: Callable[[argp
     Raises: SystemExit where the file holds rows of other settings; a cell's own error, after the others are saved.
     """
     path = arguments.out or RESULTS / f"{experiment.name}.json"
-    settings = json.loads(json.dumps(experiment.settings | {"model": fingerprint(load_policy(experiment.model)[0])[:16]}))
+    settings = json.loads(
+        json.dumps(experiment.settings | {"model": fingerprint(load_policy(experiment.model)[0])[:16]})
+    )
     rows, commits = ([], []) if arguments.anew else saved_rows(path, settings)
     done = {identity(row["cell"]) for row in rows}
     wanted = [cell for cell in cells if not arguments.only or set(arguments.only) & {str(v) for v in cell.values()}]

@@ -153,7 +153,7 @@ def demands(rows: Sequence[Result], method: str, tasks: Sequence[Any], group: Ca
 
 
 def demand_share(rows: Sequence[Result], method: str, tasks: Sequence[Any], group: Callable[[Any], bool]) -> Share:
-    """Demands met, the mean over seeds, with an interval over tasks: seeds that answer the same tasks are no more tasks."""
+    """Demands met, the mean over seeds, with an interval over tasks: more seeds on the same tasks are no more tasks."""
     *met, counts = demands(rows, method, tasks, group)
     found = share(np.mean(met, 0), counts)
     return Share(found["value"], found["low"], found["high"], found["n"])

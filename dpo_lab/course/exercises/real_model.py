@@ -21,7 +21,7 @@ _TEXTS = (
     ("TEA IS A HOT DRINK. tea is a hot drink. Nice tea.", False, "The same sentence in other letters is the same "
      "sentence."),
     ("Tea is a drink that is made of leaves and that people in many places of the world drink in the morning and in "
-     "the afternoon with milk or sugar.", False, "It answers, and it is longer than 20 words: the demand itself fails."),
+     "the afternoon with milk or sugar.", False, "It answers, and has more than 20 words: the demand itself fails."),
 )  # fmt: skip
 
 
@@ -67,12 +67,12 @@ def check_nearest_pair(answer: Callable[..., Any]) -> None:
             raise NotYet(
                 f"For {good} and {bad} you take {found}, {gaps[found]} words apart; {gaps[wanted]} can be had. {hint}"
             )
-    right("a pair whose two answers are as long as each other says nothing about length, so nothing about length is learnt "
-          "from it")  # fmt: skip
+    right("a pair whose two answers are as long as each other says nothing about length, so nothing about length is "
+          "learnt from it")  # fmt: skip
 
 
 def check_both_orders(answer: Callable[..., Any]) -> None:
-    """`answer(judge, prompts, ours, theirs)` → wins plus half of the rest, as a share, each pair judged in both orders."""
+    """`answer(judge, prompts, ours, theirs)` → wins plus half of the rest, as a share; each pair in both orders."""
     prompts = ["p", "q", "r", "s"]
     ours, theirs = ["aaaa", "b", "cc", "dddd"], ["a", "bbb", "cc", "d"]
     longer = lambda prompt, first, second: 0.5 if len(first) == len(second) else float(len(first) > len(second))
@@ -81,7 +81,7 @@ def check_both_orders(answer: Callable[..., Any]) -> None:
     sticky = lambda prompt, one, other: 1.0 if prompt in "pq" else longer(prompt, one, other)
     cases = (
         (longer, 0.625, "A judge that likes the longer answer: two wins, a loss, a tie."),
-        (first, 0.5, "A judge that always takes the first answer says nothing about the two models: the orders disagree "
+        (first, 0.5, "A judge that always takes the first answer says nothing about the models: the orders disagree "
          "on every prompt."),
         (second, 0.5, "A judge that always takes the second answer: the orders disagree on every prompt."),
         (sticky, 0.625, "On two prompts it takes whichever is first: disagreement, half a win each. Then a tie, then a "

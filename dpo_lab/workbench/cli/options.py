@@ -241,7 +241,7 @@ class RealOptions:
     """At most this many pairs."""
     tasks: int = 160
     """Test tasks, answered before and after."""
-    epochs: float = 2.0
+    epochs: float = 1.0
     """Passes over the pairs."""
     learning_rate: float = 2e-5
     """Highest learning rate."""

@@ -24,7 +24,8 @@ from dpo_lab.workbench.evaluation.suites import run_suites
 from dpo_lab.workbench.runs.run import Run
 from dpo_lab.worlds.instructions import GROUPS, Task, draw, pair_answers
 
-MAX_NEW_TOKENS = 96
+MAX_NEW_TOKENS, TEMPERATURE = 96, 0.7
+KL_TASKS = 48
 
 
 def real(options: RealOptions) -> int:
@@ -33,18 +34,14 @@ def real(options: RealOptions) -> int:
     folder = options.run or dated_folder("real")
     base, tokenizer = load_policy(options.model, device=options.device)
     console.print(f"The model is {origin_of(base)}.", soft_wrap=True)
-    pairs = folder / "pairs.jsonl"
+    pairs = folder.with_name(f"{folder.name}-pairs.jsonl")
     source = str(embedded_path("real", "pairs.jsonl.gz"))
     if options.sample:
         write_whole(pairs, "".join(json.dumps(row) + "\n" for row in sampled_pairs(base, tokenizer, options)).encode())
         source = str(pairs)
     tasks = draw("test", options.tasks, seed=options.seed)
-    suites: dict[str, Any] = {
-        "tasks": tasks, "reference": base, "seed": options.seed, "max_new_tokens": MAX_NEW_TOKENS, "batch_size": 128,
-        "num_tokens": 8_000, "precision": options.precision,
-    }  # fmt: skip
     console.print(f"{len(tasks)} test tasks are answered before training.")
-    found = {"before": run_suites(base, tokenizer, **suites)}
+    found = {"before": measured(base, base, tokenizer, tasks, options)}
     status = train(TrainOptions(
         model=options.model, pairs=source, run=folder, seed=options.seed, device=options.device, limit=options.pairs,
         epochs=options.epochs, learning_rate=options.learning_rate, beta=options.beta, batch_size=options.batch_size,
@@ -55,7 +52,7 @@ def real(options: RealOptions) -> int:
     run = Run.load(folder)
     policy, _ = load_policy(str(run.model_folder), device=options.device)
     console.print("The same tasks are answered after training.")
-    found["after"] = run_suites(policy, tokenizer, **suites)
+    found["after"] = measured(policy, base, tokenizer, tasks, options)
     run.add_results(
         {f"real/{name}/{when}": value for when, own in found.items() for name, value in numbers(own).items()}
     )
@@ -71,12 +68,22 @@ def real(options: RealOptions) -> int:
     return 0
 
 
+def measured(model: Any, base: Any, tokenizer: Any, tasks: Sequence[Task], options: RealOptions) -> dict[str, Any]:
+    """The suites' results at the temperature at which people sample, and the KL from the base, which is at 1."""
+    settings: dict[str, Any] = {
+        "seed": options.seed, "max_new_tokens": MAX_NEW_TOKENS, "batch_size": 128, "precision": options.precision,
+    }  # fmt: skip
+    found = run_suites(model, tokenizer, tasks=tasks, temperature=TEMPERATURE, num_tokens=4_000, **settings)
+    kl = run_suites(model, tokenizer, "instructions", tasks=tasks[:KL_TASKS], reference=base, **settings)
+    return found | {"kl": kl["instructions"]["kl"]}
+
+
 def sampled_pairs(model: Any, tokenizer: Any, options: RealOptions) -> list[dict[str, Any]]:
     """New pairs: tasks of the train split, answered as they are and after a worked example, judged, paired."""
     tasks = draw("train", options.sample, seed=options.seed)
     console.print(f"{len(tasks)} train tasks are answered eight times each: this takes the most time.")
     sampling: dict[str, Any] = {
-        "num_samples": 4, "temperature": 0.7, "max_new_tokens": MAX_NEW_TOKENS, "batch_size": 128,
+        "num_samples": 4, "temperature": TEMPERATURE, "max_new_tokens": MAX_NEW_TOKENS, "batch_size": 128,
         "precision": options.precision,
     }  # fmt: skip
     plain = generate(model, tokenizer, [task.row() for task in tasks], seed=options.seed, **sampling)
@@ -94,7 +101,7 @@ def numbers(found: Mapping[str, Any]) -> dict[str, float]:
     (text,) = found["perplexity"].values()
     return {
         "demands_met": followed["demands_met"]["value"], "all_met": followed["all_met"]["value"],
-        "kl": followed["kl"]["value"], "words": followed["words"]["value"],
+        "kl": found["kl"]["value"], "words": followed["words"]["value"],
         "repeated_4grams": repetition["repeated_4grams"]["value"], "perplexity": text["perplexity"]["value"],
     }  # fmt: skip
 
@@ -110,7 +117,7 @@ def overall_table(found: Mapping[str, Any], tasks: Sequence[Task]) -> Table:
         ("repeated_4grams", "repeated runs of four words", "{:.1%}"),
     ):  # fmt: skip
         rows.append((what, *(form.format(own[name]).replace("%", " %") for own in flat.values())))
-    title = f"Demands met, {len(tasks)} test tasks, one answer each at temperature 1"
+    title = f"Demands met, {len(tasks)} test tasks, one answer each at temperature {TEMPERATURE}"
     return plain_table(("", *found), rows, title=title)
 
 
