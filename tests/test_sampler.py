@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import transformers as tf
 
 from dpo_lab.engine import sampler
 from dpo_lab.engine.key_store import TokenPass, why_not_stored
+from dpo_lab.engine.two_halves import TwoThreads
 from dpo_lab.models.inside import in_precision
 from dpo_lab.sampling import generate, generate_ids
 from tests.conftest import tiny_llama
@@ -260,3 +262,24 @@ def test_probabilities_that_are_no_numbers_are_reported(temperature):
         ):
             generate(model, TOKENIZER, PROMPTS * 8, temperature=temperature)
         assert model.training
+
+
+def test_where_one_thread_is_interrupted_the_other_ends_too(monkeypatch):
+    token_logits, steps = sampler.token_logits, {True: 0, False: 0}
+
+    def interrupted(*arguments):
+        is_main = threading.current_thread() is threading.main_thread()
+        steps[is_main] += 1
+        if is_main and steps[True] == 2:
+            raise KeyboardInterrupt
+        return token_logits(*arguments)
+
+    monkeypatch.setattr(sampler, "token_logits", interrupted)
+    monkeypatch.setattr(sampler, "two_threads", lambda *_: TwoThreads())
+    model = tiny_llama()
+    own_attention, threads = model.config._attn_implementation, torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, TOKENIZER, PROMPTS, num_samples=400, max_new_tokens=200, batch_size=16)
+    assert 0 < steps[False] < 400
+    assert model.config._attn_implementation == own_attention
+    assert torch.get_num_threads() == threads

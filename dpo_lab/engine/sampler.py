@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from threading import Event
 from typing import Any
 from weakref import WeakSet
 
@@ -19,7 +20,14 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList
 
-from dpo_lab.engine.key_store import Store, attends_to_store, compute_prompts, token_logits, why_not_stored
+from dpo_lab.engine.key_store import (
+    ComputedPrompt,
+    Store,
+    attends_to_store,
+    compute_prompts,
+    token_logits,
+    why_not_stored,
+)
 from dpo_lab.engine.two_halves import two_threads
 from dpo_lab.models.inside import in_precision
 
@@ -89,11 +97,11 @@ def sample(
                 _TOLD.add(model)
             return _sample_plainly(used, prompts, answers, choice, batch_size)
         with attends_to_store(used):
-            threads = two_threads(used, used.device)
+            threads, is_over = two_threads(used, used.device), Event()
             if threads is None or min(len(answers), batch_size) < FEWEST_HALVED:
-                return _sample_from_store(used, prompts, answers, choice, batch_size)
+                return _sample_from_store(used, prompts, answers, choice, batch_size, is_over)
             work = zip(_halves(answers), (batch_size - batch_size // 2, batch_size // 2), strict=True)
-            threads.map(lambda half: _sample_from_store(used, prompts, half[0], choice, half[1]), list(work))
+            threads.map(lambda half: _sample_from_store(used, prompts, half[0], choice, half[1], is_over), list(work))
     return None
 
 
@@ -108,31 +116,39 @@ def _halves(answers: Sequence[Answer]) -> tuple[list[Answer], list[Answer]]:
 
 @torch.no_grad()  # it is a matter of the thread
 def _sample_from_store(
-    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Answer], choice: Choice, batch_size: int
-) -> None:
-    """The loop: waiting answers enter where there is room, or every active one gets its next token."""
+    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Answer], choice: Choice, batch_size: int,
+    is_over: Event,
+) -> None:  # fmt: skip
+    """The loop of one thread: waiting answers enter where there is room, or every active one gets its next token.
+
+    is_over: set where a thread fails or is interrupted; then the other one ends too.
+    """
     size = min(batch_size, len(answers))
     store = Store(size, max(len(prompts[answer.prompt]) + len(answer.uniforms) for answer in answers))
     active: list[Answer] = []  # in the order of their places in the store
-    computed = {}  # prompts of which some answers have entered and others wait
+    computed: dict[int, ComputedPrompt] = {}  # prompts of which some answers have entered and others wait
     num_entered = 0
-    while num_entered < len(answers) or active:
-        room = min(size - len(active), len(answers) - num_entered)
-        if room and (room >= size // 8 or not active):  # not one by one: few tokens take as long as many
-            entering = answers[num_entered : num_entered + room]
-            num_entered += room
-            new = {answer.prompt: prompts[answer.prompt] for answer in entering if answer.prompt not in computed}
-            computed |= compute_prompts(model, new)
-            for prompt, group in groupby(enumerate(entering, len(active)), lambda item: item[1].prompt):
-                store.enter([place for place, _ in group], computed[prompt])
-            active += entering
-            choice.extend(entering, torch.stack([computed[answer.prompt].logits for answer in entering]))
-            unfinished = {answer.prompt for answer in answers[num_entered : num_entered + 1]}
-            computed = {prompt: computed[prompt] for prompt in computed if prompt in unfinished}
-        else:
-            positions = [len(prompts[answer.prompt]) + len(answer.ids) - 1 for answer in active]
-            choice.extend(active, token_logits(model, store, [answer.ids[-1] for answer in active], positions))
-        _close_up(store, active, choice)
+    try:
+        while (num_entered < len(answers) or active) and not is_over.is_set():
+            room = min(size - len(active), len(answers) - num_entered)
+            if room and (room >= size // 8 or not active):  # not one by one: few tokens take as long as many
+                entering = answers[num_entered : num_entered + room]
+                num_entered += room
+                new = {answer.prompt: prompts[answer.prompt] for answer in entering if answer.prompt not in computed}
+                computed |= compute_prompts(model, new)
+                for prompt, group in groupby(enumerate(entering, len(active)), lambda item: item[1].prompt):
+                    store.enter([place for place, _ in group], computed[prompt])
+                active += entering
+                choice.extend(entering, torch.stack([computed[answer.prompt].logits for answer in entering]))
+                unfinished = {answer.prompt for answer in answers[num_entered : num_entered + 1]}
+                computed = {prompt: computed[prompt] for prompt in computed if prompt in unfinished}
+            else:
+                positions = [len(prompts[answer.prompt]) + len(answer.ids) - 1 for answer in active]
+                choice.extend(active, token_logits(model, store, [answer.ids[-1] for answer in active], positions))
+            _close_up(store, active, choice)
+    except BaseException:
+        is_over.set()
+        raise
 
 
 def _close_up(store: Store, active: list[Answer], choice: Choice) -> None:
