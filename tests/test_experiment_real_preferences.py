@@ -196,6 +196,7 @@ def test_the_page_tells_every_lesson_with_its_number(experiment):
     (0.2, 0.4, (0.1, math.inf), "holds"), (0.05, 0.4, (0.1, math.inf), "cannot be told"),
     (0.02, 0.05, (0.1, math.inf), "does not hold"), (-0.2, 0.2, (-0.05, 0.05), "cannot be told"),
     (0.06, 0.2, (-0.05, 0.05), "does not hold"), (-0.04, 0.04, (-0.05, 0.05), "holds"),
+    (0.0, 0.0, (0.0, math.inf), "cannot be told"),
     (None, None, (0.0, 1.0), "cannot be told"), (math.nan, 1.0, (0.0, 1.0), "cannot be told"),
 ])  # fmt: skip
 def test_a_verdict_asks_the_whole_interval(experiment, low, high, holds, expected):

@@ -359,7 +359,7 @@ def verdict(found: Measured, holds: tuple[float, float]) -> str:
         return "cannot be told"
     if holds[0] < low and high < holds[1]:
         return "holds"
-    return "does not hold" if high <= holds[0] or holds[1] <= low else "cannot be told"
+    return "does not hold" if high < holds[0] or holds[1] < low else "cannot be told"
 
 
 def together(verdicts: Sequence[str]) -> str:
