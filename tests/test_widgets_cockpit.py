@@ -20,6 +20,7 @@ from dpo_lab.workbench.cli import parse
 from dpo_lab.workbench.plots import describe_watch, to_png, watch_figure
 from dpo_lab.workbench.recipes import Answers, Prepared, Recipe, command_line
 from dpo_lab.workbench.runs import Run, run_labels
+from dpo_lab.workbench.runs.page import UNPRINTABLE
 from dpo_lab.workbench.widgets import Cockpit, markup
 from dpo_lab.workbench.widgets.cockpit.status_text import (
     Progress,
@@ -79,6 +80,11 @@ def by_label(runs: list[Run]) -> dict[str, list[dict]]:
 
 def plain(html: str) -> str:
     return unescape(re.sub("<[^>]*>", " ", html))
+
+
+def shown(text: str) -> str:
+    """A text as a page shows it: one space between words, a sign for what cannot be printed."""
+    return " ".join(UNPRINTABLE.sub("\ufffd", text).split())
 
 
 # ── controls ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -315,7 +321,7 @@ def test_train_shows_progress_curves_and_answers_and_keeps_the_run(cockpit, tmp_
         cockpit.prompt.value = number
         sample = run.samples[number - 1]
         for name in ("prompt", "before", "after"):
-            assert " ".join(sample[name].split()) in " ".join(plain(cockpit.answers.value).split())
+            assert shown(sample[name]) in shown(plain(cockpit.answers.value))
     assert "after 9 steps" in cockpit.answers.value
 
 
@@ -335,7 +341,7 @@ def test_a_second_run_is_laid_over_the_first_and_a_new_panel_finds_both(cockpit,
     assert cockpit.curves.image.value != to_png(watch_figure(by_label(runs)))
     assert "run-01" not in cockpit.curves.words.value
     cockpit.answers_of.value = "run-01"
-    assert runs[0].samples[0]["after"].strip()[:5] in plain(cockpit.answers.value)
+    assert shown(runs[0].samples[0]["after"])[:5] in shown(plain(cockpit.answers.value))
 
     (tmp_path / "runs" / "broken").mkdir()
     (tmp_path / "runs" / "broken" / "config.json").write_text("{")
