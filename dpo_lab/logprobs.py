@@ -28,9 +28,9 @@ from dpo_lab.engine.two_halves import two_threads
 from dpo_lab.models.inside import inner_model
 from dpo_lab.preferences.token_data import TokenData
 
-SCORING_VERSION = {"float32": 1, "bfloat16": 2, "float16": 2}
-"""By precision. Raised whenever a change here, in `batching` or in `engine` changes a value by more than the rounding
-that other batches bring as well: cached log-probs then miss."""
+SCORING_VERSION = 1
+"""Raised whenever a change here, in `batching` or in `engine` changes a value by more than the rounding that other
+batches bring as well: cached log-probs then miss."""
 
 logger = logging.getLogger("dpo_lab")
 
@@ -188,7 +188,5 @@ def _chunked_token_logps(inner: Any, batch: Batch) -> Tensor:
     """As `plain_token_logps`, with the output layer only where a completion token is predicted, and in pieces."""
     states = call(inner, batch, inner.base_model).last_hidden_state  # (R, T, D)
     hidden = states.flatten(0, 1)[batch.predictors]  # (N, D)
-    if torch.is_autocast_enabled(hidden.device.type):  # norms give float32; the output layer's products are autocast's
-        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     head = inner.get_output_embeddings()
     return TargetLogps.apply(hidden, head.weight, head.bias, batch.targets)

@@ -83,8 +83,7 @@ def scoring_conditions(model: nn.Module, precision: str) -> str:
     release of transformers, whose model code computes the forward pass."""
     parameter = next(model.parameters())
     release = ".".join(transformers.__version__.split(".")[:2])
-    version = SCORING_VERSION[precision]
-    return f"{precision} {parameter.dtype} {parameter.device.type} v{version} transformers {release}"
+    return f"{precision} {parameter.dtype} {parameter.device.type} v{SCORING_VERSION} transformers {release}"
 
 
 def row_keys(model_fingerprint: str, data: TokenData, conditions: str, rows: slice = slice(None)) -> list[bytes]:
