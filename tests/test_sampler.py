@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,13 @@ PROMPTS = ["the cat sat", "a dog", "it was a big red tree and then the cat", "no
 TOKENIZER = tiny_tokenizer()
 IDS = [TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS]
 
-WORDS = {"vocab_size": 64, "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+WORDS: dict[str, Any] = {
+    "vocab_size": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 SMALL = WORDS | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED = SMALL | {"num_key_value_heads": 2}
 HEADS = GROUPED | {"head_dim": 8, "sliding_window": 64}
@@ -143,7 +150,8 @@ def test_sampled_tokens_are_those_of_a_plain_loop_with_the_same_random_numbers(n
 
 
 def test_an_answer_does_not_depend_on_what_else_is_sampled(monkeypatch):
-    model, options = tiny_llama(), {"max_new_tokens": 12, "seed": 3}
+    model = tiny_llama()
+    options: dict[str, Any] = {"max_new_tokens": 12, "seed": 3}
     rows = tokens_of(generate_ids(model, TOKENIZER, PROMPTS, num_samples=5, **options))
     for batch_size in (1, 3, 16):
         again = generate_ids(model, TOKENIZER, PROMPTS, num_samples=5, batch_size=batch_size, **options)

@@ -53,7 +53,7 @@ def check_nearest_pair(answer: Callable[..., Any]) -> None:
     """`answer(good, bad)`, two lists of texts → the places of the two that are nearest in their number of words."""
     for good, bad, wanted in _PAIRS:
         parts = as_parts(call(answer, list(good), list(bad)), 2, "two places, one in `good` and one in `bad`")
-        found = tuple(int(as_number(part, "a place")) for part in parts)
+        found = int(as_number(parts[0], "a place")), int(as_number(parts[1], "a place"))
         length = lambda text: len(text.split())
         gaps = {(i, j): abs(length(a) - length(b)) for i, a in enumerate(good) for j, b in enumerate(bad)}
         if found not in gaps:
