@@ -23,16 +23,12 @@ PROMPTS = ["the cat sat", "a dog", "it was a big red tree and then the cat", "no
 TOKENIZER = tiny_tokenizer()
 IDS = [TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS]
 
-WORDS: dict[str, Any] = {
-    "vocab_size": 64,
-    "initializer_range": 0.3,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-SMALL = WORDS | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-GROUPED = SMALL | {"num_key_value_heads": 2}
-HEADS = GROUPED | {"head_dim": 8, "sliding_window": 64}
+WORDS: dict[str, Any] = {"vocab_size": 64, "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2}
+SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL: dict[str, Any] = {**WORDS, **SIZES, "pad_token_id": 0}
+GROUPED: dict[str, Any] = {**SMALL, "num_key_value_heads": 2}
+HEADS: dict[str, Any] = {**GROUPED, "head_dim": 8, "sliding_window": 64}
+SHORT: dict[str, Any] = {**GROUPED, "sliding_window": 8}
 
 MODELS = {
     "llama": tiny_llama,
@@ -50,7 +46,7 @@ OTHERS = {
         "Gemma2ForCausalLM does not take another attention"),
     "mamba": (lambda: tf.MambaForCausalLM(tf.MambaConfig(hidden_size=16, state_size=4, num_hidden_layers=2, **WORDS)),
               "MambaForCausalLM does not take another attention"),
-    "window": (lambda: tf.MistralForCausalLM(tf.MistralConfig(**GROUPED | {"sliding_window": 8})),
+    "window": (lambda: tf.MistralForCausalLM(tf.MistralConfig(**SHORT)),
                "it attends to a sliding window of 8 tokens, and an answer with its prompt may have 22"),
     "dynamic": (lambda: tiny_llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
                 "the rotary positions of LlamaForCausalLM depend on the length of its rows"),
@@ -158,6 +154,7 @@ def test_an_answer_does_not_depend_on_what_else_is_sampled(monkeypatch):
         assert tokens_of(again) == rows
     more = generate_ids(model, TOKENIZER, [*PROMPTS, "yes", "the"], num_samples=7, **options)
     assert [row[:5] for row in tokens_of(more)[:4]] == rows
+    monkeypatch.setattr(sampler, "FEWEST_HALVED", 16)
     for threads, first in ((1, PROMPTS), (2, PROMPTS), (2, PROMPTS[:1])):
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
@@ -284,6 +281,7 @@ def test_where_one_thread_is_interrupted_the_other_ends_too(monkeypatch):
 
     monkeypatch.setattr(sampler, "token_logits", interrupted)
     monkeypatch.setattr(sampler, "two_threads", lambda *_: TwoThreads())
+    monkeypatch.setattr(sampler, "FEWEST_HALVED", 16)
     model = tiny_llama()
     own_attention, threads = model.config._attn_implementation, torch.get_num_threads()
     with pytest.raises(KeyboardInterrupt):

@@ -34,8 +34,9 @@ from dpo_lab.models.inside import in_precision
 LOGITS_IN_CACHE = 2**18
 """Most logits that a CPU works on at a time: each step of a softmax finds in its cache what the last one wrote."""
 
-FEWEST_HALVED = 16
-"""Fewer answers than this are sampled in one thread."""
+FEWEST_HALVED = 128
+"""From so many answers at a time, each of two threads samples half. Each reads all weights for itself, which fewer
+answers do not pay for."""
 
 logger = logging.getLogger("dpo_lab")
 
