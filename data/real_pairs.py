@@ -1,10 +1,10 @@
 """Preference pairs of a real model's own answers: `python data/real_pairs.py`.
 
-Tasks of the train split of `dpo_lab.worlds.instructions` go to SmolLM2-135M-Instruct, several times each: as they are,
-and with a worked example in front. The judge scores the answers, and two that differ in score make a pair. Answers
-after an example are chosen for function calls only. Elsewhere they speak as the example does, and a policy that learnt
-from them learnt its short, childish sentences and not the demands. The pair's prompt never has the example. Written
-whole or not at all:
+Tasks of the train split of `dpo_lab.worlds.instructions` go to SmolLM2-135M-Instruct, several times each. The judge
+scores the answers, and two that differ in score make a pair. Function calls, which the model never gets right, also go
+to it with a worked example in front, and what it then gets right is chosen; the pair's prompt never has the example.
+`--hints all` does so everywhere: then many chosen answers speak as the example does, and a policy that learnt from
+them learnt its short, childish sentences and not the demands. Written whole or not at all:
 
     data/real/answers.jsonl.gz   a line per task: its number, the answers to it, and those after an example
     data/real/pairs.jsonl.gz     a line per pair: prompt, chosen, rejected, and what the judge said
@@ -38,26 +38,40 @@ from dpo_lab.worlds.instructions import HOW, SECTIONS, Task, draw, judge, pair_a
 REAL = Path(__file__).resolve().parent / "real"
 
 
-def sample(arguments: argparse.Namespace, hinted: bool, threads: int) -> tuple[list[list[str]], str]:
-    """Answers to the tasks, as they are or with their worked examples in front; and where the model came from."""
+Answers = dict[int, list[str]]  # by the task's number
+
+
+def has_hint(arguments: argparse.Namespace, task: Task) -> bool:
+    return arguments.hints == "all" or (arguments.hints == "tools" and task.section == "tools")
+
+
+def sample(arguments: argparse.Namespace, part: int, threads: int) -> tuple[Answers, Answers, str]:
+    """Answers to every second task, as it is and after its worked example; and where the model came from."""
     torch.set_num_threads(threads)
     model, tokenizer = load_policy(arguments.model)
-    tasks = draw("train", arguments.tasks, seed=arguments.seed)
-    answers = generate(
-        model, tokenizer, [task.hinted() if hinted else task.row() for task in tasks], seed=arguments.seed + hinted,
-        num_samples=arguments.samples, temperature=arguments.temperature, max_new_tokens=arguments.tokens,
-        batch_size=arguments.batch_size, precision=arguments.precision,
-    )  # fmt: skip
-    return answers, origin_of(model)  # pyright: ignore[reportReturnType]
+    own = list(enumerate(draw("train", arguments.tasks, seed=arguments.seed)))[part::2]
+    helped = [(number, task) for number, task in own if has_hint(arguments, task)]
+    answers = []
+    for place, (chosen, prompts) in enumerate(
+        ((own, [task.row() for _, task in own]), (helped, [task.hinted() for _, task in helped]))
+    ):
+        texts = generate(
+            model, tokenizer, prompts, seed=4 * arguments.seed + 2 * place + part, num_samples=arguments.samples,
+            temperature=arguments.temperature, max_new_tokens=arguments.tokens, batch_size=arguments.batch_size,
+            precision=arguments.precision,
+        )  # fmt: skip
+        answers.append({number: row for (number, _), row in zip(chosen, texts, strict=True)})
+    return *answers, origin_of(model)  # pyright: ignore[reportReturnType]
 
 
 def sample_side_by_side(arguments: argparse.Namespace) -> tuple[list[list[str]], list[list[str]], str]:
-    """Both kinds of answers, in a process each: two with half of the cores are faster than one with all."""
+    """Both halves of the tasks, in a process each: two with half of the cores are faster than one with all."""
     threads = max(torch.get_num_threads() // 2, 1)
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        parts = [pool.submit(sample, arguments, hinted, threads) for hinted in (False, True)]
-        (plain, source), (hinted, _) = (part.result() for part in parts)
-    return plain, hinted, source
+        parts = [pool.submit(sample, arguments, part, threads) for part in (0, 1)]
+        (plain, hinted, source), (more, more_hinted, _) = (part.result() for part in parts)
+    plain, hinted = plain | more, hinted | more_hinted
+    return [plain[i] for i in range(arguments.tasks)], [hinted.get(i, []) for i in range(arguments.tasks)], source
 
 
 def about(tasks: Sequence[Task], plain: Sequence[Any], hinted: Sequence[Any], pairs: Sequence[Any]) -> dict[str, Any]:
@@ -68,7 +82,7 @@ def about(tasks: Sequence[Task], plain: Sequence[Any], hinted: Sequence[Any], pa
         own = [i for i, task in enumerate(tasks) if task.section == section]
         if own:
             met = lambda texts, own=own: [bit for i in own for one in texts[i] for bit in judge(tasks[i], one).met]
-            share = lambda bits: round(sum(bits) / len(bits), 3)
+            share = lambda bits: round(sum(bits) / len(bits), 3) if bits else None
             found[section] = {
                 "tasks": len(own), "tasks_with_a_pair": round(with_pair[section] / len(own), 3),
                 "pairs": sum(row["section"] == section for row in pairs), "demands_met": share(met(plain)),
@@ -86,7 +100,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", default="smollm2")
     options.add_argument("--tasks", type=int, default=640, help="tasks of the train split (default: %(default)s)")
-    options.add_argument("--samples", type=int, default=4, help="answers to each, and as many after an example")
+    options.add_argument("--samples", type=int, default=8, help="answers to each, and as many after an example")
     options.add_argument("--tokens", type=int, default=96, help="most tokens of an answer")
     options.add_argument("--temperature", type=float, default=0.7)
     options.add_argument("--how", choices=HOW, default="near_length", help="which answers make a pair")
@@ -94,7 +108,7 @@ def main() -> None:
         "--hints",
         choices=("none", "tools", "all"),
         default="tools",
-        help="where answers after an example may be chosen (default: calls, which it never gets right without)",
+        help="where there are answers after an example too (default: function calls)",
     )
     options.add_argument("--pairs-per-task", type=int, default=2)
     options.add_argument("--batch-size", type=int, default=192)
@@ -117,8 +131,7 @@ def main() -> None:
             "model": source, "seconds": round(time.perf_counter() - began), "threads": torch.get_num_threads(),
             "made": made_with(shlex.join(["python", "data/real_pairs.py", *sys.argv[1:]])),
         }  # fmt: skip
-    has_hint = {"none": lambda task: False, "tools": lambda task: task.section == "tools", "all": lambda task: True}
-    helped = [own if has_hint[arguments.hints](task) else [] for task, own in zip(tasks, hinted, strict=True)]
+    helped = [own if has_hint(arguments, task) else [] for task, own in zip(tasks, hinted, strict=True)]
     pairs = pair_answers(
         tasks, plain, hinted=helped, how=arguments.how, pairs_per_task=arguments.pairs_per_task, seed=arguments.seed
     )

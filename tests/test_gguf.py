@@ -105,6 +105,7 @@ def test_smollm_cuts_numbers_into_digits_before_spaces_join(tmp_path, models):
     "damage", ["cut weights", "a flipped byte", "no tokenizer", "no record", "a broken record", "an old one"]
 )
 def test_a_damaged_folder_is_converted_anew(file, models, conversions, caplog, damage):
+    caplog.set_level("WARNING")  # whatever level an earlier test left
     before = fingerprint(load_policy(file, device="cpu")[0])
     (folder,) = visible(models)
     weights = folder / "model.safetensors"
