@@ -270,12 +270,15 @@ def test_probabilities_that_are_no_numbers_are_reported(temperature):
 
 
 def test_where_one_thread_is_interrupted_the_other_ends_too(monkeypatch):
-    token_logits, steps = sampler.token_logits, {True: 0, False: 0}
+    token_logits, steps, other_began = sampler.token_logits, {True: 0, False: 0}, threading.Event()
 
     def interrupted(*arguments):
         is_main = threading.current_thread() is threading.main_thread()
         steps[is_main] += 1
+        if not is_main:
+            other_began.set()
         if is_main and steps[True] == 2:
+            other_began.wait(60)
             raise KeyboardInterrupt
         return token_logits(*arguments)
 

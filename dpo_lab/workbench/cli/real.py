@@ -79,19 +79,25 @@ def measured(model: Any, base: Any, tokenizer: Any, tasks: Sequence[Task], optio
 
 
 def sampled_pairs(model: Any, tokenizer: Any, options: RealOptions) -> list[dict[str, Any]]:
-    """New pairs: tasks of the train split, answered as they are and after a worked example, judged, paired."""
+    """New pairs: tasks of the train split, answered eight times, judged, paired. Function calls, which a small model
+    gets right only after an example, are answered after one too."""
     tasks = draw("train", options.sample, seed=options.seed)
+    calls = [task for task in tasks if task.section == "tools"]
     console.print(f"{len(tasks)} train tasks are answered eight times each: this takes the most time.")
     sampling: dict[str, Any] = {
-        "num_samples": 4, "temperature": TEMPERATURE, "max_new_tokens": MAX_NEW_TOKENS, "batch_size": 128,
+        "num_samples": 8, "temperature": TEMPERATURE, "max_new_tokens": MAX_NEW_TOKENS, "batch_size": 128,
         "precision": options.precision,
     }  # fmt: skip
     plain = generate(model, tokenizer, [task.row() for task in tasks], seed=options.seed, **sampling)
-    hinted = generate(model, tokenizer, [task.hinted() for task in tasks], seed=options.seed + 1, **sampling)
-    pairs = pair_answers(tasks, plain, hinted=hinted, seed=options.seed)  # pyright: ignore[reportArgumentType]
+    hinted = iter(
+        generate(model, tokenizer, [task.hinted() for task in calls], seed=options.seed + 1, **sampling)
+        if calls else ()
+    )  # fmt: skip
+    after_example: Any = [next(hinted) if task.section == "tools" else [] for task in tasks]
+    pairs = pair_answers(tasks, plain, hinted=after_example, pairs_per_task=2, seed=options.seed)  # pyright: ignore[reportArgumentType]
     if not pairs:
         raise ValueError(f"none of {len(tasks)} tasks gave a pair: all answers to each score alike; raise --sample")
-    console.print(f"{len(pairs)} of {len(tasks)} tasks gave a pair.")
+    console.print(f"{len({row['task'] for row in pairs})} of {len(tasks)} tasks gave {len(pairs)} pairs.")
     return pairs
 
 
