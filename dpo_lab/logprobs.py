@@ -110,7 +110,7 @@ def score(
     lengths = row_lengths(data, layout)
     order = engine.processes.shard(np.argsort(-lengths, kind="stable"))
     values = np.zeros((len(data), data.num_completions), np.float32)
-    threads = two_threads(model, device, precision=precision)
+    threads = two_threads(model, device)
     at_once = 1 if threads is None else 2
     scorer = Scorer(model, precision)
 
@@ -155,10 +155,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, **_AUTOCAST[precision])
 
 
+# A forward pass casts each weight once, so the cache of casts saves nothing, and all threads would share it.
 _AUTOCAST: dict[str, dict[str, Any]] = {
     "float32": {"enabled": False},
-    "bfloat16": {"dtype": torch.bfloat16},
-    "float16": {"dtype": torch.float16},
+    "bfloat16": {"dtype": torch.bfloat16, "cache_enabled": False},
+    "float16": {"dtype": torch.float16, "cache_enabled": False},
 }
 
 

@@ -129,7 +129,6 @@ def test_only_models_that_a_forward_pass_leaves_as_they_are(model, small_halves)
     assert two_threads(nn.Sequential(model), CPU) is not None  # a critic beside a policy, say
     assert two_threads(nn.Linear(2, 2), CPU) is None
     assert two_threads(model, torch.device("meta")) is None
-    assert two_threads(model, CPU, precision="bfloat16") is None
     dynamic = tiny_llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
     assert two_threads(dynamic, CPU) is None
 
@@ -179,6 +178,18 @@ def test_sft_too(small_halves, seen):
     torch.set_num_threads(1)
     plain = curve(tiny_llama(), data, config, train=train_sft)
     assert [step["loss"] for step in found] == pytest.approx([step["loss"] for step in plain], rel=1e-5)
+
+
+def test_bfloat16_too(small_halves, seen):
+    data = random_pairs(40, longest=20)
+    config = DPOConfig(batch_size=10, learning_rate=1e-3, precision="bfloat16", device="cpu")
+    found = [curve(tiny_llama(), data, config) for _ in range(2)]
+    assert seen == BOTH
+    assert found[0] == found[1]
+    torch.set_num_threads(1)
+    plain = curve(tiny_llama(), data, config)
+    assert [step["loss"] for step in found[0]] == pytest.approx([step["loss"] for step in plain], rel=1e-2)
+    assert [step["loss"] for step in found[0]][0] == pytest.approx(np.log(2), rel=1e-3)
 
 
 def test_the_same_seed_gives_the_same_bits_resumed_or_not(small_halves, seen, tmp_path):

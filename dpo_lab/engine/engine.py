@@ -96,7 +96,7 @@ class Engine:
         self.clip: Callable[[], Tensor] = clip if shards is None else lambda: shards.full_tensor(clip())
         # Both halves would draw from one random state, or recompute through hooks that know of one pass only.
         is_plain = self.processes.count == 1 and not (config.dropout or config.gradient_checkpointing)
-        threads = two_threads(model, self.device, precision=config.precision) if is_plain else None
+        threads = two_threads(model, self.device) if is_plain else None
         self.is_halved = threads is not None
         self.map: Callable[[Callable[[np.ndarray], Sums], list[np.ndarray]], Iterable[Sums]] = (
             map if threads is None else threads.map

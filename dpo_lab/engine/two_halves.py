@@ -52,15 +52,15 @@ class TwoThreads:
             torch.set_num_threads(threads)
 
 
-def two_threads(model: nn.Module, device: torch.device, *, precision: str = "float32") -> TwoThreads | None:
+def two_threads(model: nn.Module, device: torch.device) -> TwoThreads | None:
     """Two threads for passes through this model; None where they would not pay or might not give its own values.
 
     They pay on a CPU with an even number of threads (with `torch.set_num_threads(1)` there are none). They are exact
     where a forward pass only reads: models of transformers itself whose rotary frequencies stay as they are, nothing
-    compiled, no hooks that someone left to look on, and no autocast, whose cache of weights all threads share.
+    compiled, and no hooks that someone left to look on.
     """
     threads = torch.get_num_threads()
-    if device.type != "cpu" or precision != "float32" or threads < 2 or threads % 2:
+    if device.type != "cpu" or threads < 2 or threads % 2:
         return None
     models = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
     if not models or not all(type(part).__module__.startswith("transformers.") for part in models):
