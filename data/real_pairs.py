@@ -3,6 +3,8 @@
 Tasks of the train split of `dpo_lab.worlds.instructions` go to SmolLM2-135M-Instruct, several times each. The judge
 scores the answers, and two that differ in score make a pair. Function calls, which the model never gets right, also go
 to it with a worked example in front, and what it then gets right is chosen; the pair's prompt never has the example.
+Where no answer to another task meets all its demands, an answer that a rule has rewritten (small letters, an ending) is
+chosen beside itself as it was: `--no-revised` leaves that out.
 `--hints all` does so everywhere: then many chosen answers speak as the example does, and a policy that learnt from
 them learnt its short, childish sentences and not the demands. Written whole or not at all:
 
@@ -110,6 +112,10 @@ def main() -> None:
         default="tools",
         help="where there are answers after an example too (default: function calls)",
     )
+    options.add_argument(
+        "--revised", action=argparse.BooleanOptionalAction, default=True,
+        help="where no answer meets all demands, choose answers that a rule has rewritten (default: yes)",
+    )  # fmt: skip
     options.add_argument("--pairs-per-task", type=int, default=2)
     options.add_argument("--batch-size", type=int, default=192)
     options.add_argument("--precision", default="bfloat16")
@@ -133,8 +139,9 @@ def main() -> None:
         }  # fmt: skip
     helped = [own if has_hint(arguments, task) else [] for task, own in zip(tasks, hinted, strict=True)]
     pairs = pair_answers(
-        tasks, plain, hinted=helped, how=arguments.how, pairs_per_task=arguments.pairs_per_task, seed=arguments.seed
-    )
+        tasks, plain, hinted=helped, how=arguments.how, pairs_per_task=arguments.pairs_per_task,
+        revised=arguments.revised, seed=arguments.seed,
+    )  # fmt: skip
     texts = [
         {"task": i, "answers": a, "after_an_example": b} for i, (a, b) in enumerate(zip(plain, hinted, strict=True))
     ]

@@ -2,13 +2,14 @@
 
 Every policy starts from SmolLM2-135M-Instruct and learns from pairs of its own answers (data/real, `real_pairs.py`):
 
-    base                     the model itself, sampled with several seeds
-    SFT                      cross-entropy on the chosen answers
+    base                     the model itself, sampled with several seeds, of which the best of four is read off
     DPO                      on the pairs, all weights
+    SFT                      cross-entropy on the chosen answers
     SFT + DPO                DPO on top of that, with the model after SFT as the reference
     DPO, LoRA                on the pairs, an adapter of rank 16
-    DPO, crude judge         pairs by a judge without guards: a demand is met by any text that passes its check
-    search                   DPO on part of the pairs with other settings, judged on 64 further tasks of the train split
+    DPO, only sampled        pairs of sampled answers alone: none that a rule has rewritten
+    DPO, crude judge         such pairs by a judge without guards: a demand is met by any text that passes its check
+    search                   DPO on a quarter of the pairs, other settings, judged on 64 more tasks of the train split
 
 Each is judged on the same tasks of the test split: demands met, by whether the train split has the topic and the kinds
 of demand; KL from the base; and what it cost elsewhere: perplexity on plain text and on answers that people preferred,
@@ -43,15 +44,20 @@ PRECISION = "bfloat16"
 TOKENS_PER_PASS = 4096  # several processes share the memory
 TEST_SEED, MAX_NEW_TOKENS, TEMPERATURE = 0, 96, 0.7
 KL_TASKS = 48  # answered once more at temperature 1, where the mean log-ratio is a KL
-METHODS = ("DPO", "SFT + DPO", "DPO, crude judge", "base", "DPO, LoRA")
-SEARCH = ((1e-5, 0.1), (2e-5, 0.1), (4e-5, 0.1), (4e-5, 0.3))  # learning rate, β
+METHODS = ("DPO", "SFT + DPO", "DPO, LoRA")
+ONCE = ("DPO, only sampled", "DPO, crude judge")  # to compare with the first seed's DPO
+BASE_SEEDS = 4
+SEARCH = ((2e-5, 0.1), (4e-5, 0.1), (8e-5, 0.1), (4e-5, 0.3))  # learning rate, β
 SAVED_ANSWERS = 40  # of the first seed, to read
 
 
 def cells(seeds: int) -> list[Cell]:
-    """Everything that is to be run, the seeds one after the other."""
+    """Everything that is to be run, what matters most at first."""
+    base = [{"method": "base", "seed": seed} for seed in range(BASE_SEEDS)]
     search = [{"method": "search", "rate": f"{rate:g}", "beta": beta, "seed": 0} for rate, beta in SEARCH]
-    return [{"method": method, "seed": seed} for seed in range(seeds) for method in METHODS] + search
+    trained = [{"method": method, "seed": seed} for method in METHODS for seed in range(seeds)]
+    once = [{"method": method, "seed": 0} for method in ONCE]
+    return base + trained[:-seeds] + once + trained[-seeds:] + search
 
 
 def crude(task: Task, answer: str) -> Verdict:
@@ -72,6 +78,8 @@ class Lab:
         drawn = draw(
             "train", len(saved) + 64, seed=json.loads((REAL / "manifest.json").read_text())["settings"]["seed"]
         )
+        with gzip.open(REAL / "pairs.jsonl.gz", "rt", encoding="utf-8") as lines:
+            self.saved = [json.loads(line) for line in lines]
         self.tasks, self.further = drawn[: len(saved)], drawn[len(saved) :]
         self.test = draw("test", arguments.prompts, seed=TEST_SEED)
         self.human = {path.name.split(".")[0]: load_preferences(path).to_list()[:40] for path in arguments.human}
@@ -79,11 +87,11 @@ class Lab:
         self.cache = ReferenceCache(arguments.work / "real-model.sqlite")
 
     def pairs(self, method: str) -> list[Result]:
-        """The pairs that a method learns from: the saved ones, or others of the same answers, as many."""
-        options: dict[str, Any] = {"hinted": self.answers[1]}
-        if method == "DPO, crude judge":
-            options |= {"how": "random", "judge": crude}
-        return pair_answers(self.tasks, self.answers[0], **options)[: self.arguments.pairs]
+        """The pairs that a method learns from: the saved ones, or others of the same answers, as many at most."""
+        options: dict[str, Any] = {"hinted": self.answers[1], "pairs_per_task": 2}
+        options |= {"judge": crude} if method == "DPO, crude judge" else {}
+        found = pair_answers(self.tasks, self.answers[0], **options) if method in ONCE else self.saved
+        return found[: self.arguments.pairs]
 
     def run(self, cell: Cell) -> list[Result]:
         method, seed = cell["method"], cell["seed"]
@@ -117,13 +125,13 @@ class Lab:
     def dpo(self, model: Any, pairs: Sequence[Result], cell: Cell) -> Result:
         """The reference is the model as it is when DPO begins. Returns the model, seconds, and the last metrics."""
         options, is_search, has_adapter = self.arguments, cell["method"] == "search", "LoRA" in cell["method"]
-        rate = float(cell.get("rate", options.learning_rate * (10 if has_adapter else 1)))
+        rate = float(cell.get("rate", options.learning_rate * (8 if has_adapter else 1)))
         config = DPOConfig(
             beta=cell.get("beta", options.beta), learning_rate=rate, seed=cell["seed"], device=options.device,
             precision=PRECISION, epochs=1.0 if is_search else options.epochs, batch_size=options.batch_size,
             max_steps=options.max_steps, tokens_per_pass=TOKENS_PER_PASS,
         )  # fmt: skip
-        pairs = pairs[: len(pairs) // 2] if is_search else pairs
+        pairs = pairs[: len(pairs) // 4] if is_search else pairs
         model = add_lora(model, rank=16, seed=cell["seed"]) if has_adapter else model
         data, _ = tokenize_pairs(pairs, self.tokenizer, max_length=config.max_length)
         began, steps = time.perf_counter(), []
@@ -203,11 +211,11 @@ def shares(tasks: Sequence[Task], verdicts: str) -> Result:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", default="smollm2")
-    options.add_argument("--prompts", type=int, default=240, help="tasks of the test split")
-    options.add_argument("--pairs", type=int, default=480, help="pairs to learn from, at most")
+    options.add_argument("--prompts", type=int, default=320, help="tasks of the test split")
+    options.add_argument("--pairs", type=int, default=640, help="pairs to learn from, at most")
     options.add_argument("--epochs", type=float, default=1.0)
     options.add_argument("--batch-size", type=int, default=8)
-    options.add_argument("--learning-rate", type=float, default=2e-5)
+    options.add_argument("--learning-rate", type=float, default=6e-5)
     options.add_argument("--sft-learning-rate", type=float, default=2e-5)
     options.add_argument("--beta", type=float, default=0.1)
     options.add_argument("--text-tokens", type=int, default=4_000)

@@ -94,7 +94,7 @@ def sampled_pairs(model: Any, tokenizer: Any, options: RealOptions) -> list[dict
         if calls else ()
     )  # fmt: skip
     after_example: Any = [next(hinted) if task.section == "tools" else [] for task in tasks]
-    pairs = pair_answers(tasks, plain, hinted=after_example, pairs_per_task=2, seed=options.seed)  # pyright: ignore[reportArgumentType]
+    pairs = pair_answers(tasks, plain, hinted=after_example, pairs_per_task=2, revised=True, seed=options.seed)  # pyright: ignore[reportArgumentType]
     if not pairs:
         raise ValueError(f"none of {len(tasks)} tasks gave a pair: all answers to each score alike; raise --sample")
     console.print(f"{len({row['task'] for row in pairs})} of {len(tasks)} tasks gave {len(pairs)} pairs.")

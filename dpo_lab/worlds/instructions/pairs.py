@@ -9,6 +9,7 @@ from random import Random
 from typing import Any, Literal
 
 from dpo_lab.worlds.instructions.judging import Verdict, judge
+from dpo_lab.worlds.instructions.revising import revise
 from dpo_lab.worlds.instructions.tasks import Task
 from dpo_lab.worlds.instructions.text import words
 
@@ -20,13 +21,15 @@ COPIED = re.compile("umbrella|athens", re.IGNORECASE)  # what the worked example
 def pair_answers(
     tasks: Sequence[Task], answers: Sequence[Sequence[str]],
     *, how: How = "near_length", pairs_per_task: int = 1, hinted: Sequence[Sequence[str]] | None = None,
-    least_gap: float = 0.3, seed: int = 0, judge: Callable[[Task, str], Verdict] = judge,
+    revised: bool = False, least_gap: float = 0.3, seed: int = 0, judge: Callable[[Task, str], Verdict] = judge,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Rows with prompt, chosen and rejected for `load_preferences` and `train_dpo`, and what the judge said of each.
 
     answers: of each task, several sampled answers.
     hinted: more answers, sampled after a worked example; the row's prompt has none. They can only be chosen, and those
         that copied from the example are left out.
+    revised: where no own answer meets all demands, those that a rule can rewrite so that it meets more
+        (`revising.revise`) are chosen beside themselves as they were: what the model never does, sampling can't show.
     how: which of the better answers goes with which of the worse. "near_length" takes the two that are nearest in
         words, so that length says nothing; "best_worst" the highest and the lowest score; "random" any two.
     least_gap: the least difference in score, of at most 1. The chosen one must also be an answer.
@@ -50,6 +53,12 @@ def pair_answers(
             (good, bad) for good in own + more if good[1].answers
             for bad in own if good[1].score - bad[1].score >= least_gap
         ]  # fmt: skip
+        if revised and all(verdict.score < 1 for _, verdict in own):
+            rewritten = [(text := revise(task, old), judge(task, text)) for old, _ in own]
+            options += [
+                (good, bad) for good, bad in zip(rewritten, own, strict=True)
+                if good[1].answers and good[1].score - bad[1].score >= least_gap
+            ]  # fmt: skip
         rng.shuffle(options)
         if how == "near_length":
             options.sort(key=lambda option: abs(_log_length(option[0][0]) - _log_length(option[1][0])))
