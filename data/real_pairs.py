@@ -3,8 +3,8 @@
 Tasks of the train split of `dpo_lab.worlds.instructions` go to SmolLM2-135M-Instruct, several times each. The judge
 scores the answers, and two that differ in score make a pair. Function calls, which the model never gets right, also go
 to it with a worked example in front, and what it then gets right is chosen; the pair's prompt never has the example.
-Where no answer to another task meets all its demands, an answer that a rule has rewritten (small letters, an ending) is
-chosen beside itself as it was: `--no-revised` leaves that out.
+Where the answers to another task give no pair, one that a rule has rewritten (small letters, an ending) is chosen
+beside itself as it was: `--no-revised` leaves that out.
 `--hints all` does so everywhere: then many chosen answers speak as the example does, and a policy that learnt from
 them learnt its short, childish sentences and not the demands. Written whole or not at all:
 
@@ -114,7 +114,7 @@ def main() -> None:
     )
     options.add_argument(
         "--revised", action=argparse.BooleanOptionalAction, default=True,
-        help="where no answer meets all demands, choose answers that a rule has rewritten (default: yes)",
+        help="where answers give no pair, choose some that a rule has rewritten (default: yes)",
     )  # fmt: skip
     options.add_argument("--pairs-per-task", type=int, default=2)
     options.add_argument("--batch-size", type=int, default=192)

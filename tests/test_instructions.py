@@ -32,6 +32,7 @@ from dpo_lab.worlds.instructions import (
 )  # fmt: skip
 from dpo_lab.worlds.instructions.judging import check_demand
 from dpo_lab.worlds.instructions.kinds import TEXT_KEYS
+from dpo_lab.worlds.instructions.revising import REPAIRS, revise
 from tests.instruction_verdicts import CALL, CASES, SCHEMAS, THREE, A, B, C, topical
 from tests.instruction_writer import texts
 
@@ -463,6 +464,51 @@ def test_answers_after_an_example_are_only_chosen_and_the_prompt_has_no_example(
         assert rows[0]["prompt"] == BOTH.prompt
     assert pair_answers([BOTH], [[FULL]], hinted=[[HALF, NONE]]) == []
     assert pair_answers([BOTH], [[HALF]], hinted=[[FULL.replace("flour", "umbrellas")]]) == []
+
+
+SAID = "Bread is made of flour, salt and 2 eggs. We eat bread, as you know, each day. It smells good"
+REVISED = {
+    "max_words": ({"most": 11}, "Bread is made of flour, salt and 2 eggs."),
+    "word_range": ({"least": 8, "most": 11}, "Bread is made of flour, salt and 2 eggs."),
+    "sentences": ({"num": 2}, "Bread is made of flour, salt and 2 eggs. We eat bread, as you know, each day."),
+    "one_sentence": ({}, "Bread is made of flour, salt and 2 eggs."),
+    "lowercase": ({}, SAID.lower()),
+    "no_commas": ({}, SAID.replace(",", "")),
+    "no_numbers": ({}, "We eat bread, as you know, each day. It smells good"),
+    "bullets": (
+        {"num": 2},
+        "* Bread is made of flour, salt and 2 eggs.\n* We eat bread, as you know, each day.",
+    ),
+    "steps": (
+        {"num": 2},
+        "1. Bread is made of flour, salt and 2 eggs.\n2. We eat bread, as you know, each day.",
+    ),
+    "bold": ({"num": 1}, SAID.replace("Bread", "**Bread**")),
+    "begin": ({"start": "Well,"}, f"Well, {SAID}"),
+    "end": ({"end": "The end."}, SAID.removesuffix(" It smells good") + " The end."),
+    "question": ({}, SAID.removesuffix(" It smells good") + " What do you think about bread?"),
+}
+
+
+def test_every_revision_meets_its_demand_and_changes_nothing_else():
+    assert {*REVISED} == {*REPAIRS}
+    for kind, (values, wanted) in REVISED.items():
+        task = topical(kind, **values)
+        assert not judge(task, SAID).all_met, kind
+        assert revise(task, SAID) == wanted
+        assert judge(task, wanted).all_met, kind
+        assert revise(task, wanted) == wanted
+    assert revise(topical("formal"), SAID) == SAID  # no rule knows how
+    assert revise(BOTH, SAID) == SAID.lower().replace(",", "")
+
+
+def test_revised_answers_are_chosen_beside_themselves_and_only_where_sampling_gave_no_pair():
+    rows = pair_answers([BOTH], [[NONE, SAID]], revised=True, pairs_per_task=3)
+    assert {(row["source"], row["score_chosen"], row["score_rejected"]) for row in rows} == {("revised", 1.0, 0.0)}
+    assert sorted(chosen_and_rejected(rows)) == sorted((text.lower().replace(",", ""), text) for text in (NONE, SAID))
+    assert [row["source"] for row in pair_answers([BOTH], [[HALF, NONE]], revised=True)] == ["sampled"]
+    assert pair_answers([BOTH], [[NONE, SAID]]) == []
+    assert pair_answers([BOTH], [[NOT]], revised=True) == []  # in small letters it still is no answer
 
 
 def test_another_judge_may_be_given():

@@ -28,12 +28,13 @@ def pair_answers(
     answers: of each task, several sampled answers.
     hinted: more answers, sampled after a worked example; the row's prompt has none. They can only be chosen, and those
         that copied from the example are left out.
-    revised: where no own answer meets all demands, those that a rule can rewrite so that it meets more
-        (`revising.revise`) are chosen beside themselves as they were: what the model never does, sampling can't show.
+    revised: where the answers give no pair, those that a rule can rewrite so that they meet more (`revising.revise`)
+        are chosen beside themselves as they were: what the model never does, sampling can't show.
     how: which of the better answers goes with which of the worse. "near_length" takes the two that are nearest in
         words, so that length says nothing; "best_worst" the highest and the lowest score; "random" any two.
     least_gap: the least difference in score, of at most 1. The chosen one must also be an answer.
     judge: another one than the world's.
+    A row's `source` says where its chosen answer is from: "sampled", "after an example" or "revised".
     No answer stands in two pairs of a task. A task all of whose answers score alike gives no pair.
     """
     if how not in HOW:
@@ -46,16 +47,16 @@ def pair_answers(
         raise ValueError(f"least_gap must be above 0 and at most 1, got {least_gap}; 0.3 is the usual start")
     rng, rows = Random(seed), []
     for number, (task, texts) in enumerate(zip(tasks, answers, strict=True)):
-        own = [(text, judge(task, text)) for text in dict.fromkeys(texts)]
+        own = [(text, judge(task, text), "sampled") for text in dict.fromkeys(texts)]
         after_example = [text for text in (hinted[number] if hinted else ()) if not COPIED.search(text)]
-        more = [(text, judge(task, text)) for text in dict.fromkeys(after_example)]
+        more = [(text, judge(task, text), "after an example") for text in dict.fromkeys(after_example)]
         options = [
             (good, bad) for good in own + more if good[1].answers
             for bad in own if good[1].score - bad[1].score >= least_gap
         ]  # fmt: skip
-        if revised and all(verdict.score < 1 for _, verdict in own):
-            rewritten = [(text := revise(task, old), judge(task, text)) for old, _ in own]
-            options += [
+        if revised and not options:
+            rewritten = [(text := revise(task, old), judge(task, text), "revised") for old, _, _ in own]
+            options = [
                 (good, bad) for good, bad in zip(rewritten, own, strict=True)
                 if good[1].answers and good[1].score - bad[1].score >= least_gap
             ]  # fmt: skip
@@ -84,5 +85,5 @@ def _row(task: Task, number: int, good: Any, bad: Any) -> dict[str, Any]:
         "chosen": [{"role": "assistant", "content": good[0]}],
         "rejected": [{"role": "assistant", "content": bad[0]}],
         "task": number, "section": task.section, "kinds": [demand.kind for demand in task.demands],
-        "score_chosen": round(good[1].score, 3), "score_rejected": round(bad[1].score, 3),
+        "source": good[2], "score_chosen": round(good[1].score, 3), "score_rejected": round(bad[1].score, 3),
     }  # fmt: skip
