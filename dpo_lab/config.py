@@ -20,6 +20,8 @@ DivergenceName = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 OptimizerName = Literal["adamw", "adam", "sgd", "rmsprop", "adafactor"]
 ScheduleName = Literal["constant", "linear", "cosine"]
 Precision = Literal["float32", "bfloat16", "float16"]
+AutoPrecision = Literal["auto", "float32", "bfloat16", "float16"]
+"""What a command takes; `auto` is settled before anything is computed."""
 TrackerName = Literal[
     "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab",
 ]  # fmt: skip
@@ -85,6 +87,8 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay on disk."""
 
+    precisions = Precision.__args__  # no field: those that are accepted
+
     def __post_init__(self) -> None:
         check = _Check(self)
         check("epochs", self.epochs > 0, "must be positive", "1 to 3 are usual")
@@ -109,8 +113,8 @@ class TrainingConfig:
         check("checkpoint_every", self.checkpoint_every is None or self.checkpoint_every >= 1, "must be at least 1",
               "None writes one at the end")  # fmt: skip
         check("keep_checkpoints", self.keep_checkpoints >= 1, "must be at least 1", "2 is usual")
-        for name, choices in (("optimizer", OptimizerName), ("schedule", ScheduleName), ("precision", Precision)):
-            allowed = choices.__args__
+        for name, allowed in (("optimizer", OptimizerName.__args__), ("schedule", ScheduleName.__args__),
+                              ("precision", self.precisions)):  # fmt: skip
             check(name, getattr(self, name) in allowed, "is not known", f"choose one of {', '.join(allowed)}")
         check("layout", self.layout in ("shared", "separate"), "is not known", "choose shared or separate")
 

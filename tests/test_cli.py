@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dpo_lab.models.inside import bfloat16_gain
+from dpo_lab.workbench.cli import inputs as cli_inputs
 from dpo_lab.workbench.cli import parse, progress
 from dpo_lab.workbench.cli.options import COMMANDS, LabOptions
 from dpo_lab.workbench.runs import Run
@@ -548,3 +550,31 @@ def test_the_lab_opens_pages_of_text_rendered(monkeypatch):
     assert theirs == "/their/own"
     settings = json.loads((Path(ours) / "labconfig" / "default_setting_overrides.json").read_text())
     assert settings["@jupyterlab/docmanager-extension:plugin"]["defaultViewers"] == {"markdown": "Markdown Preview"}
+
+
+# ── precision ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("gain", "small", "precision", "why"),
+    [
+        (3.0, 1, "bfloat16", "bfloat16 multiplies 3.0 times as fast here"),
+        (1.1, 1, "float32", "bfloat16 multiplies 1.1 times as fast here"),
+        (3.0, 2**26, "float32", "the model is small"),
+    ],
+)
+def test_auto_takes_bfloat16_for_a_large_model_where_it_is_faster(
+    tell, inputs, tmp_path, monkeypatch, gain, small, precision, why
+):
+    monkeypatch.setattr(cli_inputs, "bfloat16_gain", lambda device: gain)
+    monkeypatch.setattr(cli_inputs, "SMALL", small)
+    told = tell("train", *inputs, *QUICK, "--epochs", 1, "--run", "runs/one")
+    assert told.status == 0
+    assert f"precision: {precision}, since {why}" in told.out
+    assert Run.load(tmp_path / "runs" / "one").config["settings"]["precision"] == precision
+    said = tell("train", *inputs, *QUICK, "--epochs", 1, "--run", "runs/two", "--precision", "float32")
+    assert "precision:" not in said.out
+
+
+def test_a_trial_finds_how_much_faster_bfloat16_multiplies():
+    assert 0 < bfloat16_gain(torch.device("cpu")) < 100

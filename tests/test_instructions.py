@@ -483,7 +483,7 @@ REVISED = {
         {"num": 2},
         "1. Bread is made of flour, salt and 2 eggs.\n2. We eat bread, as you know, each day.",
     ),
-    "bold": ({"num": 1}, SAID.replace("Bread", "**Bread**")),
+    "bold": ({}, SAID.replace("Bread", "**Bread**")),
     "begin": ({"start": "Well,"}, f"Well, {SAID}"),
     "end": ({"end": "The end."}, SAID.removesuffix(" It smells good") + " The end."),
     "question": ({}, SAID.removesuffix(" It smells good") + " What do you think about bread?"),

@@ -16,6 +16,7 @@ from dpo_lab.config import DPOConfig
 from dpo_lab.loop import Checkpoint, Evaluation, Finished, Step, TrainingDiverged
 from dpo_lab.models import load_policy
 from dpo_lab.workbench.cli import parse
+from dpo_lab.workbench.cli.inputs import settled
 from dpo_lab.workbench.cli.options import TrainOptions
 from dpo_lab.workbench.recipes import (
     Answers,
@@ -63,13 +64,13 @@ def test_the_command_line_gives_the_same_settings(recipe):
 
     program, *arguments = shlex.split(command_line(recipe))
     assert program == "dpo-lab"
-    options = parse(arguments)
+    options = settled(parse(arguments))
     assert isinstance(options, TrainOptions)
     assert {name: getattr(options, name) for name in recipe.settings} == recipe.settings
 
 
 def test_a_recipe_starts_with_the_defaults_of_the_command_line():
-    usual = TrainOptions()
+    usual = settled(TrainOptions())
     assert {name: getattr(usual, name) for name in Recipe().settings} == Recipe().settings
     assert command_line(Recipe()) == "dpo-lab train"
 

@@ -3,13 +3,14 @@
 Every policy starts from SmolLM2-135M-Instruct and learns from pairs of its own answers (data/real, `real_pairs.py`):
 
     base                     the model itself, sampled with several seeds, of which the best of four is read off
+    RPO                      DPO plus the cross-entropy of the chosen answers (Pang et al. 2024), all weights
     DPO                      on the pairs, all weights
     SFT                      cross-entropy on the chosen answers
     SFT + DPO                DPO on top of that, with the model after SFT as the reference
-    DPO, LoRA                on the pairs, an adapter of rank 16
-    DPO, only sampled        pairs of sampled answers alone: none that a rule has rewritten
-    DPO, crude judge         such pairs by a judge without guards: a demand is met by any text that passes its check
-    search                   DPO on a quarter of the pairs, other settings, judged on 64 more tasks of the train split
+    RPO, LoRA                an adapter of rank 16
+    RPO, only sampled        pairs of sampled answers alone: none that a rule has rewritten
+    RPO, crude judge         such pairs by a judge without guards: a demand is met by any text that passes its check
+    search                   RPO on half of the pairs, other settings, judged on 64 more tasks of the train split
 
 Each is judged on the same tasks of the test split: demands met, by whether the train split has the topic and the kinds
 of demand; KL from the base; and what it cost elsewhere: perplexity on plain text and on answers that people preferred,
@@ -44,8 +45,8 @@ PRECISION = "bfloat16"
 TOKENS_PER_PASS = 4096  # several processes share the memory
 TEST_SEED, MAX_NEW_TOKENS, TEMPERATURE = 0, 96, 0.7
 KL_TASKS = 48  # answered once more at temperature 1, where the mean log-ratio is a KL
-METHODS = ("DPO", "SFT + DPO", "DPO, LoRA")
-ONCE = ("DPO, only sampled", "DPO, crude judge")  # to compare with the first seed's DPO
+METHODS = ("RPO", "DPO", "SFT + DPO", "RPO, LoRA")
+ONCE = ("RPO, only sampled", "RPO, crude judge")  # to compare with the first seed's RPO
 BASE_SEEDS = 4
 SEARCH = ((2e-5, 0.1), (4e-5, 0.1), (8e-5, 0.1), (4e-5, 0.3))  # learning rate, β
 SAVED_ANSWERS = 40  # of the first seed, to read
@@ -89,7 +90,7 @@ class Lab:
     def pairs(self, method: str) -> list[Result]:
         """The pairs that a method learns from: the saved ones, or others of the same answers, as many at most."""
         options: dict[str, Any] = {"hinted": self.answers[1], "pairs_per_task": 2}
-        options |= {"judge": crude} if method == "DPO, crude judge" else {}
+        options |= {"judge": crude} if method == "RPO, crude judge" else {}
         found = pair_answers(self.tasks, self.answers[0], **options) if method in ONCE else self.saved
         return found[: self.arguments.pairs]
 
@@ -127,11 +128,12 @@ class Lab:
         options, is_search, has_adapter = self.arguments, cell["method"] == "search", "LoRA" in cell["method"]
         rate = float(cell.get("rate", options.learning_rate * (8 if has_adapter else 1)))
         config = DPOConfig(
+            loss="rpo" if is_search or "RPO" in cell["method"] else "dpo",
             beta=cell.get("beta", options.beta), learning_rate=rate, seed=cell["seed"], device=options.device,
             precision=PRECISION, epochs=1.0 if is_search else options.epochs, batch_size=options.batch_size,
             max_steps=options.max_steps, tokens_per_pass=TOKENS_PER_PASS,
         )  # fmt: skip
-        pairs = pairs[: len(pairs) // 4] if is_search else pairs
+        pairs = pairs[: len(pairs) // 2] if is_search else pairs
         model = add_lora(model, rank=16, seed=cell["seed"]) if has_adapter else model
         data, _ = tokenize_pairs(pairs, self.tokenizer, max_length=config.max_length)
         began, steps = time.perf_counter(), []
@@ -212,7 +214,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", default="smollm2")
     options.add_argument("--prompts", type=int, default=320, help="tasks of the test split")
-    options.add_argument("--pairs", type=int, default=900, help="pairs to learn from, at most")
+    options.add_argument("--pairs", type=int, default=560, help="pairs to learn from, at most")
     options.add_argument("--epochs", type=float, default=1.0)
     options.add_argument("--batch-size", type=int, default=8)
     options.add_argument("--learning-rate", type=float, default=5e-5)

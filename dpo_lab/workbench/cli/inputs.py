@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dpo_lab.config import TrainingConfig
 from dpo_lab.engine.processes import join
 from dpo_lab.models.gguf import origin_of
-from dpo_lab.models.inside import num_parameters, pick_device
+from dpo_lab.models.inside import bfloat16_gain, num_parameters, pick_device
 from dpo_lab.models.loading import load_policy
 from dpo_lab.preferences.token_cache import (
     DataSettings,
@@ -27,8 +28,38 @@ from dpo_lab.workbench.cli.options import CacheOptions, InputOptions, RunOptions
 from dpo_lab.workbench.cli.terminal import console
 from dpo_lab.workbench.runs.settings import shared_fields
 
+Options = TypeVar("Options", bound=Any)
 Row = dict[str, Any]
 Read = Callable[..., tuple[Sequence[Row], Any]]
+
+SMALL = 2**26
+"""Bytes of weights below which a model is small: rounding would cost it more than it gains."""
+LEAST_GAIN = 1.2
+"""How many times as fast bfloat16's products must be to be taken."""
+
+
+def settled(options: Options) -> Options:
+    """The options with a precision in place of `auto`, the same in all processes; a line on the terminal says which."""
+    if options.precision != "auto":
+        return options
+    device = pick_device(options.device)
+    processes = join(device)
+
+    def found() -> tuple[str, str]:
+        if is_small(options.model):
+            return "float32", "the model is small"
+        ratio = bfloat16_gain(device)
+        return "bfloat16" if ratio >= LEAST_GAIN else "float32", f"bfloat16 multiplies {ratio:.1f} times as fast here"
+
+    precision, why = processes.broadcast_from_main(found)
+    if processes.is_main:
+        console.print(f"precision: {precision}, since {why}")
+    return replace(options, precision=precision)
+
+
+def is_small(name: str) -> bool:
+    """Whether a model is the embedded one or has weights of the same order on disk."""
+    return name == "embedded" or 0 < sum(file.stat().st_size for file in Path(name).glob("*.safetensors")) < SMALL
 
 
 def load_model(options: InputOptions, device: str) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from dpo_lab.preferences.token_cache import PAIRS
 from dpo_lab.preferences.tokens import tokenize_pairs
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.sampling import generate
-from dpo_lab.workbench.cli.inputs import load_model, load_reference, print_report, read_rows, stream_tokens
+from dpo_lab.workbench.cli.inputs import load_model, load_reference, print_report, read_rows, settled, stream_tokens
 from dpo_lab.workbench.cli.options import CacheOptions, EvaluateOptions, MergeOptions, SampleOptions
 from dpo_lab.workbench.cli.progress import Dashboard
 from dpo_lab.workbench.cli.suites import evaluate_suites
@@ -30,6 +30,7 @@ from dpo_lab.workbench.recipes.answers import longest_prompt
 
 def cache(options: CacheOptions) -> int:
     """Fill the reference cache; of several processes, each scores its share."""
+    options = settled(options)
     processes = join(pick_device(options.device))
     console.quiet = not processes.is_main
     model, tokenizer = load_model(options, options.device)
@@ -60,6 +61,7 @@ def evaluate(options: EvaluateOptions) -> int:
         return evaluate_suites(options)
     if options.table is not None:
         check_output(options.table, TABLES)
+    options = settled(options)
     model, tokenizer = load_model(options, options.device)
     reference = load_reference(options, options.reference or "embedded", tokenizer)
     rows = read_rows(options, options.seed, read_preferences, embedded_split="test")

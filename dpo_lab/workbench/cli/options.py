@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from dpo_lab.config import DPOConfig, LoRAConfig, LossName, Precision, SFTConfig, TrackerName
+from dpo_lab.config import AutoPrecision, DPOConfig, LoRAConfig, LossName, SFTConfig, TrackerName
 from dpo_lab.workbench.runs.settings import HeldOutSettings, PassSettings, ReadingSettings
 from dpo_lab.workbench.sweeps.settings import SweepSettings
 
@@ -20,6 +20,16 @@ class InputOptions(ReadingSettings):
     cache: Path | None = None
     """File or folder of the reference's log-probs, with token ids beside it; None takes ~/.cache/dpo-lab or
     DPO_LAB_CACHE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionOption:
+    """Comes first among the bases of options: theirs takes `auto`, a configuration's does not."""
+
+    precision: AutoPrecision = "auto"
+    """Arithmetic of the forward pass. `auto` is float32 for a small model, and for a larger one bfloat16 where a short
+    trial shows that it multiplies faster here. Weights, log-sum-exp and sums stay in float32."""
+    precisions = AutoPrecision.__args__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +58,7 @@ class RunOptions(HeldOutSettings, InputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(DPOConfig, LoRAConfig, RunOptions):
+class TrainOptions(PrecisionOption, DPOConfig, LoRAConfig, RunOptions):
     """Align a model with preference pairs (DPO and its family)."""
 
     kl_prompts: int = 64
@@ -62,7 +72,7 @@ class TrainOptions(DPOConfig, LoRAConfig, RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTOptions(SFTConfig, LoRAConfig, RunOptions):
+class SFTOptions(PrecisionOption, SFTConfig, LoRAConfig, RunOptions):
     """Fine-tune a model on good answers (prompt/completion or messages rows, or the chosen side of pairs)."""
 
     def __post_init__(self) -> None:
@@ -72,7 +82,7 @@ class SFTOptions(SFTConfig, LoRAConfig, RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions(PassSettings, InputOptions):
+class ScoreOptions(PrecisionOption, PassSettings, InputOptions):
     """How a model is run over pairs."""
 
     tokens_per_pass: int = 16384
@@ -196,7 +206,7 @@ class CompareOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(SweepSettings):
+class SweepOptions(PrecisionOption, SweepSettings):
     """Search for good knobs: several short runs, stored in a study that many processes may work on at once."""
 
     study: Path | None = None
@@ -228,7 +238,7 @@ class DemoOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealOptions:
+class RealOptions(PrecisionOption):
     """Align a real model with DPO on its own answers, and show before and after. Ten minutes on a laptop."""
 
     model: str = "smollm2"
@@ -243,14 +253,15 @@ class RealOptions:
     """Test tasks, answered before and after."""
     epochs: float = 1.0
     """Passes over the pairs."""
-    learning_rate: float = 2e-5
+    loss: LossName = "rpo"
+    """`rpo` is DPO plus the cross-entropy of the chosen answers: without it, their likelihood falls, and the English
+    with it."""
+    learning_rate: float = 5e-5
     """Highest learning rate."""
     beta: float = 0.1
     """Price of drifting from the reference."""
     batch_size: int = 8
     """Pairs per step."""
-    precision: Precision = "bfloat16"
-    """Of sampling, training and scoring; float32 takes several times as long on most processors."""
     run: Path | None = None
     """Folder of the run; None makes runs/real-DATE-TIME."""
     seed: int = 0

@@ -16,7 +16,7 @@ from dpo_lab.preferences.chat import prompt_text
 from dpo_lab.sampling import generate
 from dpo_lab.storage.embedded import embedded_path
 from dpo_lab.storage.files import write_whole
-from dpo_lab.workbench.cli.inputs import dated_folder
+from dpo_lab.workbench.cli.inputs import dated_folder, settled
 from dpo_lab.workbench.cli.options import RealOptions, TrainOptions
 from dpo_lab.workbench.cli.terminal import console, plain_table
 from dpo_lab.workbench.cli.train import train
@@ -31,6 +31,7 @@ KL_TASKS = 48
 def real(options: RealOptions) -> int:
     """Pairs of the model's own answers, DPO on them, and what test tasks say before and after."""
     began = time.perf_counter()
+    options = settled(options)
     folder = options.run or dated_folder("real")
     base, tokenizer = load_policy(options.model, device=options.device)
     console.print(f"The model is {origin_of(base)}.", soft_wrap=True)
@@ -44,7 +45,8 @@ def real(options: RealOptions) -> int:
     found = {"before": measured(base, base, tokenizer, tasks, options)}
     status = train(TrainOptions(
         model=options.model, pairs=source, run=folder, seed=options.seed, device=options.device, limit=options.pairs,
-        epochs=options.epochs, learning_rate=options.learning_rate, beta=options.beta, batch_size=options.batch_size,
+        epochs=options.epochs, loss=options.loss, learning_rate=options.learning_rate, beta=options.beta,
+        batch_size=options.batch_size,
         precision=options.precision, kl_prompts=0, validation=0.05,
     ))  # fmt: skip
     if status:

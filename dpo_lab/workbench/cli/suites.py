@@ -10,7 +10,7 @@ from typing import Any, cast
 from dpo_lab.models.loading import load_policy
 from dpo_lab.preferences.reading import read_preferences
 from dpo_lab.storage.files import explain_os_error, spelled, to_json, write_whole
-from dpo_lab.workbench.cli.inputs import load_model, load_reference, read_rows
+from dpo_lab.workbench.cli.inputs import load_model, load_reference, read_rows, settled
 from dpo_lab.workbench.cli.options import EvaluateOptions
 from dpo_lab.workbench.cli.tables import REMEDY, check_output
 from dpo_lab.workbench.cli.terminal import console, plain_table
@@ -38,6 +38,7 @@ def evaluate_suites(options: EvaluateOptions) -> int:
         )
     needs_tasks = bool({"instructions", "repetition"} & {*names}) or (options.against is not None and not judges_rows)
     tasks = instruction_tasks(limit, options.seed) if needs_tasks else []
+    options = settled(options)
     model, tokenizer = load_model(options, options.device)
     reference = None if options.reference is None else load_reference(options, options.reference, tokenizer)
     rows = read_rows(options, options.seed, read_preferences, embedded_split="test") if has_rows else []

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from dpo_lab.workbench.cli.inputs import dated_folder
+from dpo_lab.workbench.cli.inputs import dated_folder, settled
 from dpo_lab.workbench.cli.interruption import Interruption
 from dpo_lab.workbench.cli.options import SweepOptions
 from dpo_lab.workbench.cli.terminal import console
@@ -33,8 +33,11 @@ from dpo_lab.workbench.sweeps.sweep import (
 def sweep(options: SweepOptions) -> int:
     """Work on a study until its budget is spent; then a table of trials, and the best as a line of `dpo-lab train`."""
     folder = options.study or dated_folder("sweep")
-    settings = as_begun(folder, SweepSettings(**shared_fields(options, SweepSettings)))
     is_joined = (folder / SETTINGS).exists()
+    given = shared_fields(options if is_joined else settled(options), SweepSettings)
+    if given["precision"] == "auto":  # whoever began the study has settled it
+        given["precision"] = SweepSettings().precision
+    settings = as_begun(folder, SweepSettings(**given))
     interruption = Interruption()
     events = run_sweep(settings, folder, cache=options.cache, stop=interruption)
     console.print(f"{'joining' if is_joined else 'new'} study: {folder}", soft_wrap=True)

@@ -22,7 +22,7 @@ from dpo_lab.preferences.token_cache import EXAMPLES, PAIRS
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.storage.checkpoints import latest_checkpoint, read_manifest
 from dpo_lab.training import train_dpo, train_sft
-from dpo_lab.workbench.cli.inputs import Row, dated_folder, load_model, training_data
+from dpo_lab.workbench.cli.inputs import Row, dated_folder, load_model, settled, training_data
 from dpo_lab.workbench.cli.interruption import Interruption
 from dpo_lab.workbench.cli.options import RunOptions, SFTOptions, TrainOptions
 from dpo_lab.workbench.cli.progress import Dashboard, result_table
@@ -43,7 +43,7 @@ FREE_ON_RESUME = ("cache", "device", "track", "push_to_hub")
 
 def train(options: TrainOptions) -> int:
     """DPO from pairs to a run folder."""
-    options = resumed(options)
+    options = settled(resumed(options))
     config = DPOConfig(**shared_fields(options, DPOConfig))
     loss_of(config)  # a wrong knob is refused before anything is loaded
     return carry_out("train", options, config)
@@ -51,7 +51,7 @@ def train(options: TrainOptions) -> int:
 
 def sft(options: SFTOptions) -> int:
     """Supervised fine-tuning from good answers to a run folder."""
-    options = resumed(options)
+    options = settled(resumed(options))
     return carry_out("sft", options, SFTConfig(**shared_fields(options, SFTConfig)))
 
 

@@ -45,7 +45,10 @@ class Recipe(LoRAConfig, HeldOutSettings, SourceSettings):
 
 def command_line(recipe: Recipe) -> str:
     """The same run as a line for a terminal: `dpo-lab train` with every setting that differs from its default."""
-    return " ".join(["dpo-lab train", *(option(name, value) for name, value in _changed(recipe).items())])
+    settings = _changed(recipe)
+    if recipe.model != "embedded":  # for another model the command might settle on another precision
+        settings["precision"] = recipe.config.precision
+    return " ".join(["dpo-lab train", *(option(name, value) for name, value in settings.items())])
 
 
 def python_code(recipe: Recipe, folder: str = "runs/by-hand") -> str:

@@ -123,17 +123,23 @@ def train_line(values: dict[str, Value], settings: SweepSettings) -> str:
     """The line of `dpo-lab train` that trains with these values on all the pairs."""
     names = ("seed", "max_length", "precision", "device", "model", "pairs", "split", "limit", "on_bad_row",
              "trust_remote_code")  # fmt: skip
-    own = [
-        (name, getattr(settings, name)) for name in names if getattr(settings, name) != getattr(SweepSettings(), name)
-    ]
+    default = SweepSettings()
+    own = [(name, getattr(settings, name)) for name in names
+           if getattr(settings, name) != getattr(default, name) or _settles_otherwise(name, settings)]  # fmt: skip
     changed = [(name, value) for name, value in values.items() if value != getattr(DPOConfig(), name)]
     return " ".join(["dpo-lab train", *(option(name, value) for name, value in changed + own)])
+
+
+def _settles_otherwise(name: str, settings: SweepSettings) -> bool:
+    """Whether a command that is not told this setting may take another: `--precision auto`."""
+    return name == "precision" and settings.model != "embedded"
 
 
 def sweep_line(settings: SweepSettings, folder: str | Path | None = None) -> str:
     """The line of `dpo-lab sweep` that begins this sweep."""
     default = vars(SweepSettings())
-    changed = {name: value for name, value in vars(settings).items() if value != default[name]}
+    changed = {name: value for name, value in vars(settings).items()
+               if value != default[name] or _settles_otherwise(name, settings)}  # fmt: skip
     if folder is not None:
         changed["study"] = folder
     return " ".join(["dpo-lab sweep", *(option(name, value) for name, value in changed.items())])
