@@ -58,7 +58,7 @@ class RunOptions(HeldOutSettings, InputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(PrecisionOption, DPOConfig, LoRAConfig, RunOptions):
+class TrainOptions(PrecisionOption, DPOConfig, LoRAConfig, RunOptions):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Align a model with preference pairs (DPO and its family)."""
 
     kl_prompts: int = 64
@@ -72,7 +72,7 @@ class TrainOptions(PrecisionOption, DPOConfig, LoRAConfig, RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTOptions(PrecisionOption, SFTConfig, LoRAConfig, RunOptions):
+class SFTOptions(PrecisionOption, SFTConfig, LoRAConfig, RunOptions):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Fine-tune a model on good answers (prompt/completion or messages rows, or the chosen side of pairs)."""
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class SFTOptions(PrecisionOption, SFTConfig, LoRAConfig, RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions(PrecisionOption, PassSettings, InputOptions):
+class ScoreOptions(PrecisionOption, PassSettings, InputOptions):  # pyright: ignore[reportIncompatibleVariableOverride]
     """How a model is run over pairs."""
 
     tokens_per_pass: int = 16384
@@ -206,7 +206,7 @@ class CompareOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(PrecisionOption, SweepSettings):
+class SweepOptions(PrecisionOption, SweepSettings):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Search for good knobs: several short runs, stored in a study that many processes may work on at once."""
 
     study: Path | None = None
