@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dpo_lab.workbench.cli import main
+from dpo_lab.workbench.cli import main, real
 from dpo_lab.workbench.runs import Run
 from tests.command_line import chat_model, dpo_lab
 
@@ -33,12 +33,14 @@ def test_a_real_model_is_trained_on_the_saved_pairs_and_shown_before_and_after(
     assert results["real/perplexity/after"] == pytest.approx(results["real/perplexity/before"], rel=0.1)
 
 
-def test_a_model_whose_answers_all_score_alike_gives_no_pairs_and_says_so(capsys, at_120_columns, tmp_path):
+@pytest.mark.parametrize(("pairs", "number"), [([], "none"), ([{"task": 0}, {"task": 0}], "1")])
+def test_answers_that_give_too_few_pairs_are_reported(capsys, at_120_columns, tmp_path, monkeypatch, pairs, number):
+    monkeypatch.setattr(real, "pair_answers", lambda *_, **__: pairs)
     model = chat_model(tmp_path / "model")
-    told = dpo_lab(capsys, "real", "--model", model, "--sample", 2, "--precision", "float32", "--device", "cpu")
-    assert told.status == 2
-    assert "none of 2 tasks gave a pair" in told.err
-    assert "--sample" in told.err
+    found = dpo_lab(capsys, "real", "--model", model, "--sample", 2, "--precision", "float32", "--device", "cpu")
+    assert found.status == 2
+    assert f"{number} of 2 tasks gave a pair, and two must" in found.err
+    assert "raise --sample" in found.err
 
 
 @pytest.mark.parametrize(("name", "value"), [("pairs", 3), ("tasks", 0), ("sample", -1)])

@@ -254,8 +254,7 @@ class RealOptions(PrecisionOption):
     epochs: float = 1.0
     """Passes over the pairs."""
     loss: LossName = "rpo"
-    """`rpo` is DPO plus the cross-entropy of the chosen answers: without it, their likelihood falls, and the English
-    with it."""
+    """`rpo` is DPO plus the cross-entropy of the chosen answers, which keeps them likely; `dpo` is DPO alone."""
     learning_rate: float = 5e-5
     """Highest learning rate."""
     beta: float = 0.1

@@ -131,7 +131,7 @@ def train_line(values: dict[str, Value], settings: SweepSettings) -> str:
 
 
 def _settles_otherwise(name: str, settings: SweepSettings) -> bool:
-    """Whether a command that is not told this setting may take another: `--precision auto`."""
+    """Whether a command without this setting may take another: `--precision auto`."""
     return name == "precision" and settings.model != "embedded"
 
 

@@ -1,5 +1,6 @@
 """An answer rewritten by rule so that it meets a demand of form: what a model never does by itself, it can't be shown
-by sampling. Only the form changes, so a pair of an answer and its revision teaches the form and no other way to speak.
+by sampling. What is added is the demand's own; all other words stay the model's, so a pair of an answer and its
+revision teaches no other way to speak.
 """
 
 from __future__ import annotations
