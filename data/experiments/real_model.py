@@ -10,7 +10,7 @@ Every policy starts from SmolLM2-135M-Instruct and learns from pairs of its own 
     RPO, LoRA                an adapter of rank 16
     RPO, only sampled        pairs of sampled answers alone: none that a rule has rewritten
     RPO, crude judge         such pairs by a judge without guards: a demand is met by any text that passes its check
-    search                   RPO on half of the pairs, other settings, judged on 64 more tasks of the train split
+    search                   both losses on half of the pairs, other settings, judged on 64 more tasks of the train split
 
 Each is judged on the same tasks of the test split: demands met, by whether the train split has the topic and the kinds
 of demand; KL from the base; and what it cost elsewhere: perplexity on plain text and on answers that people preferred,
@@ -48,14 +48,23 @@ KL_TASKS = 48  # answered once more at temperature 1, where the mean log-ratio i
 METHODS = ("RPO", "DPO", "SFT + DPO", "RPO, LoRA")
 ONCE = ("RPO, only sampled", "RPO, crude judge")  # to compare with the first seed's RPO
 BASE_SEEDS = 4
-SEARCH = ((2e-5, 0.1), (4e-5, 0.1), (8e-5, 0.1), (4e-5, 0.3))  # learning rate, β
+SEARCH = (
+    ("rpo", 4e-5, 0.1),
+    ("rpo", 8e-5, 0.1),
+    ("rpo", 8e-5, 0.3),
+    ("dpo", 2e-5, 0.1),
+    ("dpo", 4e-5, 0.1),
+    ("dpo", 8e-5, 0.1),
+)  # loss, learning rate, β
 SAVED_ANSWERS = 40  # of the first seed, to read
 
 
 def cells(seeds: int) -> list[Cell]:
     """Everything that is to be run, what matters most at first."""
     base = [{"method": "base", "seed": seed} for seed in range(BASE_SEEDS)]
-    search = [{"method": "search", "rate": f"{rate:g}", "beta": beta, "seed": 0} for rate, beta in SEARCH]
+    search = [
+        {"method": "search", "loss": loss, "rate": f"{rate:g}", "beta": beta, "seed": 0} for loss, rate, beta in SEARCH
+    ]
     trained = [{"method": method, "seed": seed} for method in METHODS for seed in range(seeds)]
     once = [{"method": method, "seed": 0} for method in ONCE]
     return base + trained[:-seeds] + once + trained[-seeds:] + search
@@ -126,9 +135,11 @@ class Lab:
     def dpo(self, model: Any, pairs: Sequence[Result], cell: Cell) -> Result:
         """The reference is the model as it is when DPO begins. Returns the model, seconds, and the last metrics."""
         options, is_search, has_adapter = self.arguments, cell["method"] == "search", "LoRA" in cell["method"]
-        rate = float(cell.get("rate", options.learning_rate * (8 if has_adapter else 1)))
+        loss = cell.get("loss", "rpo" if "RPO" in cell["method"] else "dpo")
+        own_rate = options.learning_rate if loss == "rpo" else options.dpo_learning_rate
+        rate = float(cell.get("rate", own_rate * (8 if has_adapter else 1)))
         config = DPOConfig(
-            loss="rpo" if is_search or "RPO" in cell["method"] else "dpo",
+            loss=loss,
             beta=cell.get("beta", options.beta), learning_rate=rate, seed=cell["seed"], device=options.device,
             precision=PRECISION, epochs=1.0 if is_search else options.epochs, batch_size=options.batch_size,
             max_steps=options.max_steps, tokens_per_pass=TOKENS_PER_PASS,
@@ -143,7 +154,8 @@ class Lab:
         tail = steps[-max(len(steps) // 4, 1) :]
         mean = lambda name: sum(step[name] for step in tail) / len(tail)
         return {
-            "model": model, "seconds": round(time.perf_counter() - began, 1), "rate": f"{rate:g}", "beta": config.beta,
+            "model": model, "seconds": round(time.perf_counter() - began, 1), "loss": config.loss, "rate": f"{rate:g}",
+            "beta": config.beta,
             "steps": len(steps), "train_accuracy": mean("rewards/accuracies"), "train_margin": mean("rewards/margins"),
             "logps_chosen_change": mean("rewards/chosen") / config.beta,
         }  # fmt: skip
@@ -214,25 +226,26 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", default="smollm2")
     options.add_argument("--prompts", type=int, default=320, help="tasks of the test split")
-    options.add_argument("--pairs", type=int, default=560, help="pairs to learn from, at most")
+    options.add_argument("--pairs", type=int, default=1000, help="pairs to learn from, at most")
     options.add_argument("--epochs", type=float, default=1.0)
     options.add_argument("--batch-size", type=int, default=8)
     options.add_argument("--learning-rate", type=float, default=5e-5)
+    options.add_argument("--dpo-learning-rate", type=float, default=4e-5)
     options.add_argument("--sft-learning-rate", type=float, default=2e-5)
     options.add_argument("--beta", type=float, default=0.1)
     options.add_argument("--text-tokens", type=int, default=4_000)
     options.add_argument("--max-steps", type=int, default=None, help="fewer steps, to try the script out")
     options.add_argument("--human", type=Path, nargs="*", default=[], help="files of human preferences; numbers only")
     arguments = options.parse_args()
-    names = ("prompts", "pairs", "epochs", "batch_size", "learning_rate", "sft_learning_rate", "beta", "text_tokens",
-             "max_steps")  # fmt: skip
+    names = ("prompts", "pairs", "epochs", "batch_size", "learning_rate", "dpo_learning_rate", "sft_learning_rate", "beta",
+             "text_tokens", "max_steps")  # fmt: skip
     settings = {name: getattr(arguments, name) for name in names} | {"human": [path.name for path in arguments.human]}
     settings["answers"] = json.loads((REAL / "manifest.json").read_text())["sha256"]["answers.jsonl.gz"][:16]
     columns = ["pairs", "demands_met", *GROUPS, "words", "kl",
                "repeated_4grams", "seconds"]  # fmt: skip
     lead = "What each row is: data/experiments/real_model.py."
     about = Experiment("real_model", "DPO on a real model", lead, columns, settings,
-                       group_by=("method", "rate", "beta"), model=arguments.model)  # fmt: skip
+                       group_by=("method", "loss", "rate", "beta"), model=arguments.model)  # fmt: skip
     carry_out(about, cells(arguments.seeds), Lab, arguments)
 
 

@@ -159,6 +159,13 @@ def demand_share(rows: Sequence[Result], method: str, tasks: Sequence[Any], grou
     return Share(found["value"], found["low"], found["high"], found["n"])
 
 
+def best_of(rows: Sequence[Result], method: str, tasks: Sequence[Any], group: Callable[[Any], bool]) -> Share:
+    """Demands met where the judge picks the best of all seeds' answers to a task."""
+    *met, counts = demands(rows, method, tasks, group)
+    found = share(np.max(met, 0), counts)
+    return Share(found["value"], found["low"], found["high"], found["n"])
+
+
 def demand_gain(
     rows: Sequence[Result], method: str, other: str, tasks: Sequence[Any], group: Callable[[Any], bool]
 ) -> Share:
