@@ -10,7 +10,7 @@ Every policy starts from SmolLM2-135M-Instruct and learns from pairs of its own 
     RPO, LoRA                an adapter of rank 16
     RPO, only sampled        pairs of sampled answers alone: none that a rule has rewritten
     RPO, crude judge         such pairs by a judge without guards: a demand is met by any text that passes its check
-    search                   both losses on half of the pairs, other settings, judged on 64 more tasks of the train split
+    search                   RPO and DPO on half of the pairs, other settings, judged on more tasks of the train split
 
 Each is judged on the same tasks of the test split: demands met, by whether the train split has the topic and the kinds
 of demand; KL from the base; and what it cost elsewhere: perplexity on plain text and on answers that people preferred,
@@ -237,8 +237,8 @@ def main() -> None:
     options.add_argument("--max-steps", type=int, default=None, help="fewer steps, to try the script out")
     options.add_argument("--human", type=Path, nargs="*", default=[], help="files of human preferences; numbers only")
     arguments = options.parse_args()
-    names = ("prompts", "pairs", "epochs", "batch_size", "learning_rate", "dpo_learning_rate", "sft_learning_rate", "beta",
-             "text_tokens", "max_steps")  # fmt: skip
+    names = ("prompts", "pairs", "epochs", "batch_size", "learning_rate", "dpo_learning_rate", "sft_learning_rate",
+             "beta", "text_tokens", "max_steps")  # fmt: skip
     settings = {name: getattr(arguments, name) for name in names} | {"human": [path.name for path in arguments.human]}
     settings["answers"] = json.loads((REAL / "manifest.json").read_text())["sha256"]["answers.jsonl.gz"][:16]
     columns = ["pairs", "demands_met", *GROUPS, "words", "kl",
