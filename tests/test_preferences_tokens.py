@@ -1,5 +1,8 @@
 """Border, end token and truncation, with real BPE tokenizers trained on the spot."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +16,7 @@ from dpo_lab.preferences import (
     tokenize_examples,
     tokenize_pairs,
 )
+from dpo_lab.preferences.token_cache import DataSettings, prepare
 from dpo_lab.preferences.tokens import shorten
 from tests.small_tokenizers import CHATML, bpe
 
@@ -42,7 +46,7 @@ def test_prompt_and_completion_reassemble_to_the_tokenisation_of_the_whole(promp
     tokenizer = bpe(bos=True)
     data, report = tokenize_pairs([pair(prompt, chosen, rejected)], tokenizer)
     if chosen == rejected:
-        assert report.identical == [0]
+        assert [place.row for place in report.identical] == [0]
         assert len(data) == 0
         return
     row = data.row(0)
@@ -229,7 +233,7 @@ def test_answers_that_truncation_makes_equal_are_left_out_and_counted():
     tokenizer = bpe(bos=True)
     rows = [pair("the", " aaaa bbbb abab" * 5 + " cat", " aaaa bbbb abab" * 5 + " dog"), pair()]
     data, report = tokenize_pairs(rows, tokenizer, max_length=12)
-    assert report.identical == [0]
+    assert [place.row for place in report.identical] == [0]
     assert data.source_rows.tolist() == [1]
     assert report.rows == report.kept + len(report.identical) == 2
     assert "both answers have the same tokens: 1 (row 0)" in report.summary()
@@ -287,7 +291,7 @@ def test_weights_and_source_rows_come_along():
     data, report = tokenize_pairs(rows, bpe())
     assert data.weights.tolist() == [0.5, 1.0]
     assert data.source_rows.tolist() == [0, 2]
-    assert report.identical == [1]
+    assert [place.row for place in report.identical] == [1]
 
 
 def test_preference_rows_are_examples_by_their_chosen_answer():
@@ -339,3 +343,18 @@ def test_chunks_do_not_change_the_result(monkeypatch):
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         tokenize_pairs([pair()], bpe(), **arguments)
+
+
+def test_a_row_that_fails_at_tokenisation_is_named_by_its_line_in_the_file(tmp_path):
+    rows = [chat_pair(user=f"What is {n}?", system="x" if n == 2 else None) for n in range(4)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = bpe(template="{{ raise_exception('no system turn') if messages[0].role == 'system' }}" + CHATML)
+    chosen = DataSettings(pairs=str(path), validation=0.5, on_bad_row="skip")
+    notes = []
+    data = prepare(chosen, tokenizer, log=notes.append)
+    assert len(data.train) + len(data.held) == 3
+    assert len(data.held_rows) == len(data.held)
+    assert any("pairs.jsonl, line 3: does not go through" in note for note in notes)
+    with pytest.raises(BadRow, match=r"pairs\.jsonl, line 3: does not go through .* no system turn"):
+        prepare(replace(chosen, on_bad_row="raise"), tokenizer)

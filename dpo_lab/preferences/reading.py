@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from dpo_lab.preferences.layouts import EXAMPLE_LAYOUTS, LAYOUTS
 from dpo_lab.preferences.reports import BadRow, Place, ReadReport
-from dpo_lab.preferences.rows import ParsedRow, example_row, pair_row
+from dpo_lab.preferences.rows import ParsedRow, PlacedRow, example_row, pair_row
 from dpo_lab.preferences.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _usable(
         for remark in row.remarks:
             getattr(report, remark).append(place)
         num_usable += 1
-        yield place, row.fields
+        yield place, PlacedRow.at(place, row.fields)
     if not num_usable:
         nothing = "no rows" if not report.rows_read else f"no usable row among {report.rows_read:,}"
         raise ValueError(f"{opened.name} holds {nothing}; each row needs a prompt and answers\n{report.summary()}")

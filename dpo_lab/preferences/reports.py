@@ -128,7 +128,7 @@ class TokenReport:
     kept: int = 0
     dropped: list[BadRow] = field(default_factory=list)
     """Rows that could not be made to fit or to render (only with on_bad_row="skip")."""
-    identical: list[int] = field(default_factory=list)
+    identical: list[Place] = field(default_factory=list)
     """Rows left out because both answers have the same tokens (after truncation)."""
     prompts_shortened: int = 0
     completions_cut: int = 0
@@ -182,6 +182,6 @@ class TokenReport:
             if count:
                 lines.append(f"{what}: {count:,}")
         if self.identical:
-            rows = _listed([f"row {row}" for row in self.identical])
+            rows = _listed([place.short for place in self.identical])
             lines.append(f"left out, both answers have the same tokens: {len(self.identical):,} ({rows})")
         return "\n".join(lines + _left_out(self.dropped, "report.dropped"))

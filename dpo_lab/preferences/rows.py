@@ -8,10 +8,22 @@ from typing import Any
 
 from dpo_lab.preferences.layouts import EXAMPLE_LAYOUTS, LAYOUTS, Raw, RowLayout, RowParts, TextOrTurns, as_turns, need
 from dpo_lab.preferences.messages import check_tools, is_empty, text_of
-from dpo_lab.preferences.reports import BadRow, shown
+from dpo_lab.preferences.reports import BadRow, Place, shown
 
 Row = dict[str, Any]
 """A row in our shape: prompt with chosen and rejected, or with completion, and the columns beside them."""
+
+
+class PlacedRow(Row):
+    """A row that knows where it was read, so that every later stage can name the place."""
+
+    place: Place
+
+    @classmethod
+    def at(cls, place: Place, fields: Row) -> PlacedRow:
+        row = cls(fields)
+        row.place = place
+        return row
 
 
 @dataclass

@@ -139,11 +139,10 @@ def prepare(
     if held is None:
         rows, held = split_rows(list(rows), settings.validation, settings.seed) if settings.validation else (rows, [])
     check()
-    train, report = kind.tokenize(rows, tokenizer, max_length=settings.max_length)
+    train, report = kind.tokenize(rows, tokenizer, max_length=settings.max_length, on_bad_row=settings.on_bad_row)
     log_and_save(report.summary())
     check()
-    held_tokens = tokenize_held_out(held, tokenizer, settings.max_length, kind, log_and_save)
-    data = PreparedData(train, held_tokens, list(held))
+    data = PreparedData(train, *tokenize_held_out(held, settings, tokenizer, kind, log_and_save))
     # A file that changed while it was read is not what the key says.
     if folder is not None and key is not None and len(train) and key == _key(settings, tokenizer, kind):
         _save(folder, key, data, notes)
@@ -164,15 +163,16 @@ def read_held_out(settings: DataSettings, kind: Kind, log: Callable[[str], None]
 
 
 def tokenize_held_out(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, kind: Kind, log: Callable[[str], None]
-) -> TokenData | None:
-    """None without rows; what was left out of them is logged."""
+    rows: Sequence[Row], settings: DataSettings, tokenizer: PreTrainedTokenizerBase, kind: Kind,
+    log: Callable[[str], None],
+) -> tuple[TokenData | None, list[Row]]:  # fmt: skip
+    """Token ids, and the rows that have them; (None, []) without rows. What was left out is logged."""
     if not rows:
-        return None
-    tokens, report = kind.tokenize(rows, tokenizer, max_length=max_length)
+        return None, []
+    tokens, report = kind.tokenize(rows, tokenizer, max_length=settings.max_length, on_bad_row=settings.on_bad_row)
     if report.dropped or report.identical:
         log(report.summary())
-    return tokens
+    return tokens, [rows[index] for index in tokens.source_rows]
 
 
 def _key(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, kind: Kind) -> str | None:

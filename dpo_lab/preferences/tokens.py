@@ -131,8 +131,8 @@ def _tokenize(
     encoder, collector = Encoder(tokenizer), Collector(folder)
     kinds: set[bool] = set()
 
-    def left_out(problem: BadRow, index: int) -> None:
-        problem = problem.at(Place("the rows", row=index))
+    def left_out(problem: BadRow, place: Place) -> None:
+        problem = problem.at(place)
         if on_bad_row == "raise":
             raise problem from None
         report.dropped.append(problem)
@@ -146,13 +146,13 @@ def _tokenize(
                 try:
                     chunk.append(_rendered(index, row, names, encoder))
                 except BadRow as problem:
-                    left_out(problem, index)
+                    left_out(problem, _place(row, index))
             for texts, prompt, wholes in _encoded(chunk, encoder):
                 kinds.add(texts.is_chat)
                 try:
                     _collect(texts, prompt, wholes, encoder, collector, report)
                 except BadRow as problem:
-                    left_out(problem, texts.number)
+                    left_out(problem, _place(texts.row, texts.number))
             report.foreign_turns += sum(_has_foreign_turn(texts.row[name]) for texts in chunk for name in names)
         data = collector.data(len(names))
     except BaseException:
@@ -209,7 +209,7 @@ def _collect(
         head, tail = encoder.protected(texts.row, remaining, lost)
         remaining, completions = shorten(remaining, completions, report.max_length, head=head, tail=tail)
     if len(completions) == 2 and np.array_equal(*completions):
-        report.identical.append(texts.number)
+        report.identical.append(_place(texts.row, texts.number))
         return
     report.prompts_shortened += len(remaining) < border
     report.completions_cut += sum(len(new) < len(old) for new, old in zip(completions, whole_completions, strict=True))
@@ -218,6 +218,11 @@ def _collect(
         report.border_moved += stable
         report.unstable_prompts += not stable
     collector.add(remaining, completions, texts.weight, texts.number)
+
+
+def _place(row: Mapping[str, Any], number: int) -> Place:
+    """Where a row was read; of a row that was not read from a source, its number among those given."""
+    return getattr(row, "place", None) or Place("the rows", row=number)
 
 
 def _has_foreign_turn(answer: object) -> bool:

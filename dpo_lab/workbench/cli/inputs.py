@@ -100,7 +100,7 @@ def training_data(options: RunOptions, config: TrainingConfig, tokenizer: Any, k
         held = read_held_out(settings, kind, print_note) or []
         tokens, report = stream_tokens(options, tokenizer, config.max_length, kind)
         print_report(report)
-        data = PreparedData(tokens, tokenize_held_out(held, tokenizer, config.max_length, kind, print_note), held)
+        data = PreparedData(tokens, *tokenize_held_out(held, settings, tokenizer, kind, print_note))
     num_held = 0 if data.held is None else len(data.held)
     console.print(f"data: {len(data.train):,} rows to train on, {num_held:,} held out")
     return data
@@ -117,7 +117,7 @@ def stream_tokens(options: RunOptions | CacheOptions, tokenizer: Any, max_length
 
     def written() -> Any:
         rows, read = kind.stream(options.pairs, split=split, on_bad_row=options.on_bad_row)
-        _, report = kind.tokenize(rows, tokenizer, max_length=max_length, folder=folder)
+        _, report = kind.tokenize(rows, tokenizer, max_length=max_length, on_bad_row=options.on_bad_row, folder=folder)
         print_report(read)
         return report
 

@@ -38,7 +38,7 @@ def cache(options: CacheOptions) -> int:
         data, report = stream_tokens(options, tokenizer, options.max_length, PAIRS)
     else:
         rows = read_rows(options, options.seed, read_preferences, embedded_split="train")
-        data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length)
+        data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length, on_bad_row=options.on_bad_row)
     print_report(report)
     check_length(model, report.longest, "--pairs")
     began = time.perf_counter()
@@ -65,7 +65,7 @@ def evaluate(options: EvaluateOptions) -> int:
     model, tokenizer = load_model(options, options.device)
     reference = load_reference(options, options.reference or "embedded", tokenizer)
     rows = read_rows(options, options.seed, read_preferences, embedded_split="test")
-    data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length)
+    data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length, on_bad_row=options.on_bad_row)
     print_report(report)
     check_length(model, report.longest, "--pairs")
     with ReferenceCache(options.cache) as store:
@@ -75,8 +75,9 @@ def evaluate(options: EvaluateOptions) -> int:
         )  # fmt: skip
     metrics: dict[str, Any] = {"pairs": f"{len(data):,}", **result.metrics}
     if options.kl_prompts:
+        usable = [rows[index] for index in data.source_rows[: options.kl_prompts]]
         estimate = kl_from_reference(
-            model, reference, tokenizer, rows[: options.kl_prompts], seed=options.seed,
+            model, reference, tokenizer, usable, seed=options.seed,
             max_new_tokens=options.max_new_tokens,
             max_length=longest_prompt(model, options.max_length, options.max_new_tokens),
         )  # fmt: skip

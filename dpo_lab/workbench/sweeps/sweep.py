@@ -162,7 +162,8 @@ class _Data:
         )
         train, held = split_rows(list(rows), settings.validation, settings.seed)
         tokens, validation = (
-            tokenize_pairs(part, tokenizer, max_length=settings.max_length)[0] for part in (train, held)
+            tokenize_pairs(part, tokenizer, max_length=settings.max_length, on_bad_row=settings.on_bad_row)[0]
+            for part in (train, held)
         )
         if not len(tokens) or not len(validation):
             raise ValueError(
