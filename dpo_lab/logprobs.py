@@ -25,7 +25,7 @@ from dpo_lab.engine.engine import Engine
 from dpo_lab.engine.output_layer import TargetLogps
 from dpo_lab.engine.paths import ScoringPath, probe_paths
 from dpo_lab.engine.two_halves import two_threads
-from dpo_lab.models.inside import inner_model
+from dpo_lab.models.inside import body, inner_model
 from dpo_lab.preferences.token_data import TokenData
 
 SCORING_VERSION = 1
@@ -39,6 +39,12 @@ def plain_token_logps(model: nn.Module, batch: Batch) -> Tensor:
     """log π(y_t | x, y_<t) of every scored token from the model's own logits, (N,): the oracle of every faster way."""
     logits = own_logits(model, batch).flatten(0, 1)[batch.predictors].float()  # (N, V)
     return logits.log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0]
+
+
+def log_collisions(model: nn.Module, batch: Batch) -> Tensor:
+    """log Σ_v π(v | x, y_<t)² where each scored token is predicted, (N,): how likely two samples would be the same."""
+    logits = own_logits(model, batch).flatten(0, 1)[batch.predictors].float()
+    return (2 * logits.log_softmax(-1)).logsumexp(-1)
 
 
 def own_logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -62,9 +68,9 @@ class Scorer(nn.Module):
         self.inner = (inner_model(model),)  # in a tuple, or its weights would be counted twice
         self.token_logps = _chunked_token_logps if scoring_path(model).chunked else plain_token_logps
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, *, collisions: bool = False) -> Tensor:
         with self.context():
-            return self.token_logps(self.inner[0], batch)
+            return (log_collisions if collisions else self.token_logps)(self.inner[0], batch)
 
     @property
     def _no_split_modules(self) -> Any:  # the layers, one of which FSDP gathers at a time
@@ -182,12 +188,12 @@ def call(inner: Any, batch: Batch, module: Any = None) -> Any:
 def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
     """The last hidden states, shape (R, T, D)."""
     inner = inner_model(model)
-    return call(inner, batch, inner.base_model).last_hidden_state
+    return call(inner, batch, body(inner)).last_hidden_state
 
 
 def _chunked_token_logps(inner: Any, batch: Batch) -> Tensor:
     """As `plain_token_logps`, with the output layer only where a completion token is predicted, and in pieces."""
-    states = call(inner, batch, inner.base_model).last_hidden_state  # (R, T, D)
+    states = call(inner, batch, body(inner)).last_hidden_state  # (R, T, D)
     hidden = states.flatten(0, 1)[batch.predictors]  # (N, D)
     head = inner.get_output_embeddings()
     return TargetLogps.apply(hidden, head.weight, head.bias, batch.targets)

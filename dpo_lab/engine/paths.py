@@ -7,7 +7,8 @@ them). Shared rows are exact where the model takes its attention from transforme
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from dpo_lab.batching import Batch, separate_rows, shared_rows
 from dpo_lab.engine.attention import can_share
-from dpo_lab.models.inside import inner_model, output_layer
+from dpo_lab.models.inside import body, inner_model, output_layer
 from dpo_lab.preferences.token_data import TokenData
 
 TokenLogps = Callable[[Any, Batch], Tensor]
@@ -30,6 +31,9 @@ logger = logging.getLogger("dpo_lab")
 _PATHS: WeakKeyDictionary[nn.Module, ScoringPath] = WeakKeyDictionary()
 _PROBE_LOCK = RLock()  # a second thread waits until it is found out
 _TOLERANCE = 1e-3  # nats per token in float32; a wrong mask or a missing soft-cap is off by far more
+_LOUD = 256.0  # a power of two, so that multiplying by it and dividing again is exact
+_CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Settings of transformers' models that change the logits where they are neither None nor 1."""
 
 
 @dataclass
@@ -71,7 +75,11 @@ def _probe_paths(model: nn.Module, plain: TokenLogps, chunked: TokenLogps) -> Sc
         oracle = plain(inner, separate)
         tolerance = _TOLERANCE if next(model.parameters()).dtype is torch.float32 else 50 * _TOLERANCE
         close = lambda values: bool((values - oracle).abs().max() < tolerance)
-        is_chunkable = isinstance(output_layer(model), nn.Linear) and close(chunked(inner, separate))
+        is_chunkable = _has_plain_logits(inner) and close(chunked(inner, separate))
+        if is_chunkable:
+            with _loud_logits(model):  # a cap shows only where logits are large, and they grow in training
+                loud, expected = chunked(inner, separate), plain(inner, separate)
+            is_chunkable = bool(((loud - expected).abs() < tolerance * expected.abs().clamp(min=1)).all())
         if not is_chunkable:
             name = type(inner).__name__
             logger.warning("%s changes its logits after the output layer: all of them are computed", name)
@@ -80,6 +88,23 @@ def _probe_paths(model: nn.Module, plain: TokenLogps, chunked: TokenLogps) -> Sc
         return ScoringPath(is_chunkable, not reason, reason)
     finally:
         model.train(was_training)
+
+
+def _has_plain_logits(inner: Any) -> bool:
+    """Whether the output layer is a plain one behind a body, and no setting is known to change what it gives."""
+    changes = [getattr(inner.config, name, None) not in (None, 1) for name in _CHANGES_LOGITS]
+    return isinstance(inner.get_output_embeddings(), nn.Linear) and body(inner) is not None and not any(changes)
+
+
+@contextmanager
+def _loud_logits(model: nn.Module) -> Iterator[None]:
+    """The logits times 256 for a while."""
+    weight = output_layer(model).weight
+    weight.mul_(_LOUD)
+    try:
+        yield
+    finally:
+        weight.div_(_LOUD)
 
 
 def _why_not_shared(inner: Any, is_exact: Callable[[], bool]) -> str:

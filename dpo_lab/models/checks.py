@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,6 +116,10 @@ def _explained(name: str, what: str, error: Exception) -> ValueError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "trust_remote_code" in text:
         return ValueError(f"{name} brings Python code of its own; read it, then allow it with trust_remote_code=True")
+    if "Unrecognized configuration class" in text:
+        kind = re.search(r"(\w+)'>", text)
+        return ValueError(f"{name} ({kind[1] if kind else 'its configuration'}) is no causal language model, which "
+                          "predicts a text from left to right; give one that AutoModelForCausalLM loads")  # fmt: skip
     if Path(name).is_dir():
         if "backend tokenizer" in text:
             return ValueError(f"{name} holds no tokenizer; save the model's own there with tokenizer.save_pretrained")
@@ -143,7 +148,7 @@ def check_tokenizer(model: nn.Module, tokenizer: Any, name: str) -> None:
             f"the tokenizer of {name} does not fit its model: it gives ids up to {largest}, the model has {rows} "
             "embeddings; use the tokenizer that the model was trained with"
         )
-    if model.config.pad_token_id is None:  # pyright: ignore[reportAttributeAccessIssue]
+    if getattr(model.config, "pad_token_id", None) is None:  # Gemma 3 and 4 with their other parts have no such field
         model.config.pad_token_id = tokenizer.pad_token_id  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -86,6 +86,12 @@ def in_precision(model: nn.Module, dtype: torch.dtype) -> Any:
     return copy.deepcopy(model, cast)  # which takes the weights from there instead of copying them
 
 
+def body(inner: Any) -> Any:
+    """A transformers model without its output layer; None where it has no such part. Some, such as Llama 4's text model,
+    call themselves their base."""
+    return inner.base_model if inner.base_model is not inner else getattr(inner, "model", None)
+
+
 def output_layer(model: nn.Module) -> nn.Linear:
     """The layer that turns hidden states into logits."""
     return inner_model(model).get_output_embeddings()
