@@ -74,6 +74,28 @@ CASES = {
          "tools": [{"name": "clock"}]}),
     "OpenAI": ("openai",
         {"input": {"messages": [user("q")]}, "preferred_output": [said("yes")], "non_preferred_output": [said("no")]}, PAIR),
+    "OpenAI with tools in the request": ("openai",
+        {"input": {"messages": [{"role": "developer", "content": "s"}, user("q")], "tools": [FUNCTION]},
+         "preferred_output": [said("yes")], "non_preferred_output": [said("no")]},
+        {**PAIR, "prompt": [system("s"), user("q")], "tools": [FUNCTION]}),
+    "messages, answers as messages": ("messages", {"messages": [user("q")], "chosen": said("yes"), "rejected": said("no")}, PAIR),
+    "messages, answers as lists": ("messages", {"messages": [user("q")], "chosen": [said("yes")], "rejected": [said("no")]}, PAIR),
+    "messages, answers as texts": ("messages", {"messages": [user("q")], "chosen": "yes", "rejected": "no"}, PAIR),
+    "messages that end with the chosen answer": ("messages",
+        {"messages": [user("q"), said("yes")], "rejected_response": "no"}, PAIR),
+    "messages beside whole conversations": ("messages",
+        {"messages": [user("q"), said("yes")], "chosen": [user("q"), said("yes")], "rejected": [user("q"), said("no")]}, PAIR),
+    "system and input": ("instruction", {"system": "s", "input": "q", "chosen": "yes", "rejected": "no"}, {**PAIR, "system": "s"}),
+    "chosen_response": ("instruction", {"instruction": "q", "chosen_response": "yes", "rejected_response": "no"}, PAIR),
+    "roles of other tools": ("sharegpt",
+        {"conversations": [{"role": "Human", "content": "time?"}, {"role": "tool_call", "content": '{"name": "clock"}'},
+                           {"role": "tool_response", "content": "noon"}],
+         "chosen": {"role": "model", "parts": [{"text": "yes"}]}, "rejected": {"role": "model", "content": "no"}},
+        {**PAIR, "prompt": [user("time?"), {"role": "assistant", "content": "", "tool_calls": [{"name": "clock"}]},
+                            {"role": "tool", "content": "noon"}]}),
+    "a legacy function_call": ("explicit",
+        {**PAIR, "chosen": [{"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}]},
+        {**PAIR, "chosen": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{}"}]}]}),
     "other columns": ("explicit", {**PAIR, "job": "safe", "reward_chosen": 0.5, "split": "test", "note": None},
         {**PAIR, "job": "safe", "reward_chosen": 0.5, "split": "test", "note": None}),
     "weight and tools": ("explicit", {**PAIR, "weight": 2, "tools": [FUNCTION]},
@@ -93,6 +115,54 @@ def test_a_layout_gives_prompt_chosen_and_rejected(case):
     assert row == expected
     assert report.layouts == {layout: 1}
     assert one(raw, layout=layout)[0] == expected
+
+
+# layout, raw row, pairs (chosen, rejected) by the name of the pairing
+SAID = [("best", "worst")]
+SEVERAL = {
+    "labelled candidates": ("candidates",
+        {"messages": [user("q"), {"role": "assistant", "candidates": [
+            {"content": [{"text": text}], "preferenceLabel": label}
+            for text, label in (("worst", "non-preferred"), ("best", "preferred"), ("bad", "non-preferred"))]}]},
+        {"best_worst": SAID, "best_each": [*SAID, ("best", "bad")], "all": [*SAID, ("best", "bad")]}),
+    "ranks": ("completions",
+        {"context": "q", "completions": [{"rank": rank, "completion": text} for rank, text in ((2, "worst"), (0, "best"), (1, "middle"))]},
+        {"best_worst": SAID, "best_each": [*SAID, ("best", "middle")], "all": [*SAID, ("middle", "worst"), ("best", "middle")]}),
+    "scores": ("completions",
+        {"instruction": "q", "completions": [{"response": text, "overall_score": score} for text, score in (("best", 8.5), ("worst", 2.0))]},
+        {"best_worst": SAID}),
+    "scores beside": ("completions", {"prompt": "q", "responses": ["worst", "best"], "scores": [0.1, 0.7]}, {"all": SAID}),
+    "a signed preference, the first is better": ("comparison",
+        {"context": [user("q")], "response1": "best", "response2": "worst", "overall_preference": -2}, {"all": SAID}),
+    "a signed preference, the second is better": ("comparison",
+        {"context": [user("q")], "response1": "worst", "response2": "best", "overall_preference": 1}, {"all": SAID}),
+    "the number of the better one": ("comparison",
+        {"prompt": "q", "response_0": "worst", "response_1": "best", "better_response_id": 1}, {"all": SAID}),
+    "the name of the better one": ("comparison",
+        {"prompt": "q", "response_a": "best", "response_b": "worst", "winner": "model_a"}, {"best_worst": SAID}),
+    "a battle": ("comparison",
+        {"model_a": "m", "model_b": "n", "winner": "model_b", "conversation_a": [user("q"), said("worst")],
+         "conversation_b": [user("q"), said("best")]}, {"all": SAID}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_several_answers_to_a_prompt_are_made_into_pairs(case):
+    layout, raw, pairings = SEVERAL[case]
+    text = lambda answer: answer if isinstance(answer, str) else answer[0]["content"]
+    for pairing, expected in pairings.items():
+        rows, report = read_preferences([raw], pairing=pairing)
+        assert [(text(row["chosen"]), text(row["rejected"])) for row in rows] == expected
+        assert all(row["prompt"] in ("q", [user("q")]) for row in rows)
+        assert report.layouts == {layout: len(expected)}
+
+
+def test_ties_are_left_out_and_counted():
+    battle = {"prompt": "q", "response_a": "yes", "response_b": "no", "winner": "model_a"}
+    ties = [battle | {"winner": winner} for winner in ("tie", "tie (bothbad)")]
+    rows, report = read_preferences([*ties, battle, {"prompt": "q", "responses": ["a", "b"], "scores": [1, 1]}])
+    assert len(rows) == 1
+    assert "no answer is preferred to the others: 3 (row 0, row 1, row 3)" in report.summary()
 
 
 def test_every_layout_of_the_table_has_a_case():
@@ -162,14 +232,13 @@ REFUSED = {
     "empty completion": ({**TEXT, "chosen": ""}, r"field 'chosen' must not be empty, got ''; write the answer, or leave"),
     "blank completion": ({**TEXT, "rejected": " \n"}, r"field 'rejected' must not be empty, got ' \\n'"),
     "empty turn": ({**PAIR, "chosen": [said("")]}, r"field 'chosen' must not be empty"),
-    "wrong type": ({**TEXT, "chosen": 3}, r"field 'chosen' must be text or a list of messages, got 3"),
+    "wrong type": ({**TEXT, "chosen": 3}, r"field 'chosen' must be text or a list of messages, got 3; write it as text, \"3\""),
     "wrong type, no prompt": ({"chosen": 1, "rejected": 2}, r"field 'chosen' must be text or a list of messages, got 1"),
     "empty list": ({**PAIR, "prompt": []}, r"field 'prompt' must be text or a list of messages, got \[\]"),
     "not a message": ({**PAIR, "prompt": ["q"]}, r"field 'prompt\[0\]' must be a message, got 'q'"),
     "no role": ({**PAIR, "prompt": [{"content": "q"}]}, r"field 'prompt\[0\]' has no role"),
     "unknown role": ({**PAIR, "prompt": [{"role": "bot", "content": "q"}]},
         r"field 'prompt\[0\]' has the unknown role 'bot'; use one of system, user, assistant, tool"),
-    "developer": ({**PAIR, "prompt": [{"role": "developer", "content": "q"}]}, r"'developer'; write system instead"),
     "unknown ShareGPT role": ({"conversations": [{"from": "bing", "value": "x"}], "chosen": "a", "rejected": "b"},
         r"field 'conversations\[0\]' has the unknown role 'bing'; use one of human"),
     "no content": ({**PAIR, "prompt": [{"role": "user"}]}, r"has neither content nor tool_calls"),
@@ -210,6 +279,19 @@ REFUSED = {
     "unpaired messages": ({"messages": [user("q"), said("a")], "label": True},
         r"field 'label' marks single answers as good or bad, .* join a good and a bad answer of each prompt"),
     "unpaired (KTO)": ({"prompt": "q", "completion": "a", "label": False}, r"field 'label' marks single answers"),
+    "a number or a sign": ({"prompt": "q", "response_1": "a", "response_2": "b", "preference": 1},
+        r"field 'preference' is 1, which may be a number of an answer or a sign; say by --columns better_response_id=preference"),
+    "an unknown winner": ({"prompt": "q", "response_1": "a", "response_2": "b", "winner": "c"},
+        r"field 'winner' is 'c', and the answers are response_1 and response_2; write 1 or 2, or tie"),
+    "an unknown label": ({"messages": [user("q"), {"role": "assistant", "candidates": [{"content": "a", "preferenceLabel": "good"}]}]},
+        r"field 'preferenceLabel' is 'good'; write \"preferred\""),
+    "scores that are none": ({"prompt": "q", "responses": ["a", "b"], "scores": ["x", 1]},
+        r"field 'responses' has 2 answers to compare by score, got \['x', 1\]; give each a number"),
+    "bytes": ({**TEXT, "chosen": b"yes"}, r"field 'chosen' must be text or a list of messages, got b'yes'; decode the bytes"),
+    "a picture": ({**TEXT, "prompt": "<image>q", "images": ["cat.png"]},
+        r"field 'images' belongs to the <image> in the text, and only text is trained on; leave the row out"),
+    "an answer that is neither": ({**PAIR, "prompt": [user("q"), said("A lake.")]},
+        r"field 'prompt' ends with an assistant turn that is none of the answers, got 'A lake.'; take it out"),
     "no layout": ({"text": "a", "label_name": 1}, r"fits no layout, its fields are text, label_name; known are: prompt, chosen"),
     "not a dict": ("x", r"the rows, row index 1: must be a dict, got 'x'; give a list of dicts"),
 }  # fmt: skip
@@ -223,7 +305,10 @@ def test_an_unusable_row_is_refused_with_place_field_rule_and_remedy_or_skipped(
     assert str(caught.value).startswith("the rows, row index 1: ")
     rows, report = read_preferences([TEXT, raw], on_bad_row="skip")
     assert rows == [TEXT]
-    assert [str(problem) for problem in report.bad] == [str(caught.value)]
+    assert (
+        str(caught.value)
+        == f'{report.bad[0]}. --on-bad-row skip (on_bad_row="skip") leaves such rows out and lists them'
+    )
     assert "left out, unusable: 1" in report.summary()
 
 
@@ -275,5 +360,5 @@ def test_an_answer_marked_as_bad_is_not_an_example():
 
 
 def test_an_unknown_layout_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="layout 'hh' is not known; choose one of explicit, sharegpt"):
+    with pytest.raises(ValueError, match="layout 'hh' is not known; choose one of explicit, messages"):
         read_preferences([TEXT], layout="hh")

@@ -52,6 +52,11 @@ def prompt_messages(row: Mapping[str, Any]) -> list[Message]:
     return [{"role": "system", "content": row["system"]}, *turns] if row.get("system") else turns
 
 
+def split_prefill(turns: list[Message]) -> tuple[list[Message], str]:
+    """The turns before the answer, and its beginning where the last turn is a `prefix`."""
+    return (turns[:-1], turns[-1].get("content") or "") if turns and turns[-1].get("prefix") else (turns, "")
+
+
 def answer_messages(answer: str | list[Message]) -> list[Message]:
     return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)
 
@@ -113,14 +118,19 @@ def render_prompt(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) ->
     """The text that the model continues: plain prompts as they are, conversations up to the opened answer."""
     if not is_conversation(row):
         return row["prompt"]
-    return render(prompt_messages(row), tokenizer, row.get("tools"), open_answer=True)
+    turns, begun = split_prefill(prompt_messages(row))
+    return render(turns, tokenizer, row.get("tools"), open_answer=True) + begun
 
 
 def render_whole(row: Mapping[str, Any], name: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Prompt and answer in one text."""
     if not is_conversation(row):
         return row["prompt"] + row[name]
-    return render(prompt_messages(row) + answer_messages(row[name]), tokenizer, row.get("tools"))
+    turns, begun = split_prefill(prompt_messages(row))
+    first, *rest = answer_messages(row[name])
+    if begun:
+        first = first | {"content": begun + (first.get("content") or "")}
+    return render([*turns, first, *rest], tokenizer, row.get("tools"))
 
 
 def prompt_text(row: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpo_lab.preferences.chat import has_own_template, is_conversation, prompt_messages, render
+from dpo_lab.preferences.chat import has_own_template, is_conversation, prompt_messages, render, split_prefill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,9 +101,9 @@ class Encoder:
         if not is_conversation(row):
             head = len(self.start)
             return head, 0 if head else 1  # one token stays, to predict the completion's first
-        messages, tools = prompt_messages(row), row.get("tools")
+        (messages, begun), tools = split_prefill(prompt_messages(row)), row.get("tools")
         closed, opened = (render(messages, self.tokenizer, tools, open_answer=is_open) for is_open in (False, True))
-        header = opened[len(closed) :] if opened.startswith(closed) else ""
+        header = (opened[len(closed) :] if opened.startswith(closed) else "") + begun
         return common_prefix(prompt, self._head(row)), max(1, len(self.ids([header])[0]) - lost)
 
     def _head(self, row: Mapping[str, Any]) -> np.ndarray:

@@ -19,9 +19,10 @@ from dpo_lab.preferences.reports import BadRow, Place, shown
 
 RawRow = tuple[Place, dict[str, Any] | BadRow]
 
-DATA_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv")
-_ROW_KEYS = {"prompt", "chosen", "rejected", "messages", "conversations", "instruction", "question", "preferred_output"}
-_CSV_JSON = {"prompt", "chosen", "rejected", "completion", "messages", "conversations", "tools"}
+DATA_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".ndjson", ".ndjson.gz", ".parquet", ".csv", ".tsv")
+_LINES, _TABLES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"), (".csv", ".tsv")
+ROW_KEYS = {"prompt", "chosen", "rejected", "messages", "conversations", "instruction", "question", "preferred_output"}
+_SEPARATORS = ",;\t|"
 
 
 def data_suffix(path: Path) -> str | None:
@@ -46,14 +47,14 @@ def read_file(path: Path) -> Iterator[RawRow]:
         raise ValueError(f"{path} is empty; it should hold rows of preferences")
     if suffix == ".parquet":
         return _parquet(path)
-    if suffix == ".csv":
+    if suffix in _TABLES:
         return _csv(path)
-    return _whole_stream(path, _json_lines(path) if suffix.startswith(".jsonl") else _json(path))
+    return _whole_stream(path, _json_lines(path) if suffix in _LINES else _json(path))
 
 
 def has_bom(path: Path) -> bool:
     """Whether a text file begins with a UTF-8 byte order mark (read, and skipped)."""
-    if data_suffix(path) not in (".jsonl", ".json", ".csv"):
+    if data_suffix(path) in (None, ".parquet") or path.name.lower().endswith(".gz"):
         return False
     with path.open("rb") as file:
         return file.read(3) == b"\xef\xbb\xbf"
@@ -97,14 +98,19 @@ def _parsed_line(line: bytes, place: Place) -> dict[str, Any] | BadRow:
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as problem:
-        return BadRow(None, f"is not UTF-8: byte 0x{line[problem.start]:02x} at offset {problem.start} of the line",
-                      "save the file as UTF-8", place)  # fmt: skip
+        return _not_utf8(line, problem.start, "line", place)
     except json.JSONDecodeError as problem:
         return BadRow(None, f"is not JSON: {problem.msg} at column {problem.colno}",
                       "write one JSON object per line", place)  # fmt: skip
     except RecursionError:
         return BadRow(None, "is nested too deeply to be a row", "write one JSON object per line", place)
     return _object(row, place)
+
+
+def _not_utf8(data: bytes, at: int, what: str, place: Place) -> BadRow:
+    around = data[max(0, at - 10) : at + 10].decode("cp1252", errors="replace")
+    return BadRow(None, f"is not UTF-8: byte 0x{data[at]:02x} at offset {at} of the {what}",
+                  f"save the file as UTF-8; where {around!r} reads right, iconv -f cp1252 does it", place)  # fmt: skip
 
 
 def _object(row: object, place: Place) -> dict[str, Any] | BadRow:
@@ -124,8 +130,7 @@ def _decoded(path: Path) -> str:
         # utf-8-sig counts from behind the byte order mark; count from the file's start.
         start = problem.start + (3 if data.startswith(b"\xef\xbb\xbf") and len(problem.object) < len(data) else 0)
         place = Place(path.name, line=data.count(b"\n", 0, start) + 1)
-        raise BadRow(None, f"is not UTF-8: byte 0x{data[start]:02x} at offset {start} of the file",
-                     "save the file as UTF-8", place) from None  # fmt: skip
+        raise _not_utf8(data, start, "file", place) from None
 
 
 def _json(path: Path) -> Iterator[RawRow]:
@@ -152,7 +157,7 @@ def _rows_of(document: object, path: Path) -> list[Any]:
         return document
     if not isinstance(document, dict):
         raise ValueError(f"{path} must hold a list of rows, got {shown(document)}; write a list of objects")
-    if _ROW_KEYS & document.keys():
+    if ROW_KEYS & document.keys():
         return [document]  # a single JSON line
     lists = [key for key, value in document.items() if isinstance(value, list)]
     if len(lists) != 1:
@@ -162,11 +167,11 @@ def _rows_of(document: object, path: Path) -> list[Any]:
 
 
 def _csv(path: Path) -> Iterator[RawRow]:
-    """A header and rows. A cell of a message or tools column may hold JSON."""
+    """A header and rows; the header shows what stands between the cells."""
     text = _decoded(path)
     limit = csv.field_size_limit(len(text) + 1)  # room for long texts; one setting for all of Python, so put back below
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text.partition("\n")[0]))
         header = next(reader, None)
         if not header or len(set(header)) < len(header):
             raise ValueError(f"{path} needs a header of distinct column names in line 1, got {shown(header)}; "
@@ -187,16 +192,12 @@ def _csv(path: Path) -> Iterator[RawRow]:
             yield place, BadRow(None, f"has {len(cells)} cells under a header of {len(header)}",
                                 "quote texts that hold commas or line ends", place)  # fmt: skip
         else:
-            yield place, {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
+            yield place, dict(zip(header, cells, strict=True))
 
 
-def _cell(name: str, cell: str) -> Any:
-    if name in _CSV_JSON and cell.lstrip().startswith("[{"):
-        try:
-            return json.loads(cell)
-        except (json.JSONDecodeError, RecursionError):
-            return cell  # a text that happens to begin like this
-    return cell
+def _separator(header: str) -> str:
+    """The one between the most names; a comma where there is none."""
+    return max(_SEPARATORS, key=header.count)
 
 
 def _parquet(path: Path) -> Iterator[RawRow]:

@@ -9,11 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dpo_lab.preferences.messages import Message, check_messages, last_shared_answer, text_of
+from dpo_lab.preferences.mending import taken_once
+from dpo_lab.preferences.messages import (
+    Message,
+    TextOrTurns,
+    as_turns,
+    check_messages,
+    last_shared_answer,
+    text_of,
+)
 from dpo_lab.preferences.reports import BadRow, shown
 
 Raw = Mapping[str, Any]
-TextOrTurns = str | list[Message]  # plain text, or turns
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
@@ -25,6 +32,10 @@ class RowParts(NamedTuple):
     answers: tuple[TextOrTurns, ...]
     used: tuple[str, ...]
     remarks: tuple[str, ...] = ()
+    tools: Any = None  # where they stand in another field than `tools`
+
+
+Split = Callable[[Raw, bool], RowParts]
 
 
 def need(raw: Raw, name: str) -> Any:
@@ -37,31 +48,52 @@ def _text_or_turns(value: object, name: str, from_arrow: bool) -> TextOrTurns:
     return text_of(value, name) if isinstance(value, str) else check_messages(value, name, from_arrow=from_arrow)
 
 
-def as_turns(value: TextOrTurns, role: str) -> list[Message]:
-    return [{"role": role, "content": value}] if isinstance(value, str) else value
+def _beside(name: str) -> Split:
+    """A prompt of its own in the field `name`, text or turns. Answers that are whole conversations lose its turns."""
+
+    def split(raw: Raw, arrow: bool) -> RowParts:
+        prompt = _text_or_turns(need(raw, name), name, arrow)
+        chosen, rejected = (_text_or_turns(need(raw, side), side, arrow) for side in ("chosen", "rejected"))
+        return _after(prompt, name, chosen, rejected)
+
+    return split
 
 
-def _explicit(raw: Raw, arrow: bool) -> RowParts:
-    """A prompt of its own. Answers that are whole conversations are cut where the prompt ends."""
-    prompt = _text_or_turns(need(raw, "prompt"), "prompt", arrow)
-    chosen, rejected = (_text_or_turns(need(raw, name), name, arrow) for name in ("chosen", "rejected"))
-    used = ("prompt", "chosen", "rejected")
-    if all(isinstance(part, str) for part in (prompt, chosen, rejected)):
-        return RowParts(prompt, (chosen, rejected), used)
+def _after(prompt: TextOrTurns, name: str, chosen: TextOrTurns, rejected: TextOrTurns) -> RowParts:
+    used = (name, "chosen", "rejected")
+    if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
+        return _apart(prompt, (chosen, rejected), used)
     # One list among the three makes the row a conversation.
     chosen, rejected = as_turns(chosen, "assistant"), as_turns(rejected, "assistant")
-    if isinstance(prompt, list):
-        size = len(prompt)
-        if chosen[:size] == prompt == rejected[:size]:
-            chosen, rejected = chosen[size:], rejected[size:]
-        return RowParts(prompt, (chosen, rejected), used)
-    if chosen[0]["role"] == "assistant" == rejected[0]["role"]:
-        return RowParts(as_turns(prompt, "user"), (chosen, rejected), used)
+    size = len(prompt) if isinstance(prompt, list) else 0
+    if size and chosen[:size] == prompt == rejected[:size]:
+        return _apart(prompt, (chosen[size:], rejected[size:]), used)
+    begin = chosen[0]["role"], rejected[0]["role"]
+    if begin == ("assistant", "assistant") or (size and "assistant" in begin):
+        return _apart(as_turns(prompt, "user"), (chosen, rejected), used)
     whole = _whole_conversations(chosen, rejected)
-    if not any(turn.get("content", "").strip() == prompt.strip() for turn in whole.prompt if isinstance(turn, dict)):
-        raise BadRow("prompt", f"is not among the turns that chosen and rejected share, got {shown(prompt)}",
+    if isinstance(prompt, str):
+        is_shared = any(turn.get("content", "").strip() == prompt.strip() for turn in whole.prompt)
+    else:
+        is_shared = prompt[: len(whole.prompt)] == whole.prompt
+    if not is_shared:
+        raise BadRow(name, f"is not among the turns that chosen and rejected share, got {shown(prompt)}",
                      "take it out, or make chosen and rejected the answers alone")  # fmt: skip
-    return RowParts(whole.prompt, whole.answers, used, whole.remarks)
+    return whole._replace(used=used)
+
+
+def _apart(prompt: TextOrTurns, answers: tuple[TextOrTurns, ...], used: tuple[str, ...]) -> RowParts:
+    """Prompt and answers that stand apart, without what stands in both."""
+    prompt, answers, remarks = taken_once(prompt, answers)
+    return RowParts(prompt, answers, used, remarks)
+
+
+def _messages(raw: Raw, arrow: bool) -> RowParts:
+    """Turns with both answers beside them; or with the rejected one alone, and the last turn is the chosen one."""
+    if raw.get("chosen") is not None:
+        return _beside("messages")(raw, arrow)
+    turns, [chosen] = _conversation("messages")(raw, arrow)[:2]
+    return _after(turns, "messages", chosen, _text_or_turns(need(raw, "rejected"), "rejected", arrow))
 
 
 def _whole_conversations(chosen: list[Message], rejected: list[Message]) -> RowParts:
@@ -107,10 +139,10 @@ def _transcript(raw: Raw, arrow: bool) -> RowParts:
 
 
 def _instruction_prompt(raw: Raw) -> tuple[list[Message], tuple[str, ...]]:
-    """instruction + input (or question) as one user turn, after the turns of `history` where there are any."""
-    name = "instruction" if "instruction" in raw else "question"
+    """instruction + input, or one of them, or question, as a user turn, after the turns of `history` where it is."""
+    name = next((name for name in ("instruction", "question") if name in raw), "input")
     text = text_of(need(raw, name), name)
-    if raw.get("input"):
+    if raw.get("input") and name != "input":
         text = f"{text}\n\n{text_of(raw['input'], 'input')}" if text else text_of(raw["input"], "input")
     turns: list[Message] = []
     history = raw.get("history") or []
@@ -136,12 +168,6 @@ def _instruction(raw: Raw, arrow: bool) -> RowParts:
     return RowParts(prompt, _answer_turns(raw, arrow), (*used, "chosen", "rejected"))
 
 
-def _sharegpt(raw: Raw, arrow: bool) -> RowParts:
-    """ShareGPT: conversations of {from, value} + chosen and rejected turns."""
-    prompt = check_messages(need(raw, "conversations"), "conversations", from_arrow=arrow)
-    return RowParts(prompt, _answer_turns(raw, arrow), ("conversations", "chosen", "rejected"))
-
-
 def _openai(raw: Raw, arrow: bool) -> RowParts:
     """OpenAI's fine-tuning files: input.messages, preferred_output, non_preferred_output."""
     request = need(raw, "input")
@@ -149,7 +175,8 @@ def _openai(raw: Raw, arrow: bool) -> RowParts:
         raise BadRow("input", f"must hold messages, got {shown(request)}", 'write {"messages": [...]}')
     names = ("preferred_output", "non_preferred_output")
     answers = tuple(check_messages(need(raw, name), name, from_arrow=arrow) for name in names)
-    return RowParts(check_messages(request["messages"], "input.messages", from_arrow=arrow), answers, ("input", *names))
+    parts = _apart(check_messages(request["messages"], "input.messages", from_arrow=arrow), answers, ("input", *names))
+    return parts._replace(tools=request.get("tools"))
 
 
 def _has(*names: str) -> Callable[[Raw], bool]:
@@ -170,11 +197,12 @@ class RowLayout(NamedTuple):
 
 # The first that applies wins; a field of its own for the prompt says most.
 LAYOUTS: dict[str, RowLayout] = {
-    "explicit": RowLayout(_has("prompt"), _explicit, "prompt, chosen, rejected"),
-    "sharegpt": RowLayout(_has("conversations"), _sharegpt, "conversations, chosen, rejected"),
+    "explicit": RowLayout(_has("prompt"), _beside("prompt"), "prompt, chosen, rejected"),
+    "messages": RowLayout(_has("messages"), _messages, "messages, chosen, rejected"),
+    "sharegpt": RowLayout(_has("conversations"), _beside("conversations"), "conversations, chosen, rejected"),
     "openai": RowLayout(_has("preferred_output"), _openai, "input, preferred_output, non_preferred_output"),
-    "instruction": RowLayout(lambda raw: _has("instruction")(raw) or _has("question")(raw), _instruction,
-                          "instruction (or question), input, chosen, rejected"),
+    "instruction": RowLayout(lambda raw: any(map(raw.get, ("instruction", "question", "input"))), _instruction,
+                             "instruction (or question), input, chosen, rejected"),
     "implicit": RowLayout(_pair_of(list), _implicit, "chosen, rejected (whole message lists)"),
     "transcript": RowLayout(_pair_of(str), _transcript, r"chosen, rejected (texts with \n\nHuman: and \n\nAssistant:)"),
 }  # fmt: skip
@@ -184,10 +212,10 @@ def _completion(raw: Raw, arrow: bool) -> RowParts:
     prompt, completion = (_text_or_turns(need(raw, name), name, arrow) for name in ("prompt", "completion"))
     if isinstance(prompt, list) or isinstance(completion, list):
         prompt, completion = as_turns(prompt, "user"), as_turns(completion, "assistant")
-    return RowParts(prompt, (completion,), ("prompt", "completion"))
+    return _apart(prompt, (completion,), ("prompt", "completion"))
 
 
-def _conversation(name: str) -> Callable[[Raw, bool], RowParts]:
+def _conversation(name: str) -> Split:
     def split(raw: Raw, arrow: bool) -> RowParts:
         """The last assistant turn is the completion, all before it the prompt."""
         turns = check_messages(need(raw, name), name, from_arrow=arrow)
@@ -211,3 +239,16 @@ EXAMPLE_LAYOUTS: dict[str, RowLayout] = {
     "conversations": RowLayout(_has("conversations"), _conversation("conversations"), "conversations"),
     "alpaca": RowLayout(_has("instruction", "output"), _alpaca, "instruction, input, output"),
 }
+
+
+def _labelled(raw: Raw, arrow: bool) -> RowParts:
+    parts = (_completion if _has("prompt", "completion")(raw) else _conversation("messages"))(raw, arrow)
+    return parts._replace(used=(*parts.used, "label"))
+
+
+UNPAIRED_LAYOUTS: dict[str, RowLayout] = {
+    "unpaired": RowLayout(
+        lambda raw: _has("label")(raw) and (_has("prompt", "completion")(raw) or _has("messages")(raw)), _labelled,
+        "prompt, completion, label (or messages, label)"),
+}  # fmt: skip
+"""One answer with a yes or a no, for the losses that learn from single answers."""

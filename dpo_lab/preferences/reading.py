@@ -9,13 +9,15 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from dpo_lab.preferences.layouts import EXAMPLE_LAYOUTS, LAYOUTS
+from dpo_lab.preferences.layouts import EXAMPLE_LAYOUTS, LAYOUTS, UNPAIRED_LAYOUTS
+from dpo_lab.preferences.raw_rows import PAIRINGS, Pairing, Raw, check_columns, raw_rows
 from dpo_lab.preferences.reports import BadRow, Place, ReadReport
-from dpo_lab.preferences.rows import ParsedRow, PlacedRow, example_row, pair_row
+from dpo_lab.preferences.rows import ParsedRow, PlacedRow, example_row, preference_row
 from dpo_lab.preferences.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class RowKind(NamedTuple):
     splits: tuple[str, ...]
 
 
-PREFERENCES = RowKind(pair_row, LAYOUTS, ("train",))
+PREFERENCES = RowKind(preference_row, LAYOUTS | UNPAIRED_LAYOUTS, ("train",))
 EXAMPLES = RowKind(example_row, EXAMPLE_LAYOUTS | LAYOUTS, ("sft", "train"))
 
 
@@ -47,23 +49,36 @@ def load_preferences(
     on_bad_row: OnBadRow = "raise",
     limit: int | None = None,
     seed: int = 0,
+    columns: Mapping[str, str] | None = None,
+    pairing: Pairing = "best_worst",
 ) -> datasets.Dataset | list[dict[str, Any]]:
     """Rows of prompt, chosen, rejected; the report is logged where anything was left out or split early.
 
-    `source` is a file (.jsonl, .json, .jsonl.gz, .json.gz, .parquet, .csv), a folder of such files, a Hub id
-    (`owner/name` or `owner/name:configuration`), "embedded", a `datasets.Dataset`, a mapping of splits, or a list of
-    dicts. Without `split`, the training split is read. `layout` is found row by row (see `LAYOUTS`) unless given.
+    `source` is a file (.jsonl, .ndjson, .json, also with .gz; .parquet, .csv, .tsv), a folder of such files, a Hub id
+    (`owner/name` or `owner/name:configuration`), "embedded", a `datasets.Dataset`, a mapping of splits, a list of
+    dicts, a dict of columns, or a data frame. Without `split`, the training split is read. `layout` is found row by row
+    (see `LAYOUTS`) unless given.
 
     Prompt and answers are plain text where the source has plain text, else message lists. Instruction rows are
     conversations of one user turn. `system`, `tools` and `weight` stay beside them, and so do all other columns.
 
+    Rows of a single answer, `prompt`, `completion` and a yes or no in `label`, come as these three, with label a bool:
+    the unpaired losses (`UNPAIRED_LOSSES`, such as kto) learn from them.
+
     A row that cannot be used raises BadRow, or with on_bad_row="skip" is left out and listed in the report. Rows whose
     chosen equals rejected are always left out and listed. `limit` draws that many usable rows, evenly by `seed`.
+
+    columns: where a field has another name, as in {"prompt": "question", "chosen": "good", "rejected": "bad"}.
+    pairing: which pairs are made of more than two answers to a prompt with scores or ranks: `best_worst` (one pair),
+        `best_each` (the best with every worse one), or `all`.
 
     The rows come as a `datasets.Dataset`, or as a list of dicts where `datasets` is not installed or cannot hold the
     values exactly. `read_preferences` returns the list and its report, `stream_preferences` yields row by row.
     """
-    read = read_rows(PREFERENCES, source, split, layout=layout, on_bad_row=on_bad_row, limit=limit, seed=seed)
+    read = read_rows(
+        PREFERENCES, source, split, layout=layout, on_bad_row=on_bad_row, limit=limit, seed=seed, columns=columns,
+        pairing=pairing,
+    )  # fmt: skip
     return _as_dataset_with_warning(*read)
 
 
@@ -75,27 +90,33 @@ def load_examples(
     on_bad_row: OnBadRow = "raise",
     limit: int | None = None,
     seed: int = 0,
+    columns: Mapping[str, str] | None = None,
+    pairing: Pairing = "best_worst",
 ) -> datasets.Dataset | list[dict[str, Any]]:
     """Rows of prompt, completion for supervised fine-tuning, read as `load_preferences` reads pairs.
 
     Of a conversation the last assistant turn is the completion, of a preference row the chosen answer. Without
     `split`, a split called sft is read before the training split.
     """
-    read = read_rows(EXAMPLES, source, split, layout=layout, on_bad_row=on_bad_row, limit=limit, seed=seed)
+    read = read_rows(
+        EXAMPLES, source, split, layout=layout, on_bad_row=on_bad_row, limit=limit, seed=seed, columns=columns,
+        pairing=pairing,
+    )  # fmt: skip
     return _as_dataset_with_warning(*read)
 
 
 def read_rows(
     kind: RowKind, source: object, split: str | None = None,
     *, layout: str | None = None, on_bad_row: OnBadRow = "raise", limit: int | None = None, seed: int = 0,
+    columns: Mapping[str, str] | None = None, pairing: Pairing = "best_worst",
 ) -> tuple[list[dict[str, Any]], ReadReport]:  # fmt: skip
     """All rows of a source, and the report on what was left out; arguments as in `load_preferences`."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}; None keeps all rows")
-    opened, report = _open(kind, source, split, layout, on_bad_row)
+    opened, report = _open(kind, source, split, layout, on_bad_row, columns, pairing)
     rows: list[dict[str, Any]] = []
     seen: set[bytes] = set()
-    for place, fields in _usable(opened, report, kind.parse, layout, on_bad_row):
+    for place, fields in _usable(opened, report, kind.parse, layout, on_bad_row, columns, pairing):
         fingerprint = _fingerprint(fields)
         if fingerprint in seen:
             report.duplicates.append(place)
@@ -115,6 +136,8 @@ def stream_rows(
     *,
     layout: str | None = None,
     on_bad_row: OnBadRow = "raise",
+    columns: Mapping[str, str] | None = None,
+    pairing: Pairing = "best_worst",
 ) -> tuple[Iterator[dict[str, Any]], ReadReport]:
     """The rows one by one: nothing is held, however many rows there are; the report fills as they are read.
 
@@ -122,10 +145,10 @@ def stream_rows(
     whole first. Repeated rows are not looked for, since that would need a memory of all rows; the reference cache
     finds them. `tokenize_pairs(rows, tokenizer, folder=...)` takes the stream.
     """
-    opened, report = _open(kind, source, split, layout, on_bad_row)
+    opened, report = _open(kind, source, split, layout, on_bad_row, columns, pairing)
 
     def rows() -> Iterator[dict[str, Any]]:
-        for _, fields in _usable(opened, report, kind.parse, layout, on_bad_row):
+        for _, fields in _usable(opened, report, kind.parse, layout, on_bad_row, columns, pairing):
             report.rows_kept += 1
             yield fields
 
@@ -142,17 +165,27 @@ def check_on_bad_row(on_bad_row: str) -> None:
 
 
 def _open(
-    kind: RowKind, source: object, split: str | None, layout: str | None, on_bad_row: OnBadRow
-) -> tuple[Source, ReadReport]:
+    kind: RowKind, source: object, split: str | None, layout: str | None, on_bad_row: OnBadRow,
+    columns: Mapping[str, str] | None, pairing: Pairing,
+) -> tuple[Source, ReadReport]:  # fmt: skip
     if layout is not None and layout not in kind.layouts:
         raise ValueError(f"layout {layout!r} is not known; choose one of {', '.join(kind.layouts)}, or None to find it")
     check_on_bad_row(on_bad_row)
+    check_columns(columns or {})
+    if pairing not in PAIRINGS:
+        raise ValueError(f"pairing must be one of {', '.join(PAIRINGS)}, got {pairing!r}; best_worst makes one pair")
     opened = open_source(source, split, kind.splits)
     return opened, ReadReport(opened.name, opened.split, notes=opened.notes)
 
 
 def _usable(
-    opened: Source, report: ReadReport, parse: Callable[..., ParsedRow], layout: str | None, on_bad_row: OnBadRow
+    opened: Source,
+    report: ReadReport,
+    parse: Callable[..., ParsedRow],
+    layout: str | None,
+    on_bad_row: OnBadRow,
+    columns: Mapping[str, str] | None,
+    pairing: Pairing,
 ) -> Iterator[tuple[Place, dict[str, Any]]]:
     """The rows that state a preference, in our shape; all others are listed in the report, or raise."""
     num_usable = 0
@@ -161,24 +194,34 @@ def _usable(
         try:
             if isinstance(raw, BadRow):
                 raise raw
-            row = parse(raw, layout, from_arrow=opened.from_arrow)
+            rows = [_parsed(*made, parse, layout, opened.from_arrow) for made in raw_rows(raw, columns, pairing)]
         except BadRow as problem:
             problem = problem if problem.place else problem.at(place)
             if on_bad_row == "raise":
-                raise problem from None
+                raise problem.or_skip() from None
             report.bad.append(problem)
             continue
-        if "rejected" in row.fields and row.fields["chosen"] == row.fields["rejected"]:
-            report.identical.append(place)
-            continue
-        report.layouts[row.layout] += 1
-        for remark in row.remarks:
-            getattr(report, remark).append(place)
-        num_usable += 1
-        yield place, PlacedRow.at(place, row.fields)
+        if not rows:
+            report.remark("tied", place)
+        for row in rows:
+            if "rejected" in row.fields and row.fields["chosen"] == row.fields["rejected"]:
+                report.identical.append(place)
+                continue
+            report.layouts[row.layout] += 1
+            for remark in sorted(row.remarks):
+                report.remark(remark, place)
+            num_usable += 1
+            yield place, PlacedRow.at(place, row.fields)
     if not num_usable:
         nothing = "no rows" if not report.rows_read else f"no usable row among {report.rows_read:,}"
         raise ValueError(f"{opened.name} holds {nothing}; each row needs a prompt and answers\n{report.summary()}")
+
+
+def _parsed(
+    raw: Raw, made_of: str | None, remarks: set[str], parse: Callable[..., ParsedRow], layout: str | None, arrow: bool
+) -> ParsedRow:
+    row = parse(raw, layout, from_arrow=arrow)
+    return replace(row, layout=made_of or row.layout, remarks=row.remarks | remarks)
 
 
 def _fingerprint(fields: dict[str, Any]) -> bytes:

@@ -40,6 +40,11 @@ class BadRow(ValueError):
     def at(self, place: Place) -> BadRow:
         return BadRow(self.field, self.rule, self.remedy, place)
 
+    def or_skip(self) -> BadRow:
+        """With the other remedy, where the caller can leave such rows out."""
+        remedy = f'{self.remedy}. --on-bad-row skip (on_bad_row="skip") leaves such rows out and lists them'
+        return BadRow(self.field, self.rule, remedy, self.place)
+
 
 def shown(value: object, width: int = 60) -> str:
     """A value for an error message: its repr, cut where it gets long."""
@@ -64,9 +69,25 @@ def _left_out(bad: Sequence[BadRow], where: str) -> list[str]:
     return [f"left out, unusable: {len(bad):,}", *(f"  {problem}" for problem in bad[:5]), *more]
 
 
+READ_AS = {
+    "text_messages": "messages written as text, read as messages",
+    "text_kept": "answers that are messages written as text beside one that is none, kept as text",
+    "answer_in_prompt": "conversations that ended with one of the answers, which was taken once",
+    "prefill": "prompts that end with the beginning of the answer, which is not learnt",
+    "repeated_prompt": "answers that began with their prompt, which was taken off",
+    "restates": "answers that begin with the words of their prompt, kept",
+    "end_marker": "end markers typed at the end of answers, taken off",
+    "marker_inside": "markers of turns or of the end inside answers, kept",
+    "media": "rows with images, video or audio beside the text, which are not looked at",
+    "tied": "left out, no answer is preferred to the others",
+}
+"""What a remark says of the rows that it counts."""
+
+
 @dataclass
 class ReadReport:
-    """What became of every row of a source. `rows_read` = `rows_kept` + bad + identical + not drawn."""
+    """What became of every row of a source. `rows_read` = `rows_kept` + bad + identical + not drawn + tied, where each
+    row is one pair; of several answers to a prompt there may be more."""
 
     source: str
     split: str | None = None
@@ -85,6 +106,8 @@ class ReadReport:
     """Transcripts in which an assistant turn is there but empty: kept, the answer is the end token alone."""
     wrapped: list[Place] = field(default_factory=list)
     """Plain-text rows with a `system` or `tools` column: the prompt became a user turn, to carry them."""
+    remarks: dict[str, list[Place]] = field(default_factory=dict)
+    """Rows that were read in one of the ways of `READ_AS`, by its name."""
     duplicates: list[Place] = field(default_factory=list)
     """Rows that repeat an earlier row word for word: kept, and so counted twice in training."""
     not_drawn: int = 0
@@ -95,7 +118,12 @@ class ReadReport:
     @property
     def is_remarkable(self) -> bool:
         """Whether anything was left out or read in a way that the reader might not expect."""
-        return bool(self.bad or self.identical or self.split_early or self.run_on or self.silent or self.wrapped)
+        own = self.bad, self.identical, self.split_early, self.run_on, self.silent, self.wrapped, self.remarks
+        return any(own)
+
+    def remark(self, name: str, place: Place) -> None:
+        own = getattr(self, name, None)
+        (self.remarks.setdefault(name, []) if own is None else own).append(place)
 
     def summary(self) -> str:
         layouts = ", ".join(f"{name} {count:,}" if len(self.layouts) > 1 else name for name, count in
@@ -110,6 +138,7 @@ class ReadReport:
             (self.run_on, "rejected answer runs on into a further turn"),
             (self.silent, "answers that are an empty turn"),
             (self.wrapped, "plain prompts made a user turn, to carry a system or tools column"),
+            *((places, READ_AS[name]) for name, places in self.remarks.items()),
             (self.duplicates, "repeats of an earlier row, kept"),
         ):
             if places:

@@ -6,12 +6,22 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpo_lab.preferences.layouts import EXAMPLE_LAYOUTS, LAYOUTS, Raw, RowLayout, RowParts, TextOrTurns, as_turns, need
-from dpo_lab.preferences.messages import check_tools, is_empty, text_of
+from dpo_lab.preferences.layouts import (
+    EXAMPLE_LAYOUTS,
+    LAYOUTS,
+    UNPAIRED_LAYOUTS,
+    Raw,
+    RowLayout,
+    RowParts,
+    need,
+)
+from dpo_lab.preferences.mending import check_media, without_end_markers
+from dpo_lab.preferences.messages import TextOrTurns, as_turns, check_tools, is_empty, joined_text
+from dpo_lab.preferences.raw_rows import SEVERAL
 from dpo_lab.preferences.reports import BadRow, Place, shown
 
 Row = dict[str, Any]
-"""A row in our shape: prompt with chosen and rejected, or with completion, and the columns beside them."""
+"""A row in our shape: prompt with chosen and rejected, or with completion (and label), and the columns beside them."""
 
 
 class PlacedRow(Row):
@@ -35,10 +45,22 @@ class ParsedRow:
     remarks: set[str] = field(default_factory=set)
 
 
+def preference_row(raw: Raw, layout: str | None = None, *, from_arrow: bool = False) -> ParsedRow:
+    """A pair as `pair_row` gives it, or an answer with its label: prompt, completion, label (True is good)."""
+    if layout not in UNPAIRED_LAYOUTS and (layout is not None or not _is_unpaired(raw)):
+        return pair_row(raw, layout, from_arrow=from_arrow)
+    layout = layout or _find(raw, UNPAIRED_LAYOUTS)
+    parts = UNPAIRED_LAYOUTS[layout].split(raw, from_arrow)
+    row = _finished(raw, layout, parts, ("completion",), from_arrow)
+    row.fields["label"] = check_label(need(raw, "label"))
+    return row
+
+
 def pair_row(raw: Raw, layout: str | None = None, *, from_arrow: bool = False) -> ParsedRow:
     """A raw row as prompt, chosen, rejected, and optionally system, tools, weight; other fields are kept."""
     if layout is None:
-        _refuse_unpaired(raw)
+        if _is_unpaired(raw):
+            raise unpaired_problem()
         layout = _find(raw, LAYOUTS)
     return _finished(raw, layout, LAYOUTS[layout].split(raw, from_arrow), ("chosen", "rejected"), from_arrow)
 
@@ -57,12 +79,16 @@ def example_row(raw: Raw, layout: str | None = None, *, from_arrow: bool = False
     return _finished(raw, layout, EXAMPLE_LAYOUTS[layout].split(raw, from_arrow), ("completion",), from_arrow)
 
 
-def _refuse_unpaired(raw: Raw) -> None:
-    if "chosen" in raw or "rejected" in raw or "preferred_output" in raw:
-        return
-    if "label" in raw and ("completion" in raw or "messages" in raw):
-        raise BadRow("label", "marks single answers as good or bad, and preferences need two answers to one prompt",
-                     "join a good and a bad answer of each prompt to a row with chosen and rejected")  # fmt: skip
+def _is_unpaired(raw: Raw) -> bool:
+    has_two = "chosen" in raw or "rejected" in raw or "preferred_output" in raw
+    return not has_two and "label" in raw and ("completion" in raw or "messages" in raw)
+
+
+def unpaired_problem() -> BadRow:
+    """Why a row of a single answer with a label cannot be used where two answers are compared."""
+    return BadRow("label", "marks single answers as good or bad, and here two answers to one prompt are compared",
+                  "train on single answers with an unpaired loss (--loss kto), or join a good and a bad answer of each "
+                  "prompt to a row with chosen and rejected")  # fmt: skip
 
 
 def _find(raw: Raw, layouts: dict[str, RowLayout]) -> str:
@@ -76,7 +102,7 @@ def _find(raw: Raw, layouts: dict[str, RowLayout]) -> str:
             need(raw, missing[0])
         got = shown(raw["chosen"])
         raise BadRow("chosen", f"must be text or a list of messages, got {got}", "write the answer as text")
-    known = "; ".join(layout.fields for layout in layouts.values())
+    known = "; ".join(layout.fields for layout in (*layouts.values(), *SEVERAL.values()))
     raise BadRow(None, f"fits no layout, its fields are {', '.join(map(str, raw)) or 'none'}", f"known are: {known}")
 
 
@@ -85,7 +111,10 @@ def _finished(raw: Raw, layout: str, parts: RowParts, names: tuple[str, ...], fr
     prompt, answers, remarks = parts.prompt, list(parts.answers), set(parts.remarks)
     if prompt == []:
         raise BadRow("prompt", "has no turn: the conversation begins with the answer", "add the turn that is answered")
-    extras = _extras(raw, prompt, from_arrow)
+    extras = _extras(raw if parts.tools is None else {"tools": parts.tools} | dict(raw), prompt, from_arrow)
+    remarks |= check_media(raw, prompt, answers)
+    answers, marked = without_end_markers(prompt, answers)
+    remarks |= marked
     if isinstance(prompt, str) and ("system" in extras or "tools" in extras):
         prompt, answers = as_turns(prompt, "user"), [as_turns(answer, "assistant") for answer in answers]
         remarks.add("wrapped")
@@ -111,8 +140,8 @@ def _check_answer(answer: TextOrTurns, name: str, *, may_be_silent: bool) -> Non
 
 def _extras(raw: Raw, prompt: TextOrTurns, from_arrow: bool) -> dict[str, Any]:
     extras: dict[str, Any] = {}
-    if raw.get("system") not in (None, ""):
-        extras["system"] = text_of(raw["system"], "system")
+    if raw.get("system") not in (None, "", []):
+        extras["system"] = joined_text(raw["system"], "system")
         if isinstance(prompt, list) and prompt and prompt[0]["role"] == "system":
             if prompt[0].get("content") != extras["system"]:
                 raise BadRow("system", "differs from the system turn with which the prompt begins", "keep one of them")
@@ -122,6 +151,17 @@ def _extras(raw: Raw, prompt: TextOrTurns, from_arrow: bool) -> dict[str, Any]:
     if raw.get("weight") not in (None, ""):
         extras["weight"] = check_weight(raw["weight"])
     return extras
+
+
+_LABELS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
+
+
+def check_label(value: Any) -> bool:
+    """True for a good answer; from true and false, 1 and 0, and their words, as CSV files have them."""
+    label = _LABELS.get(str(value).strip().lower())
+    if label is None:
+        raise BadRow("label", f"must be true or false, got {shown(value)}", "write true for a good answer, else false")
+    return label
 
 
 def check_weight(value: Any) -> float:

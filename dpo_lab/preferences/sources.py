@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpo_lab.preferences.files import DATA_SUFFIXES, RawRow, data_suffix, has_bom, read_file
+from dpo_lab.preferences.files import DATA_SUFFIXES, ROW_KEYS, RawRow, data_suffix, has_bom, read_file
 from dpo_lab.preferences.reports import BadRow, Place, shown
 from dpo_lab.storage.embedded import embedded_path
 
@@ -43,6 +43,10 @@ def open_source(source: object, split: str | None, prefer: Sequence[str] = ("tra
         if source == "embedded":
             return _folder(embedded_path("pairs"), split, prefer, name="embedded pairs")
         return _path_or_hub(os.fspath(source), split, prefer, may_be_hub=isinstance(source, str))
+    if is_frame(source):
+        source = _rows_of_frame(source)
+    if isinstance(source, Mapping) and ROW_KEYS & source.keys():
+        source = _rows_of_columns(source)
     if isinstance(source, Mapping):
         chosen, notes = _choose_split("the mapping", source, split, prefer)
         opened = open_source(source[chosen], None)
@@ -56,6 +60,28 @@ def open_source(source: object, split: str | None, prefer: Sequence[str] = ("tra
     opened = Source(name, _numbered(source, name), from_arrow=is_arrow)
     own_split = str(getattr(source, "split", None) or "")
     return opened if split is None or split == own_split else _one_split(opened, split)
+
+
+def is_frame(source: object) -> bool:
+    """Whether it is a data frame, of pandas or polars."""
+    return hasattr(source, "to_dict") and hasattr(source, "columns")
+
+
+def _rows_of_frame(frame: Any) -> list[dict[str, Any]]:
+    """Its rows, arrays as lists, without the cells that hold nothing."""
+    rows = frame.to_dicts() if hasattr(frame, "to_dicts") else frame.to_dict("records")
+    is_missing = lambda value: value is None or (isinstance(value, float) and value != value)
+    plain = lambda value: value.tolist() if hasattr(value, "tolist") else value
+    return [{str(name): plain(value) for name, value in row.items() if not is_missing(value)} for row in rows]
+
+
+def _rows_of_columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A mapping of columns, each a list, as rows."""
+    sizes = {name: len(values) for name, values in columns.items() if isinstance(values, list | tuple)}
+    if len(sizes) < len(columns) or len(set(sizes.values())) > 1:
+        got = ", ".join(f"{name}: {sizes.get(name, shown(columns[name]))}" for name in columns)
+        raise ValueError(f"a dict of columns needs lists of one length, got {got}; give a list of dicts, one per row")
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def source_files(source: str) -> list[Path] | None:

@@ -1,0 +1,136 @@
+"""Text that nobody meant: what stands twice is taken once, markers are taken off, and the report counts it."""
+# ruff: noqa: E501  tables of cases read best with one case on a line
+
+import csv
+import json
+
+import pandas
+import pytest
+
+from dpo_lab.preferences import read_examples, read_preferences, render_prompt, tokenize_pairs
+from dpo_lab.preferences.chat import render_whole
+from tests.small_tokenizers import CHATML, bpe
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def said(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+PAIR = {"prompt": [user("a river?")], "chosen": [said("Rhine.")], "rejected": [said("A lake.")]}
+TEXT = {"prompt": "Name a river:", "chosen": " Rhine.", "rejected": " A lake."}
+BEGUN = [user("a river?"), said("It is the ", prefix=True)]
+
+# raw row, the row that must come out, the remark on it
+CASES = {
+    "messages as JSON": ({name: json.dumps(value) for name, value in PAIR.items()}, PAIR, "text_messages"),
+    "messages as Python": ({name: repr(value) for name, value in PAIR.items()}, PAIR, "text_messages"),
+    "messages as numpy prints them": ({"prompt": "a river?", "chosen": "[{'role': 'user', 'content': 'a river?'}\n {'role': 'assistant', 'content': 'Rhine.'}]",
+        "rejected": "[{'role': 'user', 'content': 'a river?'}\n {'role': 'assistant', 'content': 'A lake.'}]"}, PAIR, "text_messages"),
+    "one answer that shows messages": (TEXT | {"chosen": json.dumps(PAIR["chosen"])}, TEXT | {"chosen": json.dumps(PAIR["chosen"])}, "text_kept"),
+    "the chosen answer at the end": (PAIR | {"prompt": [user("a river?"), said("Rhine. ")]}, PAIR, "answer_in_prompt"),
+    "the rejected answer at the end": (PAIR | {"prompt": [user("a river?"), said("A lake.")]}, PAIR, "answer_in_prompt"),
+    "a beginning that the answers repeat": (PAIR | {"prompt": [user("a river?"), said("It is the ")], "chosen": "It is the Rhine.", "rejected": "It is the sea."},
+        {"prompt": BEGUN, "chosen": [said("Rhine.")], "rejected": [said("sea.")]}, "prefill"),
+    "a beginning that the answers go on from": (PAIR | {"prompt": [user("a river?"), said("It is the ")]}, PAIR | {"prompt": BEGUN}, "prefill"),
+    "a beginning that says so": (PAIR | {"prompt": [user("a river?"), said("Yes!", prefix=True)]}, PAIR | {"prompt": [user("a river?"), said("Yes!", prefix=True)]}, "prefill"),
+    "answers that repeat the prompt": (TEXT | {"chosen": "Name a river: Rhine.", "rejected": "Name a river: A lake."}, TEXT, "repeated_prompt"),
+    "one answer that repeats the prompt": (TEXT | {"chosen": "Name a river: Rhine."}, TEXT | {"chosen": "Name a river: Rhine."}, "restates"),
+    "an answer that repeats the question": (PAIR | {"chosen": [said("a river? Rhine.")]}, PAIR | {"chosen": [said("a river? Rhine.")]}, "restates"),
+    "an end marker": (TEXT | {"chosen": " Rhine.</s>", "rejected": " A lake. <|im_end|>\n"}, TEXT, "end_marker"),
+    "an end marker in a turn": (PAIR | {"chosen": [said("Rhine.<|endoftext|>")]}, PAIR, "end_marker"),
+    "HTML": (TEXT | {"chosen": " <s>Rhone</s>"}, TEXT | {"chosen": " <s>Rhone</s>"}, "marker_inside"),
+    "a marker inside": (TEXT | {"chosen": " Rhine.<|im_end|> Yes."}, TEXT | {"chosen": " Rhine.<|im_end|> Yes."}, "marker_inside"),
+    "a prompt rendered by hand": ({"prompt": "<|im_start|>user\nq<|im_end|>\n", "chosen": "a<|im_end|>", "rejected": "b<|im_end|>"},
+        {"prompt": "<|im_start|>user\nq<|im_end|>\n", "chosen": "a<|im_end|>", "rejected": "b<|im_end|>"}, "marker_inside"),
+    "a column of pictures": (TEXT | {"images": ["a.png"]}, TEXT | {"images": ["a.png"]}, "media"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_stands_twice_or_too_much_is_taken_once_and_counted(case):
+    raw, expected, remark = CASES[case]
+    [row], report = read_preferences([raw])
+    assert row == expected
+    assert {name: len(places) for name, places in report.remarks.items()} == {remark: 1}
+    assert report.is_remarkable
+    assert ": 1 (row 0)" in report.summary()
+
+
+@pytest.mark.parametrize("raw", [PAIR, TEXT, TEXT | {"prompt": "The", "images": []}, TEXT | {"chosen": " [{'x': 1}]"}])
+def test_rows_without_any_of_this_stay_as_they_are(raw):
+    [row], report = read_preferences([raw])
+    assert row == raw
+    assert not report.is_remarkable
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_the_beginning_of_an_answer_belongs_to_the_prompt_and_is_not_learnt(template):
+    tokenizer = bpe(template=template)
+    [row], _ = read_preferences([PAIR | {"prompt": [user("a river?"), said("It is the ")]}])
+    assert render_prompt(row, tokenizer).endswith("It is the ")
+    assert render_whole(row, "chosen", tokenizer).count("It is the Rhine.") == 1
+    data, report = tokenize_pairs([row], tokenizer)
+    assert report.unstable_prompts == 0
+    ids = data.row(0)
+    assert "It is" not in tokenizer.decode(ids.completions[0])
+    assert "It is the Rhine." in tokenizer.decode([*ids.prompt, *ids.completions[0]])
+    short, _ = tokenize_pairs([row], tokenizer, max_length=len(ids.prompt) + max(map(len, ids.completions)) - 3)
+    assert tokenizer.decode(short.row(0).prompt).endswith(tokenizer.decode(ids.prompt[-8:])), "its end is kept"
+
+
+def test_two_answers_in_a_row_of_a_whole_conversation_are_two_turns():
+    [row], report = read_examples([{"messages": [user("q"), said("One moment"), said("Rhine.")]}])
+    assert row["prompt"] == [user("q"), said("One moment")]
+    assert not report.is_remarkable
+    assert render_prompt(row, bpe(template=CHATML)).endswith("One moment<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_data_frames_and_dicts_of_columns_are_read():
+    frame = pandas.DataFrame([PAIR | {"weight": 2.0}, PAIR])
+    rows, _ = read_preferences(frame)
+    assert rows == [PAIR | {"weight": 2.0}, PAIR]
+    assert read_preferences({name: [value] for name, value in PAIR.items()})[0] == [PAIR]
+    with pytest.raises(
+        ValueError, match=r"a dict of columns needs lists of one length, got prompt: 'q', chosen: 2; give"
+    ):
+        read_preferences({"prompt": "q", "chosen": ["a", "b"]})
+
+
+def test_tables_are_read_with_the_separator_of_their_header(tmp_path):
+    for name, separator in (("rows.tsv", "\t"), ("rows.csv", ";"), ("bars.csv", "|")):
+        with (tmp_path / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, TEXT, delimiter=separator)
+            writer.writeheader()
+            writer.writerow(TEXT | {"chosen": " Rhine, or; so\n."})
+        assert read_preferences(tmp_path / name)[0] == [TEXT | {"chosen": " Rhine, or; so\n."}]
+    (tmp_path / "rows.ndjson").write_text(json.dumps(TEXT) + "\n")
+    assert read_preferences(tmp_path / "rows.ndjson")[0] == [TEXT]
+    frame = pandas.DataFrame([PAIR])
+    frame.to_csv(tmp_path / "frame.csv")
+    [row], _ = read_preferences(tmp_path / "frame.csv")
+    assert {name: row[name] for name in PAIR} == PAIR
+
+
+def test_bytes_that_are_not_utf8_are_shown_as_they_may_be_meant(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(json.dumps(TEXT | {"chosen": "Café"}, ensure_ascii=False).encode("cp1252"))
+    with pytest.raises(ValueError, match=r"byte 0xe9 .* save the file as UTF-8; where '.*Café.*' reads right, iconv"):
+        read_preferences(tmp_path / "a.jsonl")
+
+
+def test_columns_are_found_under_other_names():
+    raw = {"question": "q", "good": "yes", "bad": "no", "prompt": "an id", "note": 1}
+    names = {"prompt": "question", "chosen": "good", "rejected": "bad"}
+    [row], _ = read_preferences([raw], columns=names)
+    assert row == {"prompt": "q", "chosen": "yes", "rejected": "no", "note": 1}
+    with pytest.raises(
+        ValueError, match=r"row index 0: field 'better' is to be the chosen, and the row has question, "
+    ):
+        read_preferences([raw], columns=names | {"chosen": "better"})
+    with pytest.raises(ValueError, match=r"columns can't say where 'best' is; it knows prompt, chosen"):
+        read_preferences([raw], columns={"best": "good"})
+    with pytest.raises(ValueError, match=r"pairing must be one of best_worst, best_each, all, got 'some'"):
+        read_preferences([raw], pairing="some")
