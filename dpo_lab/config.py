@@ -15,6 +15,8 @@ LossName = Literal[
     "apo_zero", "apo_down", "discopop", "dpop", "rpo", "simpo", "orpo", "cpo",
 ]  # fmt: skip
 """The keys of `losses.LOSSES`, which this file must not import (a test holds the two together)."""
+UnpairedLossName = Literal["kto", "bco", "apo_zero_unpaired"]
+"""The keys of `losses.UNPAIRED_LOSSES`: losses of single answers with a label."""
 
 DivergenceName = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 OptimizerName = Literal["adamw", "adam", "sgd", "rmsprop", "adafactor"]
@@ -123,8 +125,8 @@ class TrainingConfig:
 class DPOConfig(TrainingConfig):
     """Settings of a preference-tuning run."""
 
-    loss: LossName = "dpo"
-    """Which loss of the table `LOSSES`."""
+    loss: str = "dpo"
+    """Which loss of the tables (`dpo-lab losses`); or a sum of them and of sft, each with its weight: dpo:1+sft:0.1."""
     beta: float | None = None
     """Price of drifting from the reference: larger stays closer. None takes the loss's own (0.5 for dpo)."""
     label_smoothing: float | None = None
@@ -133,18 +135,54 @@ class DPOConfig(TrainingConfig):
     """What keeps the policy near the reference, for losses of the log-ratio gap; reverse_kl is plain DPO."""
     knobs: dict[str, float] = field(default_factory=dict)
     """Further knobs of the chosen loss, such as `gamma` of simpo."""
+    ld_alpha: float | None = None
+    """LD-DPO: what each token beyond the shorter answer's length counts, 0 to 1; None counts it like the others."""
+    weighting: Literal["wpo"] | None = None
+    """`wpo` counts a pair more the likelier the policy is to write it; that takes one more pass. None: all alike."""
+    sync_reference: int | None = None
+    """TR-DPO: the reference moves to the policy after every so many steps, so it is scored live; None leaves it."""
+    sync_mixup: float | None = None
+    """How far it moves, in (0, 1]; None goes all the way."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check = _Check(self)
-        known = LossName.__args__
-        check("loss", self.loss in known, "is not known", f"choose one of {', '.join(known)}")
+        parts_of_loss(self.loss)
         check("beta", self.beta is None or 0 < self.beta < math.inf, "must be positive and finite",
               "smaller values allow more drift from the reference, 0.1 is the usual start")  # fmt: skip
         check("divergence", self.divergence in DivergenceName.__args__, "is not known",
               f"choose one of {', '.join(DivergenceName.__args__)}")  # fmt: skip
         check("label_smoothing", self.label_smoothing is None or 0 <= self.label_smoothing < 0.5,
               "must lie in [0, 0.5)", "at one half the labels say nothing; 0.1 is a usual guess")  # fmt: skip
+
+    @property
+    def is_unpaired(self) -> bool:
+        """Whether the loss learns from single answers with a label."""
+        return self.loss in UnpairedLossName.__args__
+
+
+def parts_of_loss(loss: str) -> dict[str, float]:
+    """The weight of each part: `dpo` → {dpo: 1}, `dpo:1+sft:0.1` → {dpo: 1, sft: 0.1}. ValueError where it is none."""
+    alone, summed = (*LossName.__args__, *UnpairedLossName.__args__), (*LossName.__args__, "sft")
+    if loss in alone:
+        return {loss: 1.0}
+    split = [part.strip().partition(":") for part in loss.split("+")]
+    for name, _, _ in split:
+        if name in UnpairedLossName.__args__:
+            raise ValueError(
+                f"loss must have {name} alone, got {loss!r}; it takes single answers, and a sum takes pairs"
+            )
+        if name not in summed:
+            known = ", ".join(alone)
+            raise ValueError(f"loss is not known, got {name!r}; choose one of {known}, or a sum as dpo:1+sft:0.1")
+    try:
+        parts = {name: float(weight or 1) for name, _, weight in split}
+    except ValueError:
+        parts = {}
+    if len(parts) < len(split) or not all(0 < weight < math.inf for weight in parts.values()) or split[0][0] == "sft":
+        raise ValueError(f"loss must be a sum of different losses, sft not first, with positive weights, got {loss!r}; "
+                         "write it as dpo:1+sft:0.1")  # fmt: skip
+    return parts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpo_lab.batching import Layout, epoch_batches, row_lengths, separate_rows, shared_rows
+from dpo_lab.batching import Batch, Layout
 from dpo_lab.config import DPOConfig, SFTConfig, TrainingConfig
 from dpo_lab.engine.engine import Engine
 from dpo_lab.logprobs import score, sum_per_sequence, usable_layout
@@ -25,9 +26,12 @@ from dpo_lab.losses.table import loss_of
 from dpo_lab.metrics import evaluate_scores, pair_scores_of, scored_lengths
 from dpo_lab.models.inside import check_fit
 from dpo_lab.models.lora import as_reference, has_adapter
+from dpo_lab.objectives.base import TokenObjective
+from dpo_lab.objectives.options import MovingReference, self_weights, tail_discounted, tail_weights
+from dpo_lab.objectives.unpaired import Labelled, UnpairedObjective
 from dpo_lab.preferences.token_data import TokenData, content_hash
+from dpo_lab.preferences.unpaired import is_good, mismatched, taken_apart
 from dpo_lab.reference import ReferenceCache, fingerprint
-from dpo_lab.storage.token_files import release
 
 Rows = Sequence[dict[str, Any]] | TokenData | Any
 """Rows as `load_preferences` gives them (a `datasets.Dataset` or a list of dicts), or token ids made from them."""
@@ -50,10 +54,12 @@ def train_dpo(
     """Align `model` (in place) with preference pairs; yields `Step`, `Evaluation`, `Checkpoint`, `Finished`.
 
     The loss is `LOSSES[config.loss]`; for "dpo" it is −log σ(β·(log-ratio of chosen − log-ratio of rejected)),
-    Rafailov et al. 2023, arXiv 2305.18290, Eq. 7.
+    Rafailov et al. 2023, arXiv 2305.18290, Eq. 7. One of `UNPAIRED_LOSSES` learns from rows of prompt, completion and
+    label; pairs are taken apart for it, and `config.batch_size` counts answers then.
 
     reference: the frozen model; None takes the policy as it is now: with a fresh adapter that is its base. Either way
-        it is scored once, before the first step, and its log-probs come from `cache` where they are stored.
+        it is scored once, before the first step, and its log-probs come from `cache` where they are stored. Only with
+        `config.sync_reference` it moves: a copy of it is scored in every step, and nothing is stored.
     held_out: pairs to evaluate on at the start, at the end and every `config.evaluate_every` steps.
     resume: a checkpoint folder to go on from; the model must be as it was when the run began.
     on_reference: called with (pairs done, pairs to compute) while the reference is scored.
@@ -64,28 +70,43 @@ def train_dpo(
     """
     config = config or DPOConfig()
     spec, loss, beta = loss_of(config)
-    data = pair_tokens(preferences, "preferences", model, tokenizer, config)
-    held = None if held_out is None else pair_tokens(held_out, "held_out", model, tokenizer, config)
+    tokens_of = unpaired_tokens if config.is_unpaired else pair_tokens
+    data = tokens_of(preferences, "preferences", model, tokenizer, config)
+    held = None if held_out is None else tokens_of(held_out, "held_out", model, tokenizer, config)
+    if config.sync_reference and (resume is not None or not spec.needs_reference):
+        why = f"and {config.loss} has none" if resume is None else "and no checkpoint holds it, so the run cannot go on"
+        raise ValueError(f"sync_reference moves the reference, {why}; leave it out, or begin a new run")
     engine = Engine.open(model, config)
     layout = usable_layout(model, config.layout, data)
 
     parts = [data] if held is None else [data, held]
-    reference_name, logps = "none", [np.zeros((len(part), 2), np.float32) for part in parts]
+    probes = [mismatched(part, config.max_length) for part in parts] if spec.baseline == "mismatched" else []
+    none = [np.zeros((len(part), part.num_completions), np.float32) for part in parts]
+    reference_name, logps, frozen = "none", none, model if reference is None else reference
     if spec.needs_reference:  # where not, rewards in the metrics are β·log π
-        frozen = model if reference is None else reference
         engine.place(frozen, config)
         with as_reference(frozen):
             reference_name = fingerprint(frozen)
             if engine.processes.count > 1:
                 engine.processes.check_same({"reference": reference_name, "data": content_hash(data)})
-            logps = [_reference_logps(frozen, part, layout, config, engine, cache, on_reference) for part in parts]
-    objective = DPOObjective(
-        data, held, config, layout, engine,
-        pair_loss=loss, beta=beta, reference_logps=logps[0], held_reference_logps=logps[-1],
-        reference_name=reference_name,
+            if config.sync_reference is None:
+                logps_of = lambda part: _reference_logps(frozen, part, layout, config, engine, cache, on_reference)
+                logps = [tail_discounted(logps_of, part, config.ld_alpha) for part in (*parts, *probes)]
+    shared = (data, held, config, layout, engine)
+    if config.is_unpaired:
+        labelled = [Labelled(*some) for some in zip(parts, logps, probes or parts, logps[-len(parts) :], strict=False)]
+        objective = UnpairedObjective(*shared, loss, beta, spec.baseline, labelled, reference_name)
+    else:
+        moving = None
+        if config.sync_reference is not None:
+            moving = MovingReference(frozen, config.precision, config.sync_reference, config.sync_mixup)
         # An adapter that does something is its own reference too, but scored with it on: rounding tells them apart.
-        is_at_reference=spec.needs_reference and reference is None and resume is None and not has_adapter(model),
-    )  # fmt: skip
+        is_own = spec.needs_reference and reference is None and resume is None and not has_adapter(model)
+        objective = DPOObjective(
+            *shared, pair_loss=loss, beta=beta, reference_logps=logps[0], held_reference_logps=logps[-1],
+            reference_name=reference_name, is_at_reference=is_own and moving is None,
+            ld_alpha=config.ld_alpha, weighting=config.weighting, moving=moving,
+        )  # fmt: skip
     return optimise(model, objective, engine, config, checkpoints=checkpoints, resume=resume, stop=stop)
 
 
@@ -93,7 +114,7 @@ def _reference_logps(
     frozen: nn.Module, data: TokenData, layout: Layout, config: DPOConfig, engine: Engine,
     cache: ReferenceCache | None, progress: Callable[[int, int], None] | None,
 ) -> np.ndarray:  # fmt: skip
-    """log π_ref(y|x) of every pair, (N, 2): scored now, but for what the cache has."""
+    """log π_ref(y|x) of every completion, (N, K): scored now, but for what the cache has."""
     options: dict[str, Any] = {"tokens_per_pass": config.tokens_per_pass, "precision": config.precision}
     if cache is None:
         return score(frozen, data, layout=layout, engine=engine, **options)
@@ -134,71 +155,39 @@ def pair_tokens(rows: Rows, name: str, model: nn.Module, tokenizer: Any, config:
     return data
 
 
+def unpaired_tokens(rows: Rows, name: str, model: nn.Module, tokenizer: Any, config: TrainingConfig) -> TokenData:
+    """As `pair_tokens`, of single answers with a label, or of pairs, which are taken apart."""
+    from dpo_lab.preferences.tokens import tokenize_unpaired
+
+    data = taken_apart(fitting_tokens(rows, name, model, tokenizer, config, tokenize_unpaired))
+    if name == "preferences" and len(set(is_good(data).tolist())) < 2:
+        raise ValueError(f"{name} holds answers of one kind only; an unpaired loss needs good and bad ones (label)")
+    return data
+
+
 def example_tokens(rows: Rows, name: str, model: nn.Module, tokenizer: Any, config: TrainingConfig) -> TokenData:
     """As `pair_tokens`, of prompts with one completion each."""
     from dpo_lab.preferences.tokens import tokenize_examples
 
-    return fitting_tokens(rows, name, model, tokenizer, config, tokenize_examples)
+    data = fitting_tokens(rows, name, model, tokenizer, config, tokenize_examples)
+    if not is_good(data).all():
+        raise ValueError(f"{name} holds answers labelled as bad, and examples are imitated; leave them out")
+    return data
 
 
 def fitting_tokens(
     rows: Rows, name: str, model: nn.Module, tokenizer: Any, config: TrainingConfig, tokenize: Callable[..., Any]
 ) -> TokenData:
     """Rows as token ids. ValueError where there are none, or where the model has no embedding or position for one."""
-    data = rows if isinstance(rows, TokenData) else tokenize(rows, tokenizer, max_length=config.max_length)[0]
+    given = isinstance(rows, TokenData)
+    data, report = (rows, None) if given else tokenize(rows, tokenizer, max_length=config.max_length)
     if len(data) == 0:
-        raise ValueError(f"{name} holds no usable rows; look at the report that load_preferences logged")
+        raise ValueError(f"{name} holds no usable rows" + (f":\n{report.summary()}" if report else ""))
     check_fit(model, data, name)
     return data
 
 
 # ── what is learnt from ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass
-class TokenObjective:
-    """An objective on token ids: their order, how they are cut, held-out ones. What is missing is the loss."""
-
-    data: TokenData
-    held: TokenData | None
-    config: TrainingConfig
-    layout: Layout
-    engine: Engine
-
-    def __post_init__(self) -> None:
-        self.make_batch = shared_rows if self.layout == "shared" else separate_rows
-        self.order_lengths = row_lengths(self.data, "shared")  # the order of the data does not depend on the layout
-        self.lengths = self.order_lengths if self.layout == "shared" else row_lengths(self.data, self.layout)
-        self.is_mapped = hasattr(self.data.ids, "_mmap")
-
-    def epoch(self, epoch: int) -> list[np.ndarray]:
-        config = self.config
-        return epoch_batches(
-            self.order_lengths, config.batch_size, seed=config.seed, epoch=epoch, group_by_length=config.group_by_length
-        )
-
-    def begin_step(self, examples: np.ndarray) -> tuple[np.ndarray, float]:
-        return examples, float(len(examples))
-
-    def release(self) -> None:
-        """The pages of mapped data that a batch was read from need not stay in memory."""
-        release(self.data.ids)
-        release(self.data.bounds)
-
-    def score_held(self, model: nn.Module, held: TokenData) -> np.ndarray:
-        """Log-probs of the held-out completions, (N, K), under the model as it is now."""
-        return score(
-            model, held, layout=self.layout, tokens_per_pass=self.config.tokens_per_pass,
-            precision=self.config.precision, engine=self.engine,
-        )  # fmt: skip
-
-    def describe(self, examples: np.ndarray) -> str:
-        rows = self.data.source_rows[examples]
-        shown = ", ".join(str(int(row)) for row in rows[:8])
-        return f"rows {shown}{f' and {len(rows) - 8} more' if len(rows) > 8 else ''}"
-
-    def identity(self) -> dict[str, Any]:
-        return {"data": content_hash(self.data), "layout": self.layout}
 
 
 @dataclass
@@ -211,22 +200,45 @@ class DPOObjective(TokenObjective):
     held_reference_logps: np.ndarray
     reference_name: str = "none"
     is_at_reference: bool = False  # the policy is its own reference until the first step
+    ld_alpha: float | None = None
+    weighting: str | None = None
+    moving: MovingReference | None = None
+
+    def begin_step(self, examples: np.ndarray) -> tuple[np.ndarray, float]:
+        if self.moving is not None:
+            with self.engine.whole_weights():
+                self.moving.begin_step(self.engine.model)
+        return super().begin_step(examples)
 
     def loss(self, scorer: nn.Module, rows: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
         batch = self.make_batch(self.data, rows).to(device)
         if self.is_mapped:
             self.release()
-        policy = sum_per_sequence(scorer(batch), batch)  # (B, 2), float32: bf16 sums drift on long replies
-        reference = torch.from_numpy(self.reference_logps[rows]).to(device)
+        token_logps = scorer(batch)
+        policy = self.summed(token_logps, batch)  # (B, 2), float32: bf16 sums drift on long replies
+        if self.moving is None:
+            reference = torch.from_numpy(self.reference_logps[rows]).to(device)
+        else:
+            reference = self.summed(self.moving.token_logps(batch), batch)
         scores = PairScores(*policy.unbind(1), *reference.unbind(1), *batch.lengths.float().unbind(1))
         losses = self.pair_loss(scores)  # (B,)
+        if self.weighting == "wpo":
+            losses = losses * self_weights(scorer, batch, token_logps, scores)
         metrics = pair_metrics(scores, losses, self.beta)
         return (losses * batch.weights).sum(), {name: value.sum() for name, value in metrics.items()}
+
+    def summed(self, token_logps: Tensor, batch: Batch) -> Tensor:
+        """Sums over the completions, (B, 2); with LD-DPO the longer one's tail counts less."""
+        weighted = token_logps if self.ld_alpha is None else token_logps * tail_weights(batch, self.ld_alpha)
+        return sum_per_sequence(weighted, batch)
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], tuple[float, ...]]:
         if self.held is None:
             return {}, ()
-        logps = self.held_reference_logps if self.is_at_reference else self.score_held(model, self.held)
+        held_logps = lambda model: tail_discounted(partial(self.score_held, model), self.held, self.ld_alpha)
+        if self.moving is not None:  # rewards are measured against the reference as it is now
+            self.held_reference_logps = held_logps(self.moving.model)
+        logps = self.held_reference_logps if self.is_at_reference else held_logps(model)
         self.is_at_reference = False  # the first evaluation comes before the first step, and only that one
         scores = pair_scores_of(logps, self.held_reference_logps, self.held)
         result = evaluate_scores(scores, self.pair_loss, self.beta, self.held)

@@ -103,7 +103,7 @@ DATA = {
     ),
     "unpaired": (
         "a.jsonl", b'{"prompt": "a", "completion": "b", "label": true}\n',
-        ("field 'label' marks single answers as good or bad", "join a good and a bad answer of each prompt"),
+        ("field 'label' marks single answers as good or bad", "--loss kto", "join a good and a bad answer of each"),
     ),
     "not UTF-8": (
         "a.jsonl", f"{ROW}\n".encode() + b'{"prompt": "caf\xe9"}\n',
@@ -175,7 +175,7 @@ def test_pairs_that_do_not_fit_the_length(refuse, tmp_path):
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 SETTINGS = {
-    ("--loss", "dop"): ("invalid choice 'dop' for argument '--loss'", "'dpo'"),
+    ("--loss", "dop"): ("loss is not known, got 'dop'", "choose one of dpo, cdpo"),
     ("--beta", "0"): ("beta must be positive and finite, got 0.0", "0.1 is the usual start"),
     ("--beta", "-1"): ("beta must be positive and finite, got -1.0",),
     ("--beta", "nan"): ("beta must be positive and finite, got nan",),

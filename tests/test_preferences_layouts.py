@@ -276,22 +276,9 @@ REFUSED = {
     "broken history": ({"instruction": "q", "history": ["x"], "chosen": "a", "rejected": "b"}, r"write \[question, answer\]"),
     "OpenAI without messages": ({"input": "x", "preferred_output": [said("a")], "non_preferred_output": [said("b")]},
         r"field 'input' must hold messages"),
-    "unpaired messages": ({"messages": [user("q"), said("a")], "label": True},
-        r"field 'label' marks single answers as good or bad, .* join a good and a bad answer of each prompt"),
-    "unpaired (KTO)": ({"prompt": "q", "completion": "a", "label": False}, r"field 'label' marks single answers"),
-    "a number or a sign": ({"prompt": "q", "response_1": "a", "response_2": "b", "preference": 1},
-        r"field 'preference' is 1, which may be a number of an answer or a sign; say by --columns better_response_id=preference"),
-    "an unknown winner": ({"prompt": "q", "response_1": "a", "response_2": "b", "winner": "c"},
-        r"field 'winner' is 'c', and the answers are response_1 and response_2; write 1 or 2, or tie"),
-    "an unknown label": ({"messages": [user("q"), {"role": "assistant", "candidates": [{"content": "a", "preferenceLabel": "good"}]}]},
-        r"field 'preferenceLabel' is 'good'; write \"preferred\""),
-    "scores that are none": ({"prompt": "q", "responses": ["a", "b"], "scores": ["x", 1]},
-        r"field 'responses' has 2 answers to compare by score, got \['x', 1\]; give each a number"),
-    "bytes": ({**TEXT, "chosen": b"yes"}, r"field 'chosen' must be text or a list of messages, got b'yes'; decode the bytes"),
-    "a picture": ({**TEXT, "prompt": "<image>q", "images": ["cat.png"]},
-        r"field 'images' belongs to the <image> in the text, and only text is trained on; leave the row out"),
-    "an answer that is neither": ({**PAIR, "prompt": [user("q"), said("A lake.")]},
-        r"field 'prompt' ends with an assistant turn that is none of the answers, got 'A lake.'; take it out"),
+    "label that is neither": ({"prompt": "q", "completion": "a", "label": "good"},
+        r"field 'label' must be true or false, got 'good'; write true for a good answer"),
+    "unpaired without an answer": ({"messages": [user("q")], "label": True}, r"field 'messages' must end with"),
     "no layout": ({"text": "a", "label_name": 1}, r"fits no layout, its fields are text, label_name; known are: prompt, chosen"),
     "not a dict": ("x", r"the rows, row index 1: must be a dict, got 'x'; give a list of dicts"),
 }  # fmt: skip
@@ -351,6 +338,19 @@ def test_examples_come_from_every_layout(case):
 def test_a_conversation_that_does_not_end_with_an_answer_teaches_nothing():
     with pytest.raises(BadRow, match=r"field 'messages' must end with an assistant turn, ends with one of the user"):
         read_examples([{"messages": [user("q")]}])
+
+
+@pytest.mark.parametrize("label", [True, 1, 1.0, "true", "True", "1", "yes"])
+def test_single_answers_come_with_their_label(label):
+    for raw, prompt, completion in (
+        ({"prompt": "q", "completion": "a"}, "q", "a"),
+        ({"prompt": [user("q")], "completion": [said("a")]}, [user("q")], [said("a")]),
+        ({"messages": [user("q"), said("a")]}, [user("q")], [said("a")]),
+    ):
+        row, report = one(raw | {"label": label, "source": 3})
+        assert row == {"prompt": prompt, "completion": completion, "label": True, "source": 3}
+        assert report.layouts == {"unpaired": 1}
+    assert [one({"prompt": "q", "completion": "a", "label": bad})[0]["label"] for bad in (False, 0, "false")] == [False] * 3
 
 
 def test_an_answer_marked_as_bad_is_not_an_example():

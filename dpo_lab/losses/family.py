@@ -192,6 +192,13 @@ def rpo(scores: PairScores, *, beta: float, alpha: float) -> Tensor:
     return dpo(scores, beta=beta) - alpha * chosen_mean
 
 
+def sft(scores: PairScores) -> Tensor:
+    """−log π(y_w|x)/|y_w|: imitate the chosen completion. Returns `(B,)`, nats per token. A part of sums, no loss of
+    preferences: it does not look at the rejected completion. `dpo` plus α of it is `rpo`.
+    """
+    return -mean_logps(scores)[0]
+
+
 # ── without a reference ──────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from dpo_lab.config import DPOConfig
+from dpo_lab.config import DPOConfig, parts_of_loss
 from dpo_lab.loss import PairScores, dpo
-from dpo_lab.losses import family
+from dpo_lab.losses import family, unpaired
 from dpo_lab.losses.modifiers import Divergence, divergence_named, under_divergence
 
 SYMBOLS: dict[str, str] = {
@@ -40,7 +41,7 @@ SYMBOLS: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LossSpec:
-    """One row of the table `LOSSES`."""
+    """One row of the table `LOSSES`, or of `UNPAIRED_LOSSES`."""
 
     function: Callable[..., Tensor]
     """`(PairScores, *, knobs) -> (B,)`."""
@@ -48,6 +49,8 @@ class LossSpec:
     """The loss of one pair in LaTeX, in the symbols of `SYMBOLS`."""
     needs_reference: bool = True
     """Whether it reads the reference's log-probabilities; where not, no reference pass is needed."""
+    baseline: Literal["mismatched", "midpoint"] | None = None
+    """Of an unpaired loss: where its r₀ comes from. Answers to other prompts; midway between good and bad; or 0."""
     takes_divergence: bool = False
     """Whether it sees the policy only through the difference of the log-ratios, so that f-divergences make sense."""
     knobs: dict[str, float]
@@ -71,7 +74,7 @@ class LossSpec:
     def url(self) -> str:
         return self.paper if self.paper.startswith("http") else f"https://arxiv.org/abs/{self.paper}"
 
-    def bind(self, *, divergence: str | Divergence = "reverse_kl", **knobs: float) -> Callable[[PairScores], Tensor]:
+    def bind(self, *, divergence: str | Divergence = "reverse_kl", **knobs: float) -> Callable[[Any], Tensor]:
         """The loss with its knobs settled: `(PairScores) -> (B,)`. Knobs not given keep this loss's defaults.
 
         `divergence` is a name of `DIVERGENCES`, or a function from log-ratios to f'(u). Raises ValueError for unknown
@@ -113,6 +116,8 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "lam": (lambda value: value >= 0, "must not be negative"),
     "alpha": (lambda value: value >= 0, "must not be negative"),
     "gamma": (lambda value: value >= 0, "must not be negative"),
+    "good_weight": (lambda value: value >= 0, "must not be negative"),
+    "bad_weight": (lambda value: value >= 0, "must not be negative"),
 }
 """What each knob may be, wherever it occurs; `loss.knob` where one loss is stricter."""
 
@@ -280,7 +285,38 @@ LOSSES: dict[str, LossSpec] = {
         assumes="Chosen answers are worth imitating; all answers were as likely before.",
     ),
 }  # fmt: skip
-"""Every loss by name; the names are `config.LossName`."""
+"""Every loss of pairs by name; the names are `config.LossName`."""
+
+_MORE = "larger values make {} answers count more"
+UNPAIRED_LOSSES: dict[str, LossSpec] = {
+    "kto": LossSpec(
+        function=unpaired.kto, baseline="mismatched",
+        formula=r"\lambda\, (1 - \sigma(\pm\beta (r - r_0)))",
+        knobs={"beta": 0.1, "good_weight": 1.0, "bad_weight": 1.0},
+        directions={"beta": _DRIFT, "good_weight": _MORE.format("good"), "bad_weight": _MORE.format("bad")},
+        paper="2402.01306", equation="Ethayarajh et al. 2024, Eqs. 7 and 8",
+        summary="Good answers above the policy's usual drift, bad ones below; far-off answers are given up as noise.",
+        assumes="Each answer is good or bad by itself; answers far on the wrong side are wrongly labelled.",
+    ),
+    "bco": LossSpec(
+        function=unpaired.bco, baseline="midpoint",
+        formula=r"-\log \sigma(\pm\beta (r - r_0))",
+        knobs={"beta": 0.1}, directions={"beta": _DRIFT},
+        paper="2404.04656", equation="Jung et al. 2024, Section 4, with the shift of the batch",
+        summary="A classifier of good and bad answers whose logit is the implicit reward.",
+        assumes="Each answer is good or bad by itself, whatever its prompt.",
+    ),
+    "apo_zero_unpaired": LossSpec(
+        function=unpaired.apo_zero_unpaired,
+        formula=r"1 - \sigma(\pm\beta r)",
+        knobs={"beta": 0.1}, directions={"beta": _DRIFT},
+        paper="2408.06266", equation="D'Oosterlinck et al. 2024, Eq. 7 by single answers",
+        summary="Good answers up and bad ones down, each against the reference.",
+        assumes="Good answers are better than what the policy writes.",
+    ),
+}  # fmt: skip
+"""Every loss of single answers with a label by name; the names are `config.UnpairedLossName`. In the formulas r is the
+answer's log π/π_ref, r₀ the baseline, and ± the label."""
 
 
 def reward_beta(spec: Any, knobs: dict[str, float]) -> float:
@@ -288,12 +324,27 @@ def reward_beta(spec: Any, knobs: dict[str, float]) -> float:
     return float(({"beta": 1.0} | spec.knobs | knobs)["beta"])
 
 
-def loss_of(config: DPOConfig) -> tuple[LossSpec, Callable[[PairScores], Tensor], float]:
+def loss_of(config: DPOConfig) -> tuple[LossSpec, Callable[[Any], Tensor], float]:
     """The loss that a configuration names: its row of the table, the function with its knobs settled, and its β.
 
-    Raises ValueError for a knob that the loss lacks.
+    A sum has the row of its first part, and each knob goes to every part that has it. Raises ValueError for a knob that
+    no part has.
     """
-    spec = LOSSES[config.loss]
+    parts, tables = parts_of_loss(config.loss), LOSSES | UNPAIRED_LOSSES
+    specs = {name: tables[name] for name in parts if name != "sft"}
+    first = next(iter(specs.values()))
     named = {"beta": config.beta, "label_smoothing": config.label_smoothing}
     knobs = {name: float(value) for name, value in named.items() if value is not None} | dict(config.knobs)
-    return spec, spec.bind(divergence=config.divergence, **knobs), reward_beta(spec, knobs)
+    if len(parts) == 1:
+        return first, first.bind(divergence=config.divergence, **knobs), reward_beta(first, knobs)
+    for knob, value in knobs.items():
+        if not any(knob in spec.knobs for spec in specs.values()):
+            first._check(knob, value)
+    terms: list[tuple[float, Callable[[PairScores], Tensor]]] = []
+    for name, weight in parts.items():
+        own = {knob: value for knob, value in knobs.items() if name != "sft" and knob in specs[name].knobs}
+        bound = family.sft if name == "sft" else specs[name].bind(divergence=config.divergence, **own)
+        terms.append((weight, bound))
+    spec = replace(first, needs_reference=any(spec.needs_reference for spec in specs.values()))
+    total = lambda scores: torch.stack([weight * loss(scores) for weight, loss in terms]).sum(0)
+    return spec, total, reward_beta(first, {name: value for name, value in knobs.items() if name in first.knobs})

@@ -9,6 +9,7 @@
     chat.py         conversations → text, by a chat template
     encoding.py     one tokenizer's start and end tokens
     tokens.py       rows → token ids: border, end token, truncation
+    unpaired.py     single answers with a label: pairs taken apart, mismatched answers
     token_data.py   the flat arrays that batches are cut from
     token_cache.py  all of this in one call, for a run; the next run on the same data maps what it saved
     reports.py      what was read, shortened, left out
@@ -21,11 +22,11 @@ from dpo_lab import face
 __getattr__, __dir__ = face(__name__, {
     "chat": "DEFAULT_CHAT_TEMPLATE completion_text prompt_text render_prompt",
     "encoding": "end_token_id",
-    "layouts": "EXAMPLE_LAYOUTS LAYOUTS",
+    "layouts": "EXAMPLE_LAYOUTS LAYOUTS UNPAIRED_LAYOUTS",
     "reading":
         "load_examples load_preferences read_examples read_preferences split_rows stream_examples "
         "stream_preferences",
     "reports": "BadRow Place ReadReport TokenReport",
     "token_data": "TokenData TokenRow",
-    "tokens": "encode_prompt tokenize_examples tokenize_pairs",
+    "tokens": "encode_prompt tokenize_examples tokenize_pairs tokenize_unpaired",
 })  # fmt: skip

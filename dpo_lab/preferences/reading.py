@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from dpo_lab.preferences.layouts import EXAMPLE_LAYOUTS, LAYOUTS, UNPAIRED_LAYOUTS
 from dpo_lab.preferences.raw_rows import PAIRINGS, Pairing, Raw, check_columns, raw_rows
 from dpo_lab.preferences.reports import BadRow, Place, ReadReport
-from dpo_lab.preferences.rows import ParsedRow, PlacedRow, example_row, preference_row
+from dpo_lab.preferences.rows import ParsedRow, PlacedRow, example_row, pair_row, preference_row
 from dpo_lab.preferences.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class RowKind(NamedTuple):
 
 
 PREFERENCES = RowKind(preference_row, LAYOUTS | UNPAIRED_LAYOUTS, ("train",))
+PAIRS = RowKind(pair_row, LAYOUTS, ("train",))  # of which every row must be a pair
 EXAMPLES = RowKind(example_row, EXAMPLE_LAYOUTS | LAYOUTS, ("sft", "train"))
 
 
@@ -155,8 +156,10 @@ def stream_rows(
     return rows(), report
 
 
-read_preferences, read_examples = partial(read_rows, PREFERENCES), partial(read_rows, EXAMPLES)
-stream_preferences, stream_examples = partial(stream_rows, PREFERENCES), partial(stream_rows, EXAMPLES)
+read_preferences, read_pairs, read_examples = (partial(read_rows, kind) for kind in (PREFERENCES, PAIRS, EXAMPLES))
+stream_preferences, stream_pairs, stream_examples = (
+    partial(stream_rows, kind) for kind in (PREFERENCES, PAIRS, EXAMPLES)
+)
 
 
 def check_on_bad_row(on_bad_row: str) -> None:

@@ -26,15 +26,17 @@ from dpo_lab.preferences.encoding import tokenizer_settings
 from dpo_lab.preferences.reading import (
     OnBadRow,
     read_examples,
+    read_pairs,
     read_preferences,
     split_rows,
     stream_examples,
+    stream_pairs,
     stream_preferences,
 )
 from dpo_lab.preferences.rows import Row
 from dpo_lab.preferences.sources import source_files
 from dpo_lab.preferences.token_data import TokenData
-from dpo_lab.preferences.tokens import tokenize_examples, tokenize_pairs
+from dpo_lab.preferences.tokens import tokenize_examples, tokenize_pairs, tokenize_unpaired
 from dpo_lab.storage import token_files
 from dpo_lab.storage.files import sha256_of_file
 
@@ -62,7 +64,8 @@ class Kind(NamedTuple):
     tokenize: Callable[..., tuple[TokenData, Any]]
 
 
-PAIRS = Kind("pairs", read_preferences, stream_preferences, tokenize_pairs)
+PAIRS = Kind("pairs", read_pairs, stream_pairs, tokenize_pairs)
+UNPAIRED = Kind("rows", read_preferences, stream_preferences, tokenize_unpaired)
 EXAMPLES = Kind("examples", read_examples, stream_examples, tokenize_examples)
 
 

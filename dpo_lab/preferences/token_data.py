@@ -47,7 +47,7 @@ class TokenData:
     bounds: np.ndarray
     """(N, K+2) int64: prompt = ids[b[0]:b[1]], completion k = ids[b[k+1]:b[k+2]]."""
     weights: np.ndarray
-    """(N,) float32"""
+    """(N,) float32: how much a row counts. Of single answers with a label, the sign says whether it is good."""
     source_rows: np.ndarray
     """(N,) int64: index into the rows that were given."""
 
@@ -111,6 +111,15 @@ class TokenData:
         for index, bounds in enumerate(parts(self.bounds)):
             lengths[index * AT_ONCE : index * AT_ONCE + len(bounds)] = np.diff(bounds, axis=1)
         return lengths
+
+    def heads(self) -> TokenData:
+        """The same prompts, every completion cut to the length of the prompt's shortest."""
+        rows = map(self.row, range(len(self)))
+        lengths = self.completion_lengths.min(axis=1).tolist()
+        return TokenData.from_rows(
+            (row.prompt, [own[:length] for own in row.completions], row.weight)
+            for row, length in zip(rows, lengths, strict=True)
+        )
 
     def longest(self) -> int:
         """Tokens of the longest prompt with one of its completions; 0 without rows."""

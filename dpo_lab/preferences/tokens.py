@@ -18,7 +18,7 @@ from dpo_lab.preferences.chat import has_own_template, is_conversation, render_p
 from dpo_lab.preferences.encoding import Encoder, common_prefix
 from dpo_lab.preferences.reading import OnBadRow, check_on_bad_row
 from dpo_lab.preferences.reports import BadRow, Place, TokenReport, shown
-from dpo_lab.preferences.rows import check_weight
+from dpo_lab.preferences.rows import check_weight, unpaired_problem
 from dpo_lab.preferences.token_data import Collector, TokenData
 
 if TYPE_CHECKING:
@@ -78,6 +78,18 @@ def tokenize_examples(
     columns = first[0] if first else {}
     answer = "chosen" if "chosen" in columns and "completion" not in columns else "completion"
     return _tokenize(chain(first, stream), (answer,), tokenizer, max_length, on_bad_row, folder)
+
+
+def tokenize_unpaired(
+    rows: Iterable[Mapping[str, Any]] | datasets.Dataset, tokenizer: PreTrainedTokenizerBase, **options: Any
+) -> tuple[TokenData, TokenReport]:
+    """Rows of prompt, completion, label → token ids with K = 1; a bad answer has a weight below zero. Rules and options
+    as in `tokenize_pairs`. Pairs become pairs: `unpaired.taken_apart` makes two rows of each.
+    """
+    stream = iter(cast("Iterable[Mapping[str, Any]]", rows))
+    first = list(islice(stream, 1))
+    is_pair = bool(first) and first[0].get("chosen") is not None
+    return (tokenize_pairs if is_pair else tokenize_examples)(chain(first, stream), tokenizer, **options)
 
 
 def encode_prompt(
@@ -165,6 +177,8 @@ def _tokenize(
 
 
 def _rendered(index: int, row: Mapping[str, Any], names: tuple[str, ...], encoder: Encoder) -> Texts:
+    if "rejected" in names and row.get("rejected") is None and row.get("label") is not None:
+        raise unpaired_problem()
     for name in ("prompt", *names):
         value = row.get(name)
         if not isinstance(value, str | list):
@@ -177,6 +191,8 @@ def _rendered(index: int, row: Mapping[str, Any], names: tuple[str, ...], encode
     ending = encoder.ending(is_chat=is_chat)
     wholes = [encoder.without_surplus(render_whole(row, name, encoder.tokenizer), ending) for name in names]
     weight = 1.0 if row.get("weight") is None else check_weight(row["weight"])
+    if row.get("label") is False and "completion" in names:
+        weight = -weight  # the sign says that the answer is bad
     return Texts(index, row, is_chat, weight, render_prompt(row, encoder.tokenizer), wholes)
 
 

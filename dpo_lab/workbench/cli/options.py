@@ -13,6 +13,13 @@ from dpo_lab.workbench.runs.settings import HeldOutSettings, PassSettings, Readi
 from dpo_lab.workbench.sweeps.settings import SweepSettings
 
 
+LossWords = Annotated[str, tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*", metavar="NAME[:WEIGHT]...", instance_from_str="+".join, is_instance=lambda value: isinstance(value, str),
+    str_from_instance=lambda value: value.split("+"),
+)]  # fmt: skip
+"""The words of a loss, joined as `DPOConfig.loss` has them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class InputOptions(ReadingSettings):
     """Where the model and the data come from."""
@@ -61,6 +68,9 @@ class RunOptions(HeldOutSettings, InputOptions):
 class TrainOptions(PrecisionOption, DPOConfig, LoRAConfig, RunOptions):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Align a model with preference pairs (DPO and its family)."""
 
+    loss: LossWords = "dpo"
+    """Which loss (`dpo-lab losses` prints them); or a sum of losses of pairs and of sft, each with its weight, as
+    dpo:1 sft:0.1. kto, bco and apo_zero_unpaired learn from rows of prompt, completion and label."""
     kl_prompts: int = 64
     """Held-out prompts on which the KL from the reference is estimated at the end; 0 leaves it out."""
 

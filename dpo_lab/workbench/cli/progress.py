@@ -48,15 +48,15 @@ class Dashboard:
         self.num_scored += total if done == total else 0
         if console.is_terminal and not console.quiet:
             end = "\n" if done == total else "\r"
-            print(f"scoring the reference: {done:,} of {total:,} pairs", end=end, file=sys.stderr, flush=True)
+            print(f"scoring the reference: {done:,} of {total:,} {self.unit}", end=end, file=sys.stderr, flush=True)
 
     def report_reference(self, num_pairs: int) -> None:
-        """Print how many pairs the cache spared."""
+        """Print how many rows the cache spared."""
         if self.num_scored:
             found = num_pairs - self.num_scored
-            console.print(f"reference: {self.num_scored:,} pairs scored, {found:,} found in the cache")
+            console.print(f"reference: {self.num_scored:,} {self.unit} scored, {found:,} found in the cache")
         else:
-            console.print(f"reference: all {num_pairs:,} pairs found in the cache, none scored")
+            console.print(f"reference: all {num_pairs:,} {self.unit} found in the cache, none scored")
 
     def _numbers(self, event: Step, first: Step) -> str:
         metrics = event.metrics

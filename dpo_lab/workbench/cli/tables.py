@@ -59,15 +59,16 @@ def recipes(_: RecipesOptions) -> int:
 
 def losses(_: LossesOptions) -> int:
     """Print the table of losses."""
-    from dpo_lab.losses.table import LOSSES
+    from dpo_lab.losses.table import LOSSES, UNPAIRED_LOSSES
 
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, spec in LOSSES.items():
+    for name, spec in (LOSSES | UNPAIRED_LOSSES).items():
         knobs = ", ".join(f"{knob} {value:g}" for knob, value in spec.knobs.items()) or "no knobs"
         reference = "" if spec.needs_reference else " · needs no reference"
-        facts = f"{knobs}{reference} · {spec.paper.removeprefix('https://')}"
+        rows = " · of single answers with a label, or of pairs taken apart" if name in UNPAIRED_LOSSES else ""
+        facts = f"{knobs}{reference}{rows} · {spec.paper.removeprefix('https://')}"
         table.add_row(name, Text(f"{spec.summary}\n").append(facts, style="dim"))
     console.print(table)
     return 0

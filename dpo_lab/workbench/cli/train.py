@@ -18,7 +18,7 @@ from dpo_lab.losses.table import loss_of
 from dpo_lab.models.inside import pick_device
 from dpo_lab.models.loading import load_policy
 from dpo_lab.models.lora import adapted, has_adapter
-from dpo_lab.preferences.token_cache import EXAMPLES, PAIRS
+from dpo_lab.preferences.token_cache import EXAMPLES, PAIRS, UNPAIRED, PreparedData
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.storage.checkpoints import latest_checkpoint, read_manifest
 from dpo_lab.training import train_dpo, train_sft
@@ -60,8 +60,9 @@ def carry_out(command: str, options: TrainOptions | SFTOptions, config: DPOConfi
 
     Of several processes the main one records, and the others only train.
     """
-    processes, kind = meet(config), PAIRS if command == "train" else EXAMPLES
-    needs_reference = isinstance(config, DPOConfig) and loss_of(config)[0].needs_reference
+    processes, kind, needs_reference = meet(config), EXAMPLES, False
+    if isinstance(config, DPOConfig):
+        kind, needs_reference = UNPAIRED if config.is_unpaired else PAIRS, loss_of(config)[0].needs_reference
     with run_folder(command, options, processes) as run:
         with recorded_inputs(options):
             model, tokenizer = load_model(options, config.device)
@@ -82,8 +83,11 @@ def carry_out(command: str, options: TrainOptions | SFTOptions, config: DPOConfi
                     model, tokenizer, data.train, config, held_out=data.held, cache=cache,
                     on_reference=dashboard.reference, **stream,
                 )  # fmt: skip
-            if needs_reference:
-                dashboard.report_reference(len(data.train) + (len(data.held) if data.held else 0))
+            if isinstance(config, DPOConfig) and needs_reference:
+                if config.sync_reference:
+                    console.print("reference: follows the policy, so it is scored in every step and nothing is cached")
+                else:
+                    dashboard.report_reference(num_of_reference(config, data))
             if options.resume:
                 rewind(run, checkpoint, processes)
             if processes.is_main:
@@ -103,6 +107,13 @@ def carry_out(command: str, options: TrainOptions | SFTOptions, config: DPOConfi
         if processes.is_main:
             close(run, finished, options)
     return 0 if finished.is_complete else 130
+
+
+def num_of_reference(config: DPOConfig, data: PreparedData) -> int:
+    """Rows of which the reference's log-probs are needed: of pairs taken apart two each; KTO needs mismatched answers
+    as well, LD-DPO the heads."""
+    num = sum(len(part) * (part.num_completions if config.is_unpaired else 1) for part in data[:2] if part is not None)
+    return num * (2 if loss_of(config)[0].baseline == "mismatched" or config.ld_alpha is not None else 1)
 
 
 def meet(config: DPOConfig | SFTConfig) -> Processes:

@@ -24,7 +24,7 @@ from dpo_lab.models.inside import inner_model
 from dpo_lab.models.loading import load_policy, save_policy
 from dpo_lab.models.lora import adapted, has_adapter, save_adapter
 from dpo_lab.preferences.chat import prompt_text
-from dpo_lab.preferences.token_cache import prepare
+from dpo_lab.preferences.token_cache import PAIRS, UNPAIRED, prepare
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.storage.logp_store import token_cache_folder
 from dpo_lab.training import train_dpo
@@ -125,8 +125,9 @@ class _Session:
             self.check()
             notes: list[str] = []
             pairs, held_pairs, held = prepare(
-                recipe.data, tokenizer, folder=token_cache_folder(self.cache), log=notes.append, check=self.check
-            )
+                recipe.data, tokenizer, UNPAIRED if config.is_unpaired else PAIRS,
+                folder=token_cache_folder(self.cache), log=notes.append, check=self.check,
+            )  # fmt: skip
             self.rows = held[: recipe.samples]
             self.check()
             self.progress("looking for the reference's log-probs", 0, 0)

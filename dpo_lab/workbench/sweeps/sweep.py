@@ -17,10 +17,10 @@ from typing import Any
 
 from dpo_lab.config import DPOConfig
 from dpo_lab.loop import Evaluation, Finished, Step, num_steps
-from dpo_lab.losses.table import LOSSES, loss_of
+from dpo_lab.losses.table import loss_of
 from dpo_lab.models.inside import disable_dropout
 from dpo_lab.models.loading import load_policy
-from dpo_lab.preferences.reading import read_preferences, split_rows
+from dpo_lab.preferences.reading import read_pairs, split_rows
 from dpo_lab.preferences.token_data import TokenData
 from dpo_lab.preferences.tokens import encode_prompt, tokenize_pairs
 from dpo_lab.reference import ReferenceCache
@@ -157,7 +157,7 @@ class _Data:
     @classmethod
     def read(cls, settings: SweepSettings, tokenizer: Any, *, needs_judge: bool) -> _Data:
         split = settings.split or ("train" if settings.pairs == "embedded" else None)
-        rows, _ = read_preferences(
+        rows, _ = read_pairs(
             settings.pairs, split=split, limit=settings.limit, seed=settings.seed, on_bad_row=settings.on_bad_row
         )
         train, held = split_rows(list(rows), settings.validation, settings.seed)
@@ -208,7 +208,7 @@ def _score_reference(study: StoredStudy, model: Any, data: _Data, store: Referen
     """Fill the cache before the first trial. Processes that begin together wait for each other: one scores for all."""
     names = study.space.searched.get("loss")
     losses = names.values if names is not None else (study.space.fixed.get("loss", "dpo"),)  # pyright: ignore
-    if not any(LOSSES[str(name)].needs_reference for name in losses):
+    if not any(loss_of(DPOConfig(loss=str(name)))[0].needs_reference for name in losses):
         return 0
     disable_dropout(model)
     with study.turn("reference", patience=86_400):

@@ -6,7 +6,7 @@ from typing import Any
 
 import ipywidgets
 
-from dpo_lab.config import DPOConfig
+from dpo_lab.config import DPOConfig, LossName, UnpairedLossName
 from dpo_lab.workbench.recipes.recipe import Recipe
 from dpo_lab.workbench.widgets.cockpit.to_recipe import ALL, SHARED_KNOBS, own_knobs
 from dpo_lab.workbench.widgets.controls import control, control_of, source_box
@@ -23,7 +23,8 @@ def controls_of(recipe: Recipe) -> dict[str, Any]:
         "pairs": source_box(Recipe, "pairs", recipe.pairs, options=("embedded",)),
         "limit": control_of(ipywidgets.Dropdown, Recipe, "limit", value=recipe.limit or ALL,
                             options=[*((f"{size:,}", size) for size in sizes), ("all", ALL)]),
-        "loss": control(DPOConfig, "loss", config.loss),
+        "loss": control_of(ipywidgets.Dropdown, DPOConfig, "loss", value=config.loss,
+                           options=tuple(dict.fromkeys((*LossName.__args__, *UnpairedLossName.__args__, config.loss)))),
     }  # fmt: skip
     for name in SHARED_KNOBS:
         value = getattr(config, name)

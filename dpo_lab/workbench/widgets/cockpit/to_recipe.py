@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from dpo_lab.config import DPOConfig
-from dpo_lab.losses.table import LOSSES, loss_of
+from dpo_lab.losses.table import loss_of
 from dpo_lab.workbench.recipes.recipe import Recipe
 from dpo_lab.workbench.widgets.controls import tidy
 
@@ -20,7 +20,7 @@ ALL = 0
 
 def own_knobs(loss: str) -> dict[str, float]:
     """β and label smoothing as the loss starts with them; those that it lacks are left out."""
-    return {name: value for name, value in LOSSES[loss].knobs.items() if name in SHARED_KNOBS}
+    return {name: value for name, value in loss_of(DPOConfig(loss=loss))[0].knobs.items() if name in SHARED_KNOBS}
 
 
 def recipe_of(values: Mapping[str, Any], base: Recipe) -> Recipe:
