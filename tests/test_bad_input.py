@@ -87,7 +87,7 @@ DATA = {
     ),
     "wrong type": (
         "a.jsonl", b'{"prompt": "a", "chosen": 3, "rejected": "b"}\n',
-        ("line 1: field 'chosen' must be text or a list of messages, got 3", "write ["),
+        ("line 1: field 'chosen' must be text or a list of messages, got 3", 'write it as text, "3"'),
     ),
     "unknown role": (
         "a.jsonl", b'{"prompt": [{"role": "boss", "content": "a"}], "chosen": "b", "rejected": "c"}\n',
@@ -129,7 +129,7 @@ DATA = {
     ),
     "one prompt": (
         "a.jsonl", f"{ROW}\n".encode() * 2,
-        ("2 rows with 1 distinct prompt(s) cannot be split", "add rows with other prompts"),
+        ("2 rows with 1 distinct prompt(s) cannot be split", "hold nothing out with --validation 0"),
     ),
 }  # fmt: skip
 

@@ -134,3 +134,49 @@ def test_columns_are_found_under_other_names():
         read_preferences([raw], columns={"best": "good"})
     with pytest.raises(ValueError, match=r"pairing must be one of best_worst, best_each, all, got 'some'"):
         read_preferences([raw], pairing="some")
+
+
+REASONED = PAIR | {"chosen": [said("<think>long</think>Rhine.")], "rejected": [said("<think>short</think>A lake.")]}
+
+
+def test_a_template_that_leaves_out_text_of_answers_is_reported_with_places():
+    tokenizer = bpe(template=CHATML.replace("m.content", "m.content.split('</think>')[-1]"))
+    _, report = tokenize_pairs([PAIR, REASONED, REASONED | {"rejected": [said("No.")]}], tokenizer)
+    assert (report.num_left_out, [place.row for place in report.leaving_out]) == (3, [1, 2])
+    assert (
+        "leaves out text of 3 answers, such as '<think>long</think>Rhine.'; rows: 2 (row 1, row 2)" in report.summary()
+    )
+    same = {name: [said(f"<think>{name}</think>Rhine.")] for name in ("chosen", "rejected")}
+    _, report = tokenize_pairs([PAIR, PAIR | same], tokenizer)
+    assert [place.row for place in report.alike_by_template] == [1]
+    assert "alike since the chat template leaves out where they differ: 1 (row 1)" in report.summary()
+    tokenizer = bpe(template=CHATML.replace("{{ m.content }}", "{{ m.content | replace('think', 'b') }}"))
+    assert tokenize_pairs([PAIR], tokenizer)[1].num_left_out == 0
+
+
+def test_a_template_that_only_moves_spaces_leaves_nothing_out():
+    tokenizer = bpe(template=CHATML.replace("m.content", "m.content.replace('</think>', '\n</think>\n\n')"))
+    assert tokenize_pairs([REASONED], tokenizer)[1].num_left_out == 0
+
+
+def test_calls_and_reasoning_that_a_template_does_not_know_are_left_out_too():
+    calls = [said("", tool_calls=[{"name": "clock", "arguments": {}}])]
+    reasoned = [said("Rhine.", reasoning_content="the longest")]
+    _, report = tokenize_pairs([PAIR | {"chosen": calls}, PAIR | {"chosen": reasoned}, PAIR], bpe(template=CHATML))
+    assert [place.row for place in report.leaving_out] == [0, 1]
+    assert tokenize_pairs([PAIR | {"chosen": calls}], bpe())[1].num_left_out == 0, "our own template knows calls"
+
+
+def test_answers_that_cutting_makes_alike_are_named_with_the_length():
+    row = {"prompt": "the", "chosen": " aaaa bbbb abab" * 5 + " cat", "rejected": " aaaa bbbb abab" * 5 + " dog"}
+    _, report = tokenize_pairs([row, TEXT], bpe(), max_length=12)
+    assert [place.row for place in report.alike_by_cutting] == [0]
+    assert "alike since they are cut at max_length = 12, raise it: 1 (row 0)" in report.summary()
+
+
+@pytest.mark.parametrize("rows", ["pairs.jsonl", {"prompt": ["q"]}, pandas.DataFrame([TEXT])], ids=str)
+def test_what_is_no_list_of_rows_is_refused_with_the_way_to_read_it(rows):
+    with pytest.raises(
+        ValueError, match=r"rows must be a list of dicts .*; load_preferences or load_examples reads a path"
+    ):
+        tokenize_pairs(rows, bpe())

@@ -133,6 +133,20 @@ def render_whole(row: Mapping[str, Any], name: str, tokenizer: PreTrainedTokeniz
     return render([*turns, first, *rest], tokenizer, row.get("tools"))
 
 
+def dropped_text(answer: str | list[Message], whole: str) -> str | None:
+    """What an answer says and the rendered whole doesn't, such as reasoning, or a call that a template doesn't know."""
+    for turn in answer_messages(answer):
+        calls = [(call.get("function") or call)["name"] for call in turn.get("tool_calls") or []]
+        for text in (turn.get("content"), turn.get("reasoning_content"), *calls):
+            if text and text.strip() not in whole and _unspaced(text) not in _unspaced(whole):
+                return text
+    return None
+
+
+def _unspaced(text: str) -> str:
+    return "".join(text.split())
+
+
 def prompt_text(row: Mapping[str, Any]) -> str:
     """The prompt for a human reader, without any tokenizer."""
     if not is_conversation(row):

@@ -76,6 +76,9 @@ class Encoder:
         special token at this place gets tokenizer.eos_token behind what it writes.
         """
         text = render([{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}], self.tokenizer)
+        if _PROBE not in text:
+            raise ValueError("the tokenizer's chat template leaves out what the assistant says, so nothing can be "
+                             "learnt; give the tokenizer another template")  # fmt: skip
         text = text[text.rindex(_PROBE) + len(_PROBE) :]
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}  # type: ignore[operator]
         for token in self.ids([text])[0].tolist():

@@ -22,6 +22,12 @@ from dpo_lab.preferences.reports import BadRow, shown
 
 Raw = Mapping[str, Any]
 
+COLUMNS = (
+    "prompt", "chosen", "rejected", "completion", "label", "messages", "system", "tools", "weight", "completions",
+    "scores", "ranks", "overall_preference", "better_response_id",
+)  # fmt: skip
+"""The fields that `columns` may find under another name."""
+
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
@@ -40,8 +46,12 @@ Split = Callable[[Raw, bool], RowParts]
 
 def need(raw: Raw, name: str) -> Any:
     if raw.get(name) is None:
-        raise BadRow(name, f"is missing; the row has {', '.join(map(str, raw)) or 'no field'}", f"add {name!r}")
+        raise BadRow(name, f"is missing; the row has {', '.join(map(str, raw)) or 'no field'}", _where(name))
     return raw[name]
+
+
+def _where(name: str) -> str:
+    return f"add {name!r}" + (f", or say where it is with --columns {name}=NAME" if name in COLUMNS else "")
 
 
 def _text_or_turns(value: object, name: str, from_arrow: bool) -> TextOrTurns:

@@ -10,17 +10,12 @@ from itertools import combinations
 from numbers import Number
 from typing import Any, Literal, NamedTuple
 
-from dpo_lab.preferences.layouts import Raw
+from dpo_lab.preferences.layouts import COLUMNS, Raw
 from dpo_lab.preferences.messages import messages_of_text
 from dpo_lab.preferences.reports import BadRow, shown
 
 Pairing = Literal["best_worst", "best_each", "all"]
 
-COLUMNS = (
-    "prompt", "chosen", "rejected", "completion", "label", "messages", "system", "tools", "weight", "completions",
-    "scores", "ranks", "overall_preference", "better_response_id",
-)  # fmt: skip
-"""The fields that `columns` may find under another name."""
 ALIASES = {"chosen_response": "chosen", "rejected_response": "rejected", "conversation": "conversations"}
 """Other tools' names for a field, taken where the field itself is absent."""
 _PROMPTS = {"prompt", "messages", "conversations", "conversation", "instruction", "question", "input"}

@@ -318,7 +318,7 @@ def split_rows(rows: Rows, validation: float = 0.1, seed: int = 0) -> tuple[Rows
     if len(groups) < 2:
         raise ValueError(
             f"{len(prompts)} rows with {len(groups)} distinct prompt(s) cannot be split: the same prompt would stand "
-            "on both sides; add rows with other prompts, or give validation data of its own"
+            "on both sides; hold nothing out with --validation 0, add other prompts, or give --held-out data of its own"
         )
     ordered = [groups[key] for key in sorted(groups)]
     target = round(validation * len(prompts))

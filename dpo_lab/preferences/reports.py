@@ -61,6 +61,11 @@ def _listed(items: Sequence[str], most: int = 6) -> str:
     return ", ".join(items[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
+def _placed(what: str, places: Sequence[Place]) -> list[str]:
+    """The line of a summary about rows: how many, and the first places."""
+    return [f"{what}: {len(places):,} ({_listed([place.short for place in places])})"] if places else []
+
+
 def _left_out(bad: Sequence[BadRow], where: str) -> list[str]:
     """The lines of a summary about rows that cannot be used: how many, and the first five."""
     if not bad:
@@ -141,8 +146,7 @@ class ReadReport:
             *((places, READ_AS[name]) for name, places in self.remarks.items()),
             (self.duplicates, "repeats of an earlier row, kept"),
         ):
-            if places:
-                lines.append(f"{what}: {len(places):,} ({_listed([place.short for place in places])})")
+            lines += _placed(what, places)
         if self.not_drawn:
             lines.append(f"not drawn, beyond the limit: {self.not_drawn:,}")
         return "\n".join([*lines, *self.notes])
@@ -159,6 +163,15 @@ class TokenReport:
     """Rows that could not be made to fit or to render (only with on_bad_row="skip")."""
     identical: list[Place] = field(default_factory=list)
     """Rows left out because both answers have the same tokens (after truncation)."""
+    alike_by_cutting: list[Place] = field(default_factory=list)
+    """Those of them that truncation made alike."""
+    alike_by_template: list[Place] = field(default_factory=list)
+    """Those of them of which the chat template leaves out text."""
+    leaving_out: list[Place] = field(default_factory=list)
+    """Rows with an answer of which the chat template leaves out text, such as its reasoning, or a call."""
+    num_left_out: int = 0
+    """Answers of which the chat template leaves out text; `left_out` holds what, of the first."""
+    left_out: str = ""
     prompts_shortened: int = 0
     completions_cut: int = 0
     """Completions, not rows: a pair can have two. A cut completion has no end token."""
@@ -180,6 +193,12 @@ class TokenReport:
     """Whose chat template was used: `none` (plain text), `tokenizer`, `default`, or `mixed`."""
     end_tokens: list[str] = field(default_factory=list)
     """The token with which completions end; empty where the tokenizer has none."""
+
+    def leave_out(self, texts: Sequence[str], place: Place) -> None:
+        """Count a row of whose answers the chat template leaves out these texts."""
+        self.leaving_out.append(place)
+        self.num_left_out += len(texts)
+        self.left_out = self.left_out or texts[0]
 
     def measure(self, prompts: np.ndarray, completions: np.ndarray) -> None:
         """Take the lengths from (N,) prompt and (N, K) completion lengths, in tokens."""
@@ -210,7 +229,15 @@ class TokenReport:
         ):
             if count:
                 lines.append(f"{what}: {count:,}")
-        if self.identical:
-            rows = _listed([place.short for place in self.identical])
-            lines.append(f"left out, both answers have the same tokens: {len(self.identical):,} ({rows})")
+        for places, what in (
+            (
+                self.leaving_out,
+                f"the chat template leaves out text of {_counted(self.num_left_out, 'answer')}, "
+                f"such as {shown(self.left_out)}; rows",
+            ),
+            (self.identical, "left out, both answers have the same tokens"),
+            (self.alike_by_cutting, f"  alike since they are cut at max_length = {self.max_length:,}, raise it"),
+            (self.alike_by_template, "  alike since the chat template leaves out where they differ"),
+        ):
+            lines += _placed(what, places)
         return "\n".join(lines + _left_out(self.dropped, "report.dropped"))

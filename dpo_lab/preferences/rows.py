@@ -103,7 +103,8 @@ def _find(raw: Raw, layouts: dict[str, RowLayout]) -> str:
         got = shown(raw["chosen"])
         raise BadRow("chosen", f"must be text or a list of messages, got {got}", "write the answer as text")
     known = "; ".join(layout.fields for layout in (*layouts.values(), *SEVERAL.values()))
-    raise BadRow(None, f"fits no layout, its fields are {', '.join(map(str, raw)) or 'none'}", f"known are: {known}")
+    raise BadRow(None, f"fits no layout, its fields are {', '.join(map(str, raw)) or 'none'}",
+                 f"known are: {known}. --columns prompt=NAME chosen=NAME rejected=NAME takes others")  # fmt: skip
 
 
 def _finished(raw: Raw, layout: str, parts: RowParts, names: tuple[str, ...], from_arrow: bool) -> ParsedRow:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpo_lab.preferences.encoding import tokenizer_settings
+from dpo_lab.preferences.raw_rows import Pairing, columns_of
 from dpo_lab.preferences.reading import (
     OnBadRow,
     read_examples,
@@ -36,7 +37,7 @@ from dpo_lab.preferences.reading import (
 from dpo_lab.preferences.rows import Row
 from dpo_lab.preferences.sources import source_files
 from dpo_lab.preferences.token_data import TokenData
-from dpo_lab.preferences.tokens import tokenize_examples, tokenize_pairs, tokenize_unpaired
+from dpo_lab.preferences.tokens import check_kept, tokenize_examples, tokenize_pairs, tokenize_unpaired
 from dpo_lab.storage import token_files
 from dpo_lab.storage.files import sha256_of_file
 
@@ -77,6 +78,8 @@ class DataSettings:
     split: str | None = None
     limit: int | None = None
     on_bad_row: OnBadRow = "raise"
+    columns: tuple[str, ...] = ()
+    pairing: Pairing = "best_worst"
     held_out: str | None = None
     held_out_split: str | None = None
     validation: float = 0.1
@@ -96,6 +99,12 @@ class DataSettings:
         if self.held_out_split is not None:
             raise ValueError(f"held_out_split is {self.held_out_split!r} without --held-out; name the source as well")
         return ("embedded", "test") if self.pairs == "embedded" and self.split != "test" else None
+
+
+def reading(settings: Any, source: str) -> dict[str, Any]:
+    """How settings or options of these names say that the rows of a source are read."""
+    columns = {} if source == "embedded" else columns_of(settings.columns)
+    return {"on_bad_row": settings.on_bad_row, "columns": columns, "pairing": settings.pairing}
 
 
 class PreparedData(NamedTuple):
@@ -134,8 +143,8 @@ def prepare(
         log(note)
 
     rows, report = kind.read(
-        settings.pairs, split=settings.train_split, on_bad_row=settings.on_bad_row, limit=settings.limit,
-        seed=settings.seed,
+        settings.pairs, split=settings.train_split, limit=settings.limit, seed=settings.seed,
+        **reading(settings, settings.pairs),
     )  # fmt: skip
     log_and_save(report.summary())
     held = read_held_out(settings, kind, log_and_save)
@@ -144,6 +153,7 @@ def prepare(
     check()
     train, report = kind.tokenize(rows, tokenizer, max_length=settings.max_length, on_bad_row=settings.on_bad_row)
     log_and_save(report.summary())
+    check_kept(train, report, settings.pairs)
     check()
     data = PreparedData(train, *tokenize_held_out(held, settings, tokenizer, kind, log_and_save))
     # A file that changed while it was read is not what the key says.
@@ -159,7 +169,7 @@ def read_held_out(settings: DataSettings, kind: Kind, log: Callable[[str], None]
     source = settings.held_out_source
     if source is None:
         return None
-    held, report = kind.read(source[0], split=source[1], on_bad_row=settings.on_bad_row)
+    held, report = kind.read(source[0], split=source[1], **reading(settings, source[0]))
     if settings.held_out is not None:
         log(report.summary())
     return list(held)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from dpo_lab.preferences.chat import has_own_template, is_conversation, render_prompt, render_whole
+from dpo_lab.preferences.chat import dropped_text, has_own_template, is_conversation, render_prompt, render_whole
 from dpo_lab.preferences.encoding import Encoder, common_prefix
 from dpo_lab.preferences.reading import OnBadRow, check_on_bad_row
 from dpo_lab.preferences.reports import BadRow, Place, TokenReport, shown
 from dpo_lab.preferences.rows import check_weight, unpaired_problem
+from dpo_lab.preferences.sources import is_frame
 from dpo_lab.preferences.token_data import Collector, TokenData
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Texts(NamedTuple):
     weight: float
     prompt: str
     wholes: list[str]
+    dropped: list[str]
+    """Texts of its answers that the template leaves out."""
 
 
 def tokenize_pairs(
@@ -92,6 +95,12 @@ def tokenize_unpaired(
     return (tokenize_pairs if is_pair else tokenize_examples)(chain(first, stream), tokenizer, **options)
 
 
+def check_kept(data: TokenData, report: TokenReport, name: str) -> None:
+    """ValueError with the report's reasons where no row is left to learn from."""
+    if not len(data):
+        raise ValueError(f"{name} holds no usable row:\n{report.summary()}")
+
+
 def encode_prompt(
     row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
 ) -> list[int]:
@@ -137,6 +146,11 @@ def _tokenize(
     folder: str | os.PathLike[str] | None,
 ) -> tuple[TokenData, TokenReport]:
     check_on_bad_row(on_bad_row)
+    if isinstance(rows, str | os.PathLike | Mapping) or is_frame(rows):
+        raise ValueError(
+            f"rows must be a list of dicts or a datasets.Dataset, got a {type(rows).__name__}; "
+            "load_preferences or load_examples reads a path, a data frame or a dict of columns"
+        )
     if max_length < 2:
         raise ValueError(f"max_length must be at least 2, got {max_length}; it counts prompt plus completion")
     report = TokenReport(max_length)
@@ -146,7 +160,7 @@ def _tokenize(
     def left_out(problem: BadRow, place: Place) -> None:
         problem = problem.at(place)
         if on_bad_row == "raise":
-            raise problem from None
+            raise problem.or_skip() from None
         report.dropped.append(problem)
 
     numbered = enumerate(rows)
@@ -193,7 +207,9 @@ def _rendered(index: int, row: Mapping[str, Any], names: tuple[str, ...], encode
     weight = 1.0 if row.get("weight") is None else check_weight(row["weight"])
     if row.get("label") is False and "completion" in names:
         weight = -weight  # the sign says that the answer is bad
-    return Texts(index, row, is_chat, weight, render_prompt(row, encoder.tokenizer), wholes)
+    dropped = [dropped_text(row[name], whole) for name, whole in zip(names, wholes, strict=True)] if is_chat else []
+    prompt = render_prompt(row, encoder.tokenizer)
+    return Texts(index, row, is_chat, weight, prompt, wholes, [text for text in dropped if text])
 
 
 def _encoded(chunk: list[Texts], encoder: Encoder) -> Iterator[tuple[Texts, np.ndarray, list[np.ndarray]]]:
@@ -224,8 +240,15 @@ def _collect(
     if border + max(map(len, completions)) > report.max_length:
         head, tail = encoder.protected(texts.row, remaining, lost)
         remaining, completions = shorten(remaining, completions, report.max_length, head=head, tail=tail)
+    place = _place(texts.row, texts.number)
+    if texts.dropped:
+        report.leave_out(texts.dropped, place)
     if len(completions) == 2 and np.array_equal(*completions):
-        report.identical.append(_place(texts.row, texts.number))
+        report.identical.append(place)
+        if not np.array_equal(*whole_completions):
+            report.alike_by_cutting.append(place)
+        elif texts.dropped:
+            report.alike_by_template.append(place)
         return
     report.prompts_shortened += len(remaining) < border
     report.completions_cut += sum(len(new) < len(old) for new, old in zip(completions, whole_completions, strict=True))

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ArithmeticError, ImportError) as error:
         if os.environ.get("DPO_LAB_TRACEBACK"):
             raise
-        print(f"{who}: {error}", file=sys.stderr)
+        complain(f"{who}: {error}")
         return 2
     except (MemoryError, RuntimeError) as error:
         if type(error).__name__ == "MainFailed":  # the main process reports it
@@ -60,11 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "memory" not in f"{type(error).__name__} {error}".lower() or os.environ.get("DPO_LAB_TRACEBACK"):
             raise
         first = str(error).strip().partition("\n")[0] or "the machine has none left"
-        print(f"{who}: out of memory ({first}); {_LESS_MEMORY}", file=sys.stderr)
+        complain(f"{who}: out of memory ({first}); {_LESS_MEMORY}")
         return 2
     except KeyboardInterrupt:
         print(f"{who}: interrupted", file=sys.stderr)
         return 130
+
+
+def complain(message: str) -> None:
+    """A message on standard error, in which nothing of the data can steer the terminal."""
+    from dpo_lab.workbench.cli.terminal import visible
+
+    print(visible(message), file=sys.stderr)
 
 
 @contextmanager

@@ -20,9 +20,11 @@ from dpo_lab.preferences.token_cache import (
     PreparedData,
     prepare,
     read_held_out,
+    reading,
     tokenize_held_out,
 )
 from dpo_lab.preferences.token_data import TokenData
+from dpo_lab.preferences.tokens import check_kept
 from dpo_lab.storage.logp_store import token_cache_folder
 from dpo_lab.workbench.cli.options import CacheOptions, InputOptions, RunOptions
 from dpo_lab.workbench.cli.terminal import console
@@ -36,6 +38,28 @@ SMALL = 2**26
 """Bytes of weights below which a model is small: rounding would cost it more than it gains."""
 LEAST_GAIN = 1.2
 """How many times as fast bfloat16's products must be to be taken."""
+
+
+FOR_THE_MODEL = {"train": 2e-6, "sft": 2e-5}
+"""Learning rates of a pretrained model, where none is given; an adapter takes ten times as much."""
+HIGHEST_PUBLISHED = {"train": 1e-5, "sft": 1e-4}
+"""The highest that published recipes take for one."""
+
+
+def with_rate(options: Options, command: str, usual: float) -> Options:
+    """The options with a learning rate that suits the model, where none was given (`usual` for a small model); lines
+    on the terminal say which, and warn of one that is far above what others take."""
+    what, factor = ("an adapter", 10.0) if options.lora else ("full training of a pretrained model", 1.0)
+    given, small = options.learning_rate, is_small(options.model)
+    rate = given or (usual if small else factor * FOR_THE_MODEL[command])
+    is_main = join(pick_device(options.device)).is_main
+    if given is None and is_main:
+        console.print(f"learning rate: {rate:g}, usual for {'a small model' if small else what}")
+    highest = factor * HIGHEST_PUBLISHED[command]
+    if not small and rate > highest and is_main:
+        console.print(f"learning rate: {rate:g} is above {highest:g}, the highest that published recipes take for "
+                      f"{what}; look at KL and at perplexity before and after", style="yellow")  # fmt: skip
+    return replace(options, learning_rate=rate)
 
 
 def settled(options: Options) -> Options:
@@ -85,7 +109,7 @@ def load_reference(options: InputOptions, name: str, tokenizer: Any) -> Any:
 def read_rows(options: InputOptions, seed: int, read: Read, *, embedded_split: str) -> list[Row]:
     """The rows that --pairs names; what was left out is printed."""
     split = options.split or (embedded_split if options.pairs == "embedded" else None)
-    rows, report = read(options.pairs, split=split, on_bad_row=options.on_bad_row, limit=options.limit, seed=seed)
+    rows, report = read(options.pairs, split=split, limit=options.limit, seed=seed, **reading(options, options.pairs))
     print_report(report)
     return list(rows)
 
@@ -116,14 +140,16 @@ def stream_tokens(options: RunOptions | CacheOptions, tokenizer: Any, max_length
     assert folder is not None
 
     def written() -> Any:
-        rows, read = kind.stream(options.pairs, split=split, on_bad_row=options.on_bad_row)
+        rows, read = kind.stream(options.pairs, split=split, **reading(options, options.pairs))
         _, report = kind.tokenize(rows, tokenizer, max_length=max_length, on_bad_row=options.on_bad_row, folder=folder)
         print_report(read)
         return report
 
     device: str = vars(options)["device"]  # of the training's or the scorer's part of the options
     report = join(pick_device(device)).broadcast_from_main(written)
-    return TokenData.load(folder, verify=False), report
+    data = TokenData.load(folder, verify=False)
+    check_kept(data, report, options.pairs)
+    return data, report
 
 
 def print_report(report: Any) -> None:

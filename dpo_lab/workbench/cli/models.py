@@ -13,8 +13,8 @@ from dpo_lab.models.loading import load_policy, save_policy
 from dpo_lab.models.lora import base_of, merge_adapter
 from dpo_lab.preferences.chat import prompt_text
 from dpo_lab.preferences.reading import read_preferences
-from dpo_lab.preferences.token_cache import PAIRS
-from dpo_lab.preferences.tokens import tokenize_pairs
+from dpo_lab.preferences.token_cache import PAIRS, reading
+from dpo_lab.preferences.tokens import check_kept, tokenize_pairs
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.sampling import generate
 from dpo_lab.workbench.cli.inputs import load_model, load_reference, print_report, read_rows, settled, stream_tokens
@@ -40,6 +40,7 @@ def cache(options: CacheOptions) -> int:
         rows = read_rows(options, options.seed, read_preferences, embedded_split="train")
         data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length, on_bad_row=options.on_bad_row)
     print_report(report)
+    check_kept(data, report, options.pairs)
     check_length(model, report.longest, "--pairs")
     began = time.perf_counter()
     with ReferenceCache(options.cache) as store:
@@ -67,6 +68,7 @@ def evaluate(options: EvaluateOptions) -> int:
     rows = read_rows(options, options.seed, read_preferences, embedded_split="test")
     data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length, on_bad_row=options.on_bad_row)
     print_report(report)
+    check_kept(data, report, options.pairs)
     check_length(model, report.longest, "--pairs")
     with ReferenceCache(options.cache) as store:
         result = evaluate_pairs(
@@ -94,7 +96,9 @@ def sample(options: SampleOptions) -> int:
     model, tokenizer = load_policy(options.model, device=options.device, trust_remote_code=options.trust_remote_code)
     if options.pairs is not None:
         split = "test" if options.pairs == "embedded" else None
-        rows, report = read_preferences(options.pairs, split=split, limit=options.limit, seed=options.seed)
+        rows, report = read_preferences(
+            options.pairs, split=split, limit=options.limit, seed=options.seed, **reading(options, options.pairs)
+        )
         print_report(report)
         shown = [prompt_text(row) for row in rows]
     else:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from dpo_lab.config import AutoPrecision, DPOConfig, LoRAConfig, LossName, SFTConfig, TrackerName
 from dpo_lab.workbench.runs.settings import HeldOutSettings, PassSettings, ReadingSettings
 from dpo_lab.workbench.sweeps.settings import SweepSettings
-
 
 LossWords = Annotated[str, tyro.constructors.PrimitiveConstructorSpec(
     nargs="*", metavar="NAME[:WEIGHT]...", instance_from_str="+".join, is_instance=lambda value: isinstance(value, str),
@@ -40,6 +39,18 @@ class PrecisionOption:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelOptions(PrecisionOption):
+    """What depends on the model that is trained; comes first among the bases too."""
+
+    learning_rate: float | None = None
+    """Peak learning rate. None takes 2e-4 (sft: 1e-3) for a small model; for a larger one 2e-6 (sft: 2e-5), and ten
+    times that for an adapter."""
+    save_dtype: Literal["base", "float32", "bfloat16", "float16"] = "base"
+    """Weights of the saved model: `base` as in the files of the model that training began from. They are float32 while
+    it trains, so bfloat16 and float16 round them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions(HeldOutSettings, InputOptions):
     """What a run leaves behind."""
 
@@ -65,7 +76,7 @@ class RunOptions(HeldOutSettings, InputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(PrecisionOption, DPOConfig, LoRAConfig, RunOptions):  # pyright: ignore[reportIncompatibleVariableOverride]
+class TrainOptions(ModelOptions, DPOConfig, LoRAConfig, RunOptions):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Align a model with preference pairs (DPO and its family)."""
 
     loss: LossWords = "dpo"
@@ -82,7 +93,7 @@ class TrainOptions(PrecisionOption, DPOConfig, LoRAConfig, RunOptions):  # pyrig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTOptions(PrecisionOption, SFTConfig, LoRAConfig, RunOptions):  # pyright: ignore[reportIncompatibleVariableOverride]
+class SFTOptions(ModelOptions, SFTConfig, LoRAConfig, RunOptions):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Fine-tune a model on good answers (prompt/completion or messages rows, or the chosen side of pairs)."""
 
     def __post_init__(self) -> None:
@@ -167,6 +178,12 @@ class SampleOptions:
     wrote (RUN/model), a .gguf file, or a Hub id."""
     pairs: str | None = None
     """Take the prompts of these rows: `embedded`, a file, a folder, or a Hub id."""
+    columns: tuple[str, ...] = ()
+    """Where a field has another name in --pairs: prompt=question chosen=good rejected=bad."""
+    on_bad_row: Literal["raise", "skip"] = "raise"
+    """Stop at a row that cannot be used, or leave it out, count it and list it."""
+    pairing: Literal["best_worst", "best_each", "all"] = "best_worst"
+    """Which pairs are made of several answers to a prompt with scores or ranks."""
     limit: int | None = 8
     """At most this many prompts of --pairs."""
     system: str | None = None

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-console = Console(stderr=False, highlight=False)
+# C0 and C1 control characters as signs, but for tab and line end: they could move the cursor, or rename the window.
+_SIGNS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+_SIGNS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def visible(text: str) -> str:
+    """A text whose control characters are signs: what data hold cannot steer the terminal."""
+    return text.translate(_SIGNS)
+
+
+class SafeConsole(Console):
+    """Prints texts with their control characters as signs, whatever they came in: a line, a table, a bar."""
+
+    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+console = SafeConsole(stderr=False, highlight=False)
 
 TITLES = {
     "loss": "loss",

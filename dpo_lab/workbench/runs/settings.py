@@ -25,7 +25,7 @@ class SourceSettings:
     """`embedded`, `smollm2` (a real model; without a network once `make real` has run), a folder that save_pretrained
     wrote (RUN/model), a .gguf file, or a Hub id."""
     pairs: str = "embedded"
-    """`embedded`, a file (.jsonl .json .jsonl.gz .parquet .csv), a folder, or a Hub id."""
+    """`embedded`, a file (.jsonl .ndjson .json .parquet .csv .tsv), a folder, or a Hub id."""
     limit: int | None = None
     """Use at most this many rows, drawn with the seed; fewer rows make a quicker run."""
 
@@ -38,6 +38,11 @@ class ReadingSettings(SourceSettings):
     """Which split of the data, where it has several; None takes train."""
     on_bad_row: Literal["raise", "skip"] = "raise"
     """Stop at a row that cannot be used, or leave it out, count it and list it."""
+    columns: tuple[str, ...] = ()
+    """Where a field has another name in the data: prompt=question chosen=good rejected=bad."""
+    pairing: Literal["best_worst", "best_each", "all"] = "best_worst"
+    """Which pairs are made of several answers to a prompt with scores or ranks: the best with the worst, the best with
+    each worse one, or all."""
     trust_remote_code: bool = False
     """Run Python code that comes with a Hub model. Read it first."""
 

@@ -302,7 +302,9 @@ def read_settings(folder: Path) -> SweepSettings:
     if not path.is_file():
         raise ValueError(f"{folder} holds no sweep: {SETTINGS} is missing; give the folder that was given as --study")
     try:
-        found = SweepSettings(**json.loads(path.read_bytes()))
+        read = dict(json.loads(path.read_bytes()))
+        read |= {name: tuple(value) for name, value in read.items() if isinstance(value, list)}  # JSON has lists only
+        found = SweepSettings(**read)
         hints = get_type_hints(SweepSettings)
         for name, value in vars(found).items():
             if not _is_of(value, hints[name]):
@@ -313,7 +315,9 @@ def read_settings(folder: Path) -> SweepSettings:
 
 
 def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value read from JSON is of a field's type: a plain type, a union of such, or a list of names."""
+    """Whether a value read from JSON is of a field's type: a plain type, a union of such, or texts."""
+    if get_origin(hint) is tuple:
+        return type(value) is tuple and all(type(item) is str for item in value)
     if options := get_args(hint):
         return value in options if get_origin(hint) is Literal else any(_is_of(value, option) for option in options)
     return type(value) is hint or (hint is float and type(value) is int)

@@ -21,6 +21,7 @@ from dpo_lab.losses.table import loss_of
 from dpo_lab.models.inside import disable_dropout
 from dpo_lab.models.loading import load_policy
 from dpo_lab.preferences.reading import read_pairs, split_rows
+from dpo_lab.preferences.token_cache import reading
 from dpo_lab.preferences.token_data import TokenData
 from dpo_lab.preferences.tokens import encode_prompt, tokenize_pairs
 from dpo_lab.reference import ReferenceCache
@@ -122,7 +123,7 @@ def check_losses(settings: SweepSettings, space: Space) -> None:
 def train_line(values: dict[str, Value], settings: SweepSettings) -> str:
     """The line of `dpo-lab train` that trains with these values on all the pairs."""
     names = ("seed", "max_length", "precision", "device", "model", "pairs", "split", "limit", "on_bad_row",
-             "trust_remote_code")  # fmt: skip
+             "columns", "pairing", "trust_remote_code")  # fmt: skip
     default = SweepSettings()
     own = [(name, getattr(settings, name)) for name in names
            if getattr(settings, name) != getattr(default, name) or _settles_otherwise(name, settings)]  # fmt: skip
@@ -158,7 +159,7 @@ class _Data:
     def read(cls, settings: SweepSettings, tokenizer: Any, *, needs_judge: bool) -> _Data:
         split = settings.split or ("train" if settings.pairs == "embedded" else None)
         rows, _ = read_pairs(
-            settings.pairs, split=split, limit=settings.limit, seed=settings.seed, on_bad_row=settings.on_bad_row
+            settings.pairs, split=split, limit=settings.limit, seed=settings.seed, **reading(settings, settings.pairs)
         )
         train, held = split_rows(list(rows), settings.validation, settings.seed)
         tokens, validation = (

@@ -1,0 +1,83 @@
+"""The command's words about data: columns under other names, several answers, escape codes; inspect and convert."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dpo_lab.workbench.runs import Run
+from tests.command_line import QUICK, chat_model, dpo_lab, some_rows, without_seconds, write_rows
+
+ROWS = some_rows(12)
+OTHER = [{"question": row["prompt"], "good": row["chosen"], "bad": row["rejected"]} for row in ROWS]
+COLUMNS = ("--columns", "prompt=question", "chosen=good", "rejected=bad")
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shelf")
+    chat_model(folder / "model")
+    write_rows(folder / "pairs.jsonl", ROWS)
+    write_rows(folder / "other.jsonl", OTHER)
+    return folder
+
+
+@pytest.fixture
+def tell(capsys, monkeypatch, tmp_path, shelf):
+    """Call `dpo-lab` in an empty folder; SHELF in an argument stands for the shelf."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: dpo_lab(capsys, *(str(word).replace("SHELF", str(shelf)) for word in arguments))
+
+
+def test_columns_under_other_names_train_the_same_and_stay_with_the_run(tell, tmp_path):
+    common = ("train", "--model", "SHELF/model", *QUICK, "--validation", "0.2", "--max-steps", 2)
+    assert tell(*common, "--pairs", "SHELF/pairs.jsonl", "--run", "plain").status == 0
+    assert tell(*common, "--pairs", "SHELF/other.jsonl", *COLUMNS, "--run", "other").status == 0
+    plain, other = (Run.load(tmp_path / name) for name in ("plain", "other"))
+    assert without_seconds(plain.metrics) == without_seconds(other.metrics)
+    assert other.config["settings"]["columns"] == ["prompt=question", "chosen=good", "rejected=bad"]
+    assert tell("train", "--run", "other", "--resume").status == 0
+    told = tell("train", "--run", "other", "--resume", "--columns", "prompt=bad")
+    assert (told.status, "was begun with" in told.message) == (2, True)
+
+
+def test_other_commands_take_columns_too(tell):
+    reads = ("--model", "SHELF/model", "--pairs", "SHELF/other.jsonl", *COLUMNS, "--device", "cpu")
+    assert tell("cache", *reads).status == 0
+    assert tell("evaluate", *reads, "--reference", "SHELF/model", "--kl-prompts", 0).status == 0
+    assert tell("sample", *reads, "--limit", 1, "--max-new-tokens", 2).status == 0
+    told = tell("sample", *reads[:4])
+    assert told.message.startswith(
+        "dpo-lab: other.jsonl, line 1: field 'chosen' is missing; the row has question, good, bad"
+    )
+    assert "--columns" in told.message
+    told = tell("cache", *reads[:4], "--columns", "prompt:question")
+    assert "columns are given as NAME=COLUMN, got 'prompt:question'; write prompt=question" in told.message
+
+
+def test_a_sweep_writes_down_and_reads_back_its_columns(tmp_path):
+    from dpo_lab.workbench.sweeps.settings import SweepSettings
+    from dpo_lab.workbench.sweeps.study import SETTINGS, read_settings
+    from dpo_lab.workbench.sweeps.sweep import train_line
+
+    settings = SweepSettings(columns=COLUMNS[1:], pairing="all")
+    (tmp_path / SETTINGS).write_text(json.dumps(vars(settings)))
+    assert read_settings(tmp_path) == settings
+    assert "--columns prompt=question chosen=good rejected=bad --pairing all" in train_line({}, settings)
+    (tmp_path / SETTINGS).write_text(json.dumps(vars(settings) | {"columns": [3]}))
+    with pytest.raises(ValueError, match="columns can't be"):
+        read_settings(tmp_path)
+
+
+def test_escape_codes_of_data_do_not_reach_the_terminal(tell):
+    evil = {"prompt": "\x1b[2J\x1b]0;owned\x07hi\x9b31m", "chosen": "yes", "rejected": "no"}
+    write_rows(path := Path("evil.jsonl"), [evil, {"\x1b[31mprompt": 1}])
+    told = tell("sample", "--model", "SHELF/model", "--pairs", path, "--on-bad-row", "skip", "--max-new-tokens", 1)
+    assert told.status == 0
+    assert "␛[2J" in told.out
+    refused = tell("sample", "--model", "SHELF/model", "--pairs", path)
+    assert "␛[31mprompt" in refused.err
+    assert not set("\x1b\x07\x9b") & set(told.out + told.err + refused.out + refused.err)
