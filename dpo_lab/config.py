@@ -99,7 +99,8 @@ class TrainingConfig:
         check("micro_batch_size", self.micro_batch_size is None or self.micro_batch_size >= 1, "must be at least 1",
               "None lets tokens_per_pass decide")  # fmt: skip
         check("tokens_per_pass", self.tokens_per_pass >= 1, "must be at least 1", "16384 is the usual start")
-        check("learning_rate", 0 < self.learning_rate < math.inf, "must be positive and finite",
+        is_open = self.learning_rate is None  # only in a command's options, until the model is known
+        check("learning_rate", is_open or 0 < self.learning_rate < math.inf, "must be positive and finite",
               "1e-4 for small models, 5e-7 to 5e-6 for large ones")  # fmt: skip
         check("warmup", 0 <= self.warmup <= 1, "is a share of the steps and must lie in [0, 1]", "0.1 is usual")
         check("weight_decay", 0 <= self.weight_decay < math.inf, "must not be negative", "0 or 0.01 are usual")
@@ -154,6 +155,16 @@ class DPOConfig(TrainingConfig):
               f"choose one of {', '.join(DivergenceName.__args__)}")  # fmt: skip
         check("label_smoothing", self.label_smoothing is None or 0 <= self.label_smoothing < 0.5,
               "must lie in [0, 0.5)", "at one half the labels say nothing; 0.1 is a usual guess")  # fmt: skip
+        check("ld_alpha", self.ld_alpha is None or 0 <= self.ld_alpha <= 1, "must lie in [0, 1]",
+              "1 keeps all, 0 forgets the tokens beyond the shorter answer's length")  # fmt: skip
+        check("weighting", self.weighting in ("wpo", None), "is not known", "choose wpo, or None to weigh all alike")
+        check("sync_reference", self.sync_reference is None or self.sync_reference >= 1, "must be at least 1",
+              "None leaves the reference where it is")  # fmt: skip
+        check("sync_mixup", self.sync_mixup is None or (self.sync_reference is not None and 0 < self.sync_mixup <= 1),
+              "must lie in (0, 1] and needs sync_reference", "None goes all the way")  # fmt: skip
+        for name in ("ld_alpha", "weighting", "sync_reference"):
+            check(name, getattr(self, name) is None or not self.is_unpaired, "is for losses of pairs",
+                  f"leave it out with the loss {self.loss}")  # fmt: skip
 
     @property
     def is_unpaired(self) -> bool:
@@ -170,7 +181,7 @@ def parts_of_loss(loss: str) -> dict[str, float]:
     for name, _, _ in split:
         if name in UnpairedLossName.__args__:
             raise ValueError(
-                f"loss must have {name} alone, got {loss!r}; it takes single answers, and a sum takes pairs"
+                f"loss must name {name} alone, got {loss!r}; it takes single answers, and a sum takes pairs"
             )
         if name not in summed:
             known = ", ".join(alone)

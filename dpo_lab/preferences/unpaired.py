@@ -31,6 +31,7 @@ def taken_apart(data: TokenData) -> TokenData:
 
 def mismatched(data: TokenData, max_length: int) -> TokenData:
     """Each prompt with the answer of the nearest row before it that has another prompt; before the first is the last.
+    Where there is one prompt only, with the answer of the row before.
 
     KTO compares with how far the policy has moved on such answers. TRL takes them from the batch, so they change with
     its order. These belong to the data alone: the reference scores them once, and pairs taken apart, whose neighbours
@@ -39,7 +40,7 @@ def mismatched(data: TokenData, max_length: int) -> TokenData:
     rows = [data.row(index) for index in range(len(data))]
     prompts = [row.prompt.tobytes() for row in rows]
     partner = np.arange(len(rows)) - 1  # -1 is the last row
-    for index in [*range(len(rows))] * 2:  # twice, since the first rows look back to the last
+    for index in [*range(len(rows))] * 2 if len(set(prompts)) > 1 else []:  # twice: the first look back to the last
         if prompts[index] == prompts[index - 1]:
             partner[index] = partner[index - 1]
     answers = [rows[other].completions[0] for other in partner]
