@@ -4,6 +4,8 @@ TRL computes its losses inside a trainer. Here the trainer is a bare object with
 the model a stand-in that returns given per-token log-probabilities; what runs in between is TRL's unchanged method.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections import defaultdict
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from dpo_lab import losses
-from dpo_lab.losses import LOSSES, PairScores
+from dpo_lab.losses import LOSSES, UNPAIRED_LOSSES, PairScores, UnpairedScores
 
 trl = pytest.importorskip("trl", reason="trl is not installed (it comes with the extra `bench`)")
 if not trl.__version__.startswith("1.16."):
@@ -20,7 +22,7 @@ if not trl.__version__.startswith("1.16."):
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # TRL's neighbours, and its notice that CPO and ORPO are experimental
-    from trl import DPOTrainer
+    from trl import DPOTrainer, KTOTrainer
     from trl.experimental.cpo import CPOTrainer
     from trl.experimental.orpo import ORPOTrainer
 
@@ -118,7 +120,7 @@ class Pair:
 PAIRS = [Pair(*lengths, seed=seed) for seed, lengths in enumerate(LENGTHS)]
 
 
-def assert_same(ours: torch.Tensor, theirs: torch.Tensor, pair: Pair) -> None:
+def assert_same(ours: torch.Tensor, theirs: torch.Tensor, pair: Pair | Answers) -> None:
     """Values to 1e-5, and the gradients that reach the per-token log-probabilities."""
     torch.testing.assert_close(ours.squeeze(), theirs.squeeze(), atol=1e-5, rtol=1e-5)
     (our_gradient,) = torch.autograd.grad(ours.sum(), pair.policy)
@@ -202,6 +204,63 @@ def test_aligned_weights_equal_use_weighting(pair):
     assert_same(weights * losses.dpo(pair.scores, beta=0.3), theirs, pair)
 
 
+class Answers:
+    """Four answers to single prompts with their labels, and as many mismatched ones, per token as TRL wants them."""
+
+    labels = torch.tensor([True, False, True, True])
+
+    def __init__(self, moved: float) -> None:
+        """moved: how far the policy's log-probs of mismatched answers lie above the reference's, nats per token."""
+        generator = torch.Generator().manual_seed(0)
+        self.mask = torch.zeros(4, PROMPT + 9, dtype=torch.long)
+        for row, length in enumerate((4, 9, 1, 6)):
+            self.mask[row, PROMPT : PROMPT + length] = 1
+        shifted = self.mask[:, 1:]
+        draw = lambda: torch.randn(shifted.shape, generator=generator) * shifted
+        self.policy = (-draw().abs()).requires_grad_()
+        self.reference = self.policy.detach() + 0.7 * draw()
+        self.other_policy = -draw().abs()
+        self.other_reference = self.other_policy - moved * shifted
+
+    def model(self, input_ids, **_):
+        zeros = torch.zeros_like(self.policy)
+        logps = self.policy if input_ids is self.own_ids else self.other_policy
+        return SimpleNamespace(log_probs=logps, entropy=zeros, mean_logits=zeros)
+
+    def trl_loss(self, loss_type: str, beta: float, weights: tuple[float, float] = (1.0, 1.0)) -> torch.Tensor:
+        same, needs_kl = lambda values: values, loss_type == "kto"
+        trainer = SimpleNamespace(
+            model=torch.nn.Identity(),
+            accelerator=SimpleNamespace(device=torch.device("cpu"), gather_for_metrics=same),
+            calculate_KL=needs_kl, loss_type=loss_type, beta=beta, desirable_weight=weights[0],
+            undesirable_weight=weights[1], precompute_ref_logps=True, aux_loss_enabled=False,
+            _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0, _tp_size=1,
+        )  # fmt: skip
+        trainer._compute_kl_logps = lambda *arguments: KTOTrainer._compute_kl_logps(trainer, *arguments)
+        self.own_ids, ones = torch.ones_like(self.mask), torch.ones_like(self.mask)
+        inputs = {
+            "input_ids": self.own_ids, "attention_mask": ones, "completion_mask": self.mask, "label": self.labels,
+            "KL_input_ids": torch.zeros_like(self.mask), "KL_attention_mask": ones, "KL_completion_mask": self.mask,
+            "ref_logps": self.reference.sum(-1), "ref_KL_logps": self.other_reference.sum(-1),
+        }  # fmt: skip
+        if not needs_kl:
+            inputs = {name: value for name, value in inputs.items() if "KL" not in name}
+        return KTOTrainer._compute_loss(trainer, self.model, inputs, return_outputs=False)
+
+
+@pytest.mark.parametrize("moved", [0.3, -0.3], ids=["above", "below"])  # below the reference the KL counts as 0
+@pytest.mark.parametrize(("name", "knobs"), [
+    ("kto", {}), ("kto", {"good_weight": 0.7, "bad_weight": 1.6}), ("apo_zero_unpaired", {}),
+])  # fmt: skip
+def test_losses_of_single_answers_equal_those_of_kto_trainer(name, knobs, moved):
+    answers = Answers(moved)
+    other = (answers.other_policy - answers.other_reference).sum(-1).mean().clamp(min=0)
+    scores = UnpairedScores(answers.policy.sum(-1), answers.reference.sum(-1), answers.labels, other)
+    ours = UNPAIRED_LOSSES[name].bind(beta=0.3, **knobs)(scores).mean()
+    theirs = answers.trl_loss(name, 0.3, tuple(knobs.values()) or (1.0, 1.0))
+    assert_same(ours, theirs, answers)
+
+
 def bare_trainer(pair: Pair, sums: tuple[torch.Tensor, torch.Tensor], **settings) -> SimpleNamespace:
     """A CPO or ORPO trainer after its forward pass: the given log-probabilities and the chosen one's cross-entropy."""
     zeros = torch.zeros(1, 1, 1)
@@ -246,3 +305,4 @@ def test_cpo_and_simpo_equal_cpo_trainer(name, knobs, pair):
 def test_every_loss_is_compared_but_those_that_trl_lacks():
     compared = {name for name, _, _ in BY_NAME} | {"rpo", "orpo", "cpo", "simpo"}
     assert set(LOSSES) - compared == {"cdpo", "dpop"}
+    assert set(UNPAIRED_LOSSES) - {"kto", "apo_zero_unpaired"} == {"bco"}  # no longer in TRL
