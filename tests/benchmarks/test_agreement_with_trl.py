@@ -24,6 +24,7 @@ from dpo_lab.logprobs import sequence_logps
 from dpo_lab.loop import Step
 from dpo_lab.losses import LOSSES, PairScores, implicit_rewards
 from dpo_lab.preferences import TokenData, completion_text, load_preferences, render_prompt, tokenize_pairs
+from dpo_lab.preferences.unpaired import mismatched, taken_apart
 from dpo_lab.training import train_dpo
 from tests.conftest import ROOT, random_pairs, tiny_llama
 from tests.tiny import tiny_tokenizer
@@ -191,6 +192,37 @@ def test_log_probs_of_policy_and_reference_agree(case: Callable[[], Case], tmp_p
 @pytest.mark.parametrize(("name", "their_name", "knobs"), COMPARED, ids=[row[0] for row in COMPARED])
 def test_loss_rewards_and_gradient_agree(case: Callable[[], Case], name, their_name, knobs, tmp_path):
     assert max(loss_differences(case(), tmp_path, name, their_name, knobs)) < TOLERANCE
+
+
+@cases
+@pytest.mark.parametrize("name", ["kto", "apo_zero_unpaired"])
+def test_loss_rewards_and_gradient_of_single_answers_agree(case: Callable[[], Case], name, tmp_path):
+    policy, reference = fresh(case())
+    data = taken_apart(case().data.select(range(BATCH // 2)))
+    config = trl_side.settings(
+        tmp_path, trl_side.KTOConfig, per_device_train_batch_size=BATCH, loss_type=name, beta=0.1,
+        train_sampling_strategy="sequential",
+    )  # fmt: skip
+    rows = trl_side.answers_of(data, mismatched(data, 1024))
+    trainer = trl_side.make_trainer(trl_side.GivenAnswers, policy, reference, rows, case().tokenizer, config)
+    trainer.model.train()
+    theirs = trainer.compute_loss(trainer.model, their_batch(trainer))
+    theirs.backward()
+    names = [f"rewards/{side}" for side in SIDES]
+    their_rewards = [trainer._metrics["train"][name][-1] for name in names]
+    their_gradient = torch.cat([weight.grad.flatten() for weight in trainer.model.parameters()])
+
+    policy, reference = fresh(case())
+    settings = DPOConfig(
+        loss=name, beta=0.1, batch_size=BATCH, max_steps=1, optimizer="sgd", adam_beta1=0.0, learning_rate=1.0,
+        warmup=0.0, max_grad_norm=None, device="cpu",
+    )  # fmt: skip
+    before = torch.cat([weight.detach().flatten().clone() for weight in policy.parameters()])
+    (step,) = (e.metrics for e in train_dpo(policy, None, data, settings, reference=reference) if isinstance(e, Step))
+    gradient = before - torch.cat([weight.detach().flatten() for weight in policy.parameters()])
+    assert largest(step["loss"], theirs) < 1e-5
+    assert largest([step[name] for name in names], their_rewards) < 1e-5
+    assert float((gradient - their_gradient).norm() / their_gradient.norm()) < TOLERANCE
 
 
 @cases

@@ -14,10 +14,11 @@ import datasets
 import numpy as np
 
 from dpo_lab.preferences import TokenData
+from dpo_lab.preferences.unpaired import is_good
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # TRL's neighbours announce their coming changes
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 VERSION = "1.16."
 
@@ -29,6 +30,13 @@ class GivenTokens(DPOTrainer):
         self.losses: list[float] = []
         self.rewards: list[tuple[float, float]] = []
         super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(self, dataset, *_):
+        return dataset
+
+
+class GivenAnswers(KTOTrainer):
+    """The trainer of single answers, with data that is tokenised already, mismatched answers included."""
 
     def _prepare_dataset(self, dataset, *_):
         return dataset
@@ -55,7 +63,17 @@ def rows_of(data: TokenData, indices: np.ndarray | range | None = None) -> datas
     return datasets.Dataset.from_dict(columns)
 
 
-def settings(folder: Path, **changes: Any) -> DPOConfig:
+def answers_of(data: TokenData, others: TokenData) -> datasets.Dataset:
+    """Single answers and their mismatched ones as the columns that the collator of `KTOTrainer` reads."""
+    ids = lambda part: [part.row(i).completions[0].tolist() for i in range(len(part))]
+    columns = {
+        "prompt_ids": [data.row(i).prompt.tolist() for i in range(len(data))],
+        "completion_ids": ids(data), "KL_completion_ids": ids(others), "label": is_good(data).tolist(),
+    }  # fmt: skip
+    return datasets.Dataset.from_dict(columns)
+
+
+def settings(folder: Path, kind: type[DPOConfig | KTOConfig] = DPOConfig, **changes: Any) -> Any:
     """What both sides have in common: float32 on the CPU, AdamW without decay, clipping at 1, one epoch.
 
     No gradient checkpointing, no files written, no tracker; pairs in a random order unless `changes` say otherwise.
@@ -67,12 +85,12 @@ def settings(folder: Path, **changes: Any) -> DPOConfig:
     }  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return DPOConfig(**plain | changes)
+        return kind(**plain | changes)
 
 
 def make_trainer(
-    kind: type[GivenTokens], model: Any, reference: Any, rows: datasets.Dataset, tokenizer: Any, config: DPOConfig
-) -> GivenTokens:
+    kind: type[Any], model: Any, reference: Any, rows: datasets.Dataset, tokenizer: Any, config: DPOConfig | KTOConfig
+) -> Any:
     """A trainer over `rows`; reference None with precomputed log-probs takes the model as it is now."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
