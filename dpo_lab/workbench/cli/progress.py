@@ -74,7 +74,7 @@ def evaluation_line(event: Evaluation) -> str:
     """One line on the held-out data."""
     metrics = event.metrics
     parts = [f"loss {metrics['eval_loss']:.4f}"]
-    if "eval_rewards/accuracies" in metrics:
+    if "eval_rewards/margins" in metrics:  # answers of one kind alone have none
         parts.append(f"accuracy {metrics['eval_rewards/accuracies']:.3f}")
         parts.append(f"margin {metrics['eval_rewards/margins']:+.3f}")
     return f"held-out after step {event.step}: " + "  ".join(parts)
