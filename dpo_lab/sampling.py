@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
 
 from dpo_lab.engine.sampler import Answer, Choice, sample
-from dpo_lab.models.inside import check_length, inner_model, position_limit
-from dpo_lab.preferences.encoding import end_token_id
-from dpo_lab.preferences.reports import BadRow
+from dpo_lab.models.inside import check_length, end_tokens, inner_model, position_limit
 from dpo_lab.preferences.tokens import encode_prompt
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -118,16 +115,6 @@ def prompt_ids(prompt: Prompt, tokenizer: Any) -> list[int]:
         chat = encode_prompt({"prompt": [{"role": "user", "content": "x"}]}, tokenizer)
         return started if chat[: len(start)] == start else bare
     return started
-
-
-def end_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
-    """Where an answer ends: the end tokens of model and tokenizer, and the token that closes a turn in its template."""
-    configured = inner_model(model).generation_config.eos_token_id
-    found = [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]
-    if tokenizer.chat_template:
-        with suppress(BadRow):  # a template that cannot render a question and its answer closes no turn
-            found.append(end_token_id(tokenizer, is_chat=True))
-    return sorted({int(token) for token in found if token is not None})
 
 
 def _check(

@@ -578,3 +578,27 @@ def test_auto_takes_bfloat16_for_a_large_model_where_it_is_faster(
 
 def test_a_trial_finds_how_much_faster_bfloat16_multiplies():
     assert 0 < bfloat16_gain(torch.device("cpu")) < 100
+
+
+# ── learning rate ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("small", "arguments", "rate", "said"),
+    [
+        (2**26, (), 2e-4, "learning rate: 0.0002, usual for a small model"),
+        (1, (), 2e-6, "learning rate: 2e-06, usual for full training of a pretrained model"),
+        (1, ("--lora", 2), 2e-5, "learning rate: 2e-05, usual for an adapter"),
+        (1, ("--learning-rate", 1e-3), 1e-3, "learning rate: 0.001 is above 1e-05, the highest that published recipes"),
+        (1, ("--learning-rate", 1e-5), 1e-5, None),
+    ],
+)
+def test_the_learning_rate_suits_the_model_and_a_daring_one_is_warned_of(
+    tell, inputs, tmp_path, monkeypatch, small, arguments, rate, said
+):
+    monkeypatch.setattr(cli_inputs, "SMALL", small)
+    told = tell("train", *inputs, *QUICK, "--epochs", 1, "--run", "runs/one", *arguments)
+    assert told.status == 0
+    assert Run.load(tmp_path / "runs" / "one").config["settings"]["learning_rate"] == rate
+    assert (said or "") in told.out
+    assert said or "learning rate:" not in told.out

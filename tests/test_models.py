@@ -184,7 +184,7 @@ def test_weights_without_use_are_said(folder, caplog):
     assert "holds weights that its config.json has no use for: model.layers.1.input_layernorm.weight" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["t5", "no-such-type", None])
+@pytest.mark.parametrize("kind", ["no-such-type", None])
 def test_other_kinds_of_model_are_refused(folder, kind):
     change(folder / "config.json", model_type=kind, architectures=None)
     assert f"the model in {folder} cannot be loaded" in refusal(folder)
@@ -270,6 +270,26 @@ def test_a_saved_policy_is_the_same_policy_in_plain_transformers(tmp_path, tied)
         assert file.suffix in (".json", ".jinja", ".safetensors")
         assert file.suffix == ".safetensors" or SHARED_ATTENTION not in file.read_text()
     assert fingerprint(load_policy(folder, device="cpu")[0]) == fingerprint(model)
+
+
+def test_a_saved_policy_keeps_the_dtype_of_its_base_unless_another_is_given(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    tiny_llama().to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    model, tokenizer = load_policy(tmp_path / "base", device="cpu")
+    assert model.dtype is torch.float32  # while it trains
+    for dtype, wanted in (("base", torch.bfloat16), ("float32", torch.float32), ("float16", torch.float16)):
+        folder = save_policy(copy.deepcopy(model), tokenizer, tmp_path / dtype, dtype=dtype)
+        assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype is wanted
+    assert model.dtype is torch.float32
+
+
+def test_a_saved_policy_stops_by_itself_where_its_turns_end(tmp_path):
+    model = tiny_llama()
+    model.generation_config.eos_token_id = 2
+    folder = save_policy(model, tiny_tokenizer(template=CHAT_TEMPLATE), tmp_path)
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 6]  # </s> and <|end|>
 
 
 def test_an_adapter_is_saved_merged_and_stays_as_it_is(tmp_path):

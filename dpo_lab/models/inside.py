@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from dpo_lab.preferences.encoding import end_token_id
+from dpo_lab.preferences.reports import BadRow
 from dpo_lab.preferences.token_data import TokenData
 from dpo_lab.storage.token_files import parts
 
@@ -87,14 +90,24 @@ def in_precision(model: nn.Module, dtype: torch.dtype) -> Any:
 
 
 def body(inner: Any) -> Any:
-    """A transformers model without its output layer; None where it has no such part. Some, such as Llama 4's text model,
-    call themselves their base."""
+    """A transformers model without its output layer; None where it has no such part. Some, such as Llama 4's text
+    model, call themselves their base."""
     return inner.base_model if inner.base_model is not inner else getattr(inner, "model", None)
 
 
 def output_layer(model: nn.Module) -> nn.Linear:
     """The layer that turns hidden states into logits."""
     return inner_model(model).get_output_embeddings()
+
+
+def end_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
+    """Where an answer ends: the end tokens of model and tokenizer, and the token that closes a turn in its template."""
+    configured = inner_model(model).generation_config.eos_token_id
+    found = [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]
+    if tokenizer.chat_template:
+        with suppress(BadRow):  # a template that cannot render a question and its answer closes no turn
+            found.append(end_token_id(tokenizer, is_chat=True))
+    return sorted({int(token) for token in found if token is not None})
 
 
 def position_limit(model: nn.Module) -> int | None:

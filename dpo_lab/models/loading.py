@@ -18,10 +18,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dpo_lab.models.checks import check_source, check_tokenizer, check_weights, explain_loading, explain_saving
 from dpo_lab.models.gguf import converted, smollm2_source
-from dpo_lab.models.inside import pick_device
+from dpo_lab.models.inside import end_tokens, in_precision, pick_device
 from dpo_lab.storage.embedded import embedded_path
 
 EMBEDDED_MODEL = "pocket-sft"
+_READ_DTYPE = "read_dtype"
+"""The attribute of a loaded model that holds the dtype of its files; weights in memory are float32."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 logger = logging.getLogger("dpo_lab")
@@ -64,14 +66,33 @@ def load_policy(
     return model.to(target).eval(), tokenizer
 
 
-def save_policy(model: nn.Module, tokenizer: Any, folder: str | os.PathLike[str]) -> Path:
+def load_tokenizer(source: str | os.PathLike[str] = "embedded", *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer alone of what `load_policy` loads; no weights are read."""
+    name = _place(os.fspath(source), None)
+    check_source(name)
+    return _load_tokenizer(name, {"trust_remote_code": trust_remote_code})
+
+
+def save_policy(
+    model: nn.Module, tokenizer: Any, folder: str | os.PathLike[str],
+    *, dtype: Literal["base", "float32", "bfloat16", "float16"] = "base",
+) -> Path:  # fmt: skip
     """Write model and tokenizer so that plain `AutoModelForCausalLM.from_pretrained` loads them. Returns the folder.
 
-    An adapter is merged into a copy of its base first, so that the folder holds one whole model.
+    An adapter is merged into a copy of its base first, so that the folder holds one whole model. Plain `generate` stops
+    where training taught it to: the end of a turn in the template joins the end tokens of `generation_config`.
+
+    dtype: of the saved weights. "base" is that of the files which `load_policy` read; another than the one in memory
+        rounds a copy.
     """
     folder = Path(folder)
     if hasattr(model, "merge_and_unload"):
         model = copy.deepcopy(model).merge_and_unload()  # pyright: ignore[reportCallIssue]
+    wanted = getattr(model, _READ_DTYPE, None) if dtype == "base" else DTYPES[dtype]
+    if wanted is not None and wanted != next(model.parameters()).dtype:
+        model = in_precision(model, wanted)
+    ends = end_tokens(model, tokenizer)
+    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]  # pyright: ignore[reportAttributeAccessIssue]
     with explain_saving(folder, "free space or permissions there, or name another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
@@ -110,6 +131,7 @@ def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
 def _load_model(name: str, options: dict[str, Any], dtype: torch.dtype) -> Any:
     with explain_loading(name, "model"):
         config = AutoConfig.from_pretrained(name, **options)
+        read_dtype = config.dtype
         # Sizes that do not match are let through here, and named below with the other misfits.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
@@ -117,4 +139,5 @@ def _load_model(name: str, options: dict[str, Any], dtype: torch.dtype) -> Any:
         )  # fmt: skip
     model, found = loaded
     check_weights(name, found)
+    setattr(model, _READ_DTYPE, read_dtype if read_dtype in DTYPES.values() else None)
     return model

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dpo_lab.config import TrainingConfig
+from dpo_lab.config import DPOConfig, SFTConfig, TrainingConfig
 from dpo_lab.engine.processes import join
 from dpo_lab.models.gguf import origin_of
 from dpo_lab.models.inside import bfloat16_gain, num_parameters, pick_device
@@ -38,32 +38,17 @@ SMALL = 2**26
 """Bytes of weights below which a model is small: rounding would cost it more than it gains."""
 LEAST_GAIN = 1.2
 """How many times as fast bfloat16's products must be to be taken."""
-
-
-FOR_THE_MODEL = {"train": 2e-6, "sft": 2e-5}
-"""Learning rates of a pretrained model, where none is given; an adapter takes ten times as much."""
-HIGHEST_PUBLISHED = {"train": 1e-5, "sft": 1e-4}
-"""The highest that published recipes take for one."""
-
-
-def with_rate(options: Options, command: str, usual: float) -> Options:
-    """The options with a learning rate that suits the model, where none was given (`usual` for a small model); lines
-    on the terminal say which, and warn of one that is far above what others take."""
-    what, factor = ("an adapter", 10.0) if options.lora else ("full training of a pretrained model", 1.0)
-    given, small = options.learning_rate, is_small(options.model)
-    rate = given or (usual if small else factor * FOR_THE_MODEL[command])
-    is_main = join(pick_device(options.device)).is_main
-    if given is None and is_main:
-        console.print(f"learning rate: {rate:g}, usual for {'a small model' if small else what}")
-    highest = factor * HIGHEST_PUBLISHED[command]
-    if not small and rate > highest and is_main:
-        console.print(f"learning rate: {rate:g} is above {highest:g}, the highest that published recipes take for "
-                      f"{what}; look at KL and at perplexity before and after", style="yellow")  # fmt: skip
-    return replace(options, learning_rate=rate)
+RATES = {(DPOConfig, False): (2e-6, 1e-5), (DPOConfig, True): (2e-5, 1e-4),
+         (SFTConfig, False): (2e-5, 1e-4), (SFTConfig, True): (2e-4, 1e-3)}  # fmt: skip
+"""(what is trained by, whether it is an adapter) → a usual learning rate for a pretrained model, and the highest that
+published recipes take."""
 
 
 def settled(options: Options) -> Options:
-    """The options with a precision in place of `auto`, the same in all processes; a line on the terminal says which."""
+    """The options with what depends on model and machine, a precision in place of `auto` and a learning rate in place
+    of None, the same in all processes; lines on the terminal say which."""
+    if isinstance(options, TrainingConfig):
+        options = with_rate(options)
     if options.precision != "auto":
         return options
     device = pick_device(options.device)
@@ -79,6 +64,23 @@ def settled(options: Options) -> Options:
     if processes.is_main:
         console.print(f"precision: {precision}, since {why}")
     return replace(options, precision=precision)
+
+
+def with_rate(options: Options) -> Options:
+    """The options with a learning rate that suits the model, where none was given; lines on the terminal say which, and
+    warn of one that is far above what others take."""
+    kind, small = SFTConfig if isinstance(options, SFTConfig) else DPOConfig, is_small(options.model)
+    what, is_adapter = ("an adapter", True) if options.lora else ("full training of a pretrained model", False)
+    usual, highest = RATES[kind, is_adapter]
+    usual = kind.learning_rate if small else usual
+    rate = options.learning_rate or usual
+    if join(pick_device(options.device)).is_main:
+        if options.learning_rate is None:
+            console.print(f"learning rate: {rate:g}, usual for {'a small model' if small else what}")
+        if not small and rate > highest:
+            console.print(f"learning rate: {rate:g} is above {highest:g}, the highest that published recipes take for "
+                          f"{what}; compare KL and perplexity before and after", style="yellow")  # fmt: skip
+    return replace(options, learning_rate=rate)
 
 
 def is_small(name: str) -> bool:

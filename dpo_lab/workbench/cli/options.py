@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dpo_lab.config import AutoPrecision, DPOConfig, LoRAConfig, LossName, SFTConfig, TrackerName
-from dpo_lab.workbench.runs.settings import HeldOutSettings, PassSettings, ReadingSettings
+from dpo_lab.workbench.runs.settings import HeldOutSettings, PassSettings, ReadingSettings, RowSettings
 from dpo_lab.workbench.sweeps.settings import SweepSettings
 
 LossWords = Annotated[str, tyro.constructors.PrimitiveConstructorSpec(
@@ -168,7 +168,7 @@ class EvaluateOptions(ScoreOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleOptions:
+class SampleOptions(RowSettings):
     """Let a model answer prompts: from the command line, from a file of rows, or from standard input."""
 
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
@@ -178,12 +178,6 @@ class SampleOptions:
     wrote (RUN/model), a .gguf file, or a Hub id."""
     pairs: str | None = None
     """Take the prompts of these rows: `embedded`, a file, a folder, or a Hub id."""
-    columns: tuple[str, ...] = ()
-    """Where a field has another name in --pairs: prompt=question chosen=good rejected=bad."""
-    on_bad_row: Literal["raise", "skip"] = "raise"
-    """Stop at a row that cannot be used, or leave it out, count it and list it."""
-    pairing: Literal["best_worst", "best_each", "all"] = "best_worst"
-    """Which pairs are made of several answers to a prompt with scores or ranks."""
     limit: int | None = 8
     """At most this many prompts of --pairs."""
     system: str | None = None
@@ -204,6 +198,42 @@ class SampleOptions:
     """`auto` takes the GPU where there is one."""
     trust_remote_code: bool = False
     """Run Python code that comes with a Hub model. Read it first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(RowSettings):
+    """Show how data are read: the layout, what is reported, and some rows as tokens, with what is scored and cut."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """`embedded`, a file, a folder, or a Hub id."""
+    model: str = "embedded"
+    """Whose tokenizer and chat template; no weights are read."""
+    rows: int = 3
+    """Rows shown as tokens."""
+    max_length: int = 1024
+    """Most tokens of prompt plus one completion, as in training."""
+    sft: bool = False
+    """As `dpo-lab sft` reads it: good answers, in place of pairs."""
+    limit: int | None = None
+    """Use at most this many rows, drawn with the seed 0."""
+    on_bad_row: Literal["raise", "skip"] = "skip"
+    """Stop at a row that cannot be used, or leave it out, count it and list it."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a Hub model. Read it first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(RowSettings):
+    """Write pairs in the layout of another tool, as JSON lines or a JSON list."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """`embedded`, a file, a folder, or a Hub id."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """The .jsonl or .json file to write."""
+    to: Literal["trl", "openai", "sharegpt", "swift", "alpaca"] = "trl"
+    """The layout. Each row that is written reads back as the same."""
+    limit: int | None = None
+    """Use at most this many rows, drawn with the seed 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,6 +359,8 @@ COMMANDS = {
     "cache": CacheOptions,
     "evaluate": EvaluateOptions,
     "sample": SampleOptions,
+    "inspect": InspectOptions,
+    "convert": ConvertOptions,
     "merge": MergeOptions,
     "compare": CompareOptions,
     "sweep": SweepOptions,
@@ -342,6 +374,7 @@ COMMANDS = {
 HOME = {
     "sft": "train",
     **dict.fromkeys(("cache", "evaluate", "sample", "merge"), "models"),
+    **dict.fromkeys(("inspect", "convert"), "data"),
     **dict.fromkeys(("compare", "losses", "recipes"), "tables"),
 }
 """The module of `dpo_lab.workbench.cli` whose function of its name carries out a command, where it isn't its own."""

@@ -100,7 +100,7 @@ def carry_out(command: str, options: TrainOptions | SFTOptions, config: DPOConfi
                 sample_row(row, old, new, true_reward(row, old), true_reward(row, new))
                 for row, old, new in zip(rows, before, answers(), strict=True)
             ]
-            save_outcome(run, model, tokenizer, samples)
+            save_outcome(run, model, tokenizer, samples, dtype=options.save_dtype)
         console.print(result_table(first, last, finished))
         if processes.is_main and finished.is_complete and needs_reference:
             record_kl(run, options, model, tokenizer, data.held_rows)

@@ -46,8 +46,8 @@ class Recipe(LoRAConfig, HeldOutSettings, SourceSettings):
 def command_line(recipe: Recipe) -> str:
     """The same run as a line for a terminal: `dpo-lab train` with every setting that differs from its default."""
     settings = _changed(recipe)
-    if recipe.model != "embedded":  # for another model the command might settle on another precision
-        settings["precision"] = recipe.config.precision
+    if recipe.model != "embedded":  # for another model the command might settle on others
+        settings |= {name: getattr(recipe.config, name) for name in ("precision", "learning_rate")}
     return " ".join(["dpo-lab train", *(option(name, value) for name, value in settings.items())])
 
 

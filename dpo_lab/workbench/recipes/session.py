@@ -198,9 +198,11 @@ class _Session:
             raise Stopped
 
 
-def save_outcome(run: Run, model: Any, tokenizer: Any, samples: Iterable[Mapping[str, Any]]) -> None:
+def save_outcome(
+    run: Run, model: Any, tokenizer: Any, samples: Iterable[Mapping[str, Any]], *, dtype: Any = "base"
+) -> None:
     """The model, the adapter where it has one, and the answers: what a run is for."""
-    save_policy(model, tokenizer, run.model_folder)
+    save_policy(model, tokenizer, run.model_folder, dtype=dtype)
     if has_adapter(model):
         save_adapter(model, run.adapter_folder)
     run.add_samples(samples)
