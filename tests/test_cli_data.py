@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dpo_lab.preferences import read_preferences
+from dpo_lab.preferences.writing import WRITERS
+from dpo_lab.workbench.cli.options import ConvertOptions
 from dpo_lab.workbench.runs import Run
 from tests.command_line import QUICK, chat_model, dpo_lab, some_rows, without_seconds, write_rows
 
@@ -81,3 +84,32 @@ def test_escape_codes_of_data_do_not_reach_the_terminal(tell):
     refused = tell("sample", "--model", "SHELF/model", "--pairs", path)
     assert "␛[31mprompt" in refused.err
     assert not set("\x1b\x07\x9b") & set(told.out + told.err + refused.out + refused.err)
+
+
+def test_inspect_shows_layout_reports_and_rows_as_tokens(tell):
+    told = tell("inspect", "SHELF/other.jsonl", "--model", "SHELF/model", *COLUMNS, "--rows", 2, "--max-length", 40)
+    assert told.status == 0, told
+    assert "12 rows read, 12 kept (layout: explicit)" in told.out
+    assert "chat template: none; end token: <|im_end|>" in told.out
+    assert told.out.count("    prompt ") == told.out.count("  rejected |") == 2
+    assert "other.jsonl, line 1" in told.out
+    assert tell("inspect", "embedded", "--rows", 1, "--limit", 5).status == 0
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.json"])
+def test_convert_writes_a_file_that_reads_back_as_the_same_rows(tell, tmp_path, name):
+    told = tell("convert", "SHELF/other.jsonl", name, *COLUMNS)
+    assert told.status == 0, told
+    assert "12 rows written as trl: out.json" in told.out
+    assert read_preferences(tmp_path / name)[0] == ROWS
+    told = tell("convert", "SHELF/pairs.jsonl", name, "--to", "openai")
+    assert "line 1: cannot be written as openai (it is not a pair of answers to turns); write it as trl" in told.message
+    assert tell("convert", "embedded", name, "--to", "openai", "--limit", 5, "--on-bad-row", "skip").status == 0
+    told = tell("convert", "SHELF/pairs.jsonl", "out.xlsx")
+    assert "out.xlsx must end in .jsonl or .json" in told.message
+
+
+def test_the_layouts_of_convert_are_those_that_are_written():
+    from typing import get_args, get_type_hints
+
+    assert get_args(get_type_hints(ConvertOptions)["to"]) == tuple(WRITERS)

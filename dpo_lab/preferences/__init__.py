@@ -2,7 +2,9 @@
 
     files.py        bytes on disk → raw rows, each with its place
     sources.py      a path, folder, Hub id or data set → a stream of raw rows
+    raw_rows.py     columns under other names, messages as text, several answers → raw rows of one pair
     messages.py     what a valid turn is; other dialects → ours
+    mending.py      text that nobody meant: what stands twice, typed end markers
     layouts.py      where the prompt is and where the answers are
     rows.py         a raw row → a row in our shape, or why not
     reading.py      load_preferences, load_examples, their lists and streams, split_rows
@@ -13,6 +15,8 @@
     token_data.py   the flat arrays that batches are cut from
     token_cache.py  all of this in one call, for a run; the next run on the same data maps what it saved
     reports.py      what was read, shortened, left out
+    inspection.py   data as a model will see it, some rows as tokens
+    writing.py      rows in our shape → the layouts of other tools
 
 No torch here, and nothing about models or losses.
 """
@@ -22,6 +26,7 @@ from dpo_lab import face
 __getattr__, __dir__ = face(__name__, {
     "chat": "DEFAULT_CHAT_TEMPLATE completion_text prompt_text render_prompt",
     "encoding": "end_token_id",
+    "inspection": "inspect_data",
     "layouts": "EXAMPLE_LAYOUTS LAYOUTS UNPAIRED_LAYOUTS",
     "reading":
         "load_examples load_preferences read_examples read_preferences split_rows stream_examples "

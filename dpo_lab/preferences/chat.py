@@ -97,13 +97,13 @@ def _for_template(message: Message) -> Message:
     message = {key: value for key, value in message.items() if value is not None}
     message.setdefault("content", "")
     if "tool_calls" in message:
-        message["tool_calls"] = [_with_object(call) for call in message["tool_calls"]]
+        message["tool_calls"] = [with_object(call) for call in message["tool_calls"]]
     return message
 
 
-def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+def with_object(call: dict[str, Any]) -> dict[str, Any]:
     if call.get("function"):
-        return call | {"function": _with_object(call["function"])}
+        return call | {"function": with_object(call["function"])}
     if isinstance(call.get("arguments"), str):
         try:
             arguments = json.loads(call["arguments"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBE = "Forty-two"
+_CONTEXT = 4  # tokens of context that a decoder may need to write the next one: a character has at most four bytes
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,34 @@ class Encoder:
             one, other = (self.started(ids, is_chat=True) for ids in self.ids(texts))
             self._heads[key] = one[: common_prefix(one, other)]
         return self._heads[key]
+
+
+Ids = Sequence[int] | np.ndarray
+
+
+def token_texts(tokenizer: Any, ids: Ids, *, before: Ids = ()) -> list[str]:
+    """What each token of `ids` adds to the text behind the tokens `before`; together they are the whole text.
+
+    A token by itself is not enough: decoders drop a leading space at the start of a text, and one character may be
+    several tokens. So each is decoded behind its neighbours.
+    """
+    sequence = [int(token) for token in (*before[-_CONTEXT:], *ids)]
+    start = len(sequence) - len(ids)
+    texts = []
+    context = max(0, start - _CONTEXT)  # the window begins here; what stands before `start` has been decoded
+    for end in range(start, len(sequence)):
+        old, new = decode(tokenizer, sequence[context:start]), decode(tokenizer, sequence[context : end + 1])
+        is_waiting = new.endswith("\N{REPLACEMENT CHARACTER}") and end + 1 - start < _CONTEXT
+        if (is_waiting or len(new) <= len(old)) and end + 1 < len(sequence):
+            texts.append("")
+            continue
+        texts.append(new[len(old) :])
+        context, start = start, end + 1
+    return texts
+
+
+def decode(tokenizer: Any, ids: Ids) -> str:
+    return tokenizer.decode([*map(int, ids)], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 options    the commands and their options
 train      train, sft: from data to a run folder
 models     cache, evaluate, sample, merge
+data       inspect, convert: how data are read, and written in the layouts of other tools
 suites     evaluate --suite and --against
 tables     compare, losses, recipes
 sweep      many short runs that search for good knobs

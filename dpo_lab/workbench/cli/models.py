@@ -95,7 +95,7 @@ def sample(options: SampleOptions) -> int:
     """Print answers."""
     model, tokenizer = load_policy(options.model, device=options.device, trust_remote_code=options.trust_remote_code)
     if options.pairs is not None:
-        split = "test" if options.pairs == "embedded" else None
+        split = options.split or ("test" if options.pairs == "embedded" else None)
         rows, report = read_preferences(
             options.pairs, split=split, limit=options.limit, seed=options.seed, **reading(options, options.pairs)
         )

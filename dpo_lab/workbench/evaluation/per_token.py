@@ -9,7 +9,6 @@ As long as two answers to one prompt have the same tokens, their terms are equal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +18,9 @@ from torch import nn
 
 from dpo_lab.batching import Layout, make_batch, row_lengths, split_passes
 from dpo_lab.logprobs import Scorer, usable_layout
-from dpo_lab.preferences.encoding import common_prefix
+from dpo_lab.preferences.encoding import common_prefix, decode, token_texts
 from dpo_lab.preferences.token_data import TokenData
 from dpo_lab.workbench.evaluation.pairs import dpo_beta, usable_pairs
-
-_CONTEXT = 4  # tokens of context that a decoder may need to write the next one: a character has at most four bytes
 
 
 @dataclass(frozen=True)
@@ -81,37 +78,9 @@ def token_rewards(
             answers.append(TokenRewards(texts, rewards, logps, reference_logps))
         num_unscored = len(row.completions[0]) - len(answers[0].tokens)
         num_shared = common_prefix(*row.completions) - num_unscored
-        prompt = _decode(tokenizer, row.prompt)
+        prompt = decode(tokenizer, row.prompt)
         found.append(PairTokens(int(data.source_rows[index]), prompt, answers[0], answers[1], max(num_shared, 0)))
     return found
-
-
-Ids = Sequence[int] | np.ndarray
-
-
-def token_texts(tokenizer: Any, ids: Ids, *, before: Ids = ()) -> list[str]:
-    """What each token of `ids` adds to the text behind the tokens `before`; together they are the whole text.
-
-    A token by itself is not enough: decoders drop a leading space at the start of a text, and one character may be
-    several tokens. So each is decoded behind its neighbours.
-    """
-    sequence = [int(token) for token in (*before[-_CONTEXT:], *ids)]
-    start = len(sequence) - len(ids)
-    texts = []
-    context = max(0, start - _CONTEXT)  # the window begins here; what stands before `start` has been decoded
-    for end in range(start, len(sequence)):
-        old, new = _decode(tokenizer, sequence[context:start]), _decode(tokenizer, sequence[context : end + 1])
-        is_waiting = new.endswith("\N{REPLACEMENT CHARACTER}") and end + 1 - start < _CONTEXT
-        if (is_waiting or len(new) <= len(old)) and end + 1 < len(sequence):
-            texts.append("")
-            continue
-        texts.append(new[len(old) :])
-        context, start = start, end + 1
-    return texts
-
-
-def _decode(tokenizer: Any, ids: Ids) -> str:
-    return tokenizer.decode([*map(int, ids)], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 @torch.no_grad()

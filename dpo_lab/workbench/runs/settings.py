@@ -31,8 +31,8 @@ class SourceSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadingSettings(SourceSettings):
-    """How model and pairs are read."""
+class RowSettings:
+    """How rows are read."""
 
     split: str | None = None
     """Which split of the data, where it has several; None takes train."""
@@ -43,6 +43,12 @@ class ReadingSettings(SourceSettings):
     pairing: Literal["best_worst", "best_each", "all"] = "best_worst"
     """Which pairs are made of several answers to a prompt with scores or ranks: the best with the worst, the best with
     each worse one, or all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingSettings(RowSettings, SourceSettings):
+    """How model and pairs are read."""
+
     trust_remote_code: bool = False
     """Run Python code that comes with a Hub model. Read it first."""
 
