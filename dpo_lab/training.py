@@ -24,7 +24,7 @@ from dpo_lab.loop import Event, optimise
 from dpo_lab.loss import PairScores, pair_metrics
 from dpo_lab.losses.table import loss_of
 from dpo_lab.metrics import evaluate_scores, pair_scores_of, scored_lengths
-from dpo_lab.models.inside import check_fit
+from dpo_lab.models.inside import check_fit, warn_of_rate
 from dpo_lab.models.lora import as_reference, has_adapter
 from dpo_lab.objectives.base import TokenObjective
 from dpo_lab.objectives.options import MovingReference, self_weights, tail_discounted, tail_weights
@@ -70,6 +70,7 @@ def train_dpo(
     """
     config = config or DPOConfig()
     spec, loss, beta = loss_of(config)
+    warn_of_rate(model, config.learning_rate, highest=1e-5)
     tokens_of = unpaired_tokens if config.is_unpaired else pair_tokens
     data = tokens_of(preferences, "preferences", model, tokenizer, config)
     held = None if held_out is None else tokens_of(held_out, "held_out", model, tokenizer, config)
@@ -138,6 +139,7 @@ def train_sft(
     tokens of the batch; the prompt is not learnt. Preference rows are taken by their chosen answer.
     """
     config = config or SFTConfig()
+    warn_of_rate(model, config.learning_rate, highest=1e-4)
     data = example_tokens(examples, "examples", model, tokenizer, config)
     held = None if held_out is None else example_tokens(held_out, "held_out", model, tokenizer, config)
     engine = Engine.open(model, config)

@@ -16,7 +16,7 @@ from dpo_lab.config import DPOConfig
 from dpo_lab.engine.attention import SHARED_ATTENTION
 from dpo_lab.logprobs import score
 from dpo_lab.loop import Step
-from dpo_lab.models import load_policy, num_parameters, pick_device, save_policy
+from dpo_lab.models import inside, load_policy, num_parameters, pick_device, save_policy
 from dpo_lab.models.inside import disable_dropout, inner_model
 from dpo_lab.reference import fingerprint
 from dpo_lab.training import train_dpo
@@ -314,6 +314,32 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
     for room in (100, 20_000):
         with full_disk(room), pytest.raises(OSError, match=remedy):
             save_policy(tiny_llama(), tiny_tokenizer(), tmp_path / "model")
+
+
+def test_a_rate_that_no_recipe_takes_is_warned_of(monkeypatch, caplog):
+    monkeypatch.setattr(inside, "SMALL_MODEL", 1)
+    data, quick = random_pairs(4), {"max_steps": 1, "device": "cpu"}
+    train_dpo(tiny_llama(), None, data, DPOConfig(learning_rate=1e-5, **quick))
+    assert not caplog.text
+    train_dpo(tiny_llama(), None, data, DPOConfig(learning_rate=2e-4, **quick))
+    assert (
+        "learning rate 0.0002 is above 1e-05, the highest that published recipes take for full" in caplog.text
+    )
+    train_dpo(adapted(), None, data, DPOConfig(learning_rate=2e-4, **quick))
+    assert "learning rate 0.0002 is above 0.0001, the highest that published recipes take for an adapter" in caplog.text
+
+
+def test_rows_beyond_the_positions_of_training_are_remarked_on(caplog):
+    model = tiny_llama(max_position_embeddings=16)
+    inside.check_length(model, 16, "the data")
+    assert not caplog.text
+    inside.check_length(model, 17, "the data")
+    assert "the data has a row of 17 tokens, and the model was trained on 16 positions" in caplog.text
+
+
+def test_quantised_weights_are_refused(folder):
+    change(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    assert "its weights are quantised, and training needs whole ones; give the original" in refusal(folder)
 
 
 # ── dropout and adapters ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import time
 from contextlib import suppress
@@ -17,6 +18,11 @@ from dpo_lab.preferences.encoding import end_token_id
 from dpo_lab.preferences.reports import BadRow
 from dpo_lab.preferences.token_data import TokenData
 from dpo_lab.storage.token_files import parts
+
+logger = logging.getLogger("dpo_lab")
+
+SMALL_MODEL = 2**24
+"""Weights below which a model is small and takes larger steps than a pretrained one."""
 
 
 def pick_device(device: str) -> torch.device:
@@ -121,11 +127,28 @@ def position_limit(model: nn.Module) -> int | None:
 
 
 def check_length(model: nn.Module, longest: int, name: str) -> None:
-    """Refuse `longest` tokens in a row where the model has no position for the last of them."""
-    limit = position_limit(model)
+    """Refuse `longest` tokens in a row where the model has no position for the last of them; remark on a position that
+    it was not trained on."""
+    limit, known = position_limit(model), inner_model(model).config.get_text_config()
     if limit is not None and longest > limit:
         raise ValueError(f"{name} has a row of {longest} tokens, and the model has {limit} positions; "
                          f"lower max_length to {limit} or less")  # fmt: skip
+    trained = getattr(known, "max_position_embeddings", None)
+    if trained is not None and longest > trained:
+        logger.warning("%s has a row of %d tokens, and the model was trained on %d positions: what it says beyond them "
+                       "means little; lower max_length", name, longest, trained)  # fmt: skip
+
+
+def warn_of_rate(model: nn.Module, rate: float, highest: float) -> None:
+    """A word on a learning rate that is likely to ruin a pretrained model: above `highest`, the most that published
+    recipes take where all weights are trained; ten times as much for an adapter."""
+    is_adapter = (
+        sum(weight.numel() for weight in model.parameters() if weight.requires_grad) < num_parameters(model) / 2
+    )
+    what, highest = ("an adapter", 10 * highest) if is_adapter else ("full training of a pretrained model", highest)
+    if num_parameters(model) > SMALL_MODEL and rate > highest:
+        logger.warning("learning rate %g is above %g, the highest that published recipes take for %s: compare KL and "
+                       "perplexity before and after", rate, highest, what)  # fmt: skip
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -132,6 +132,8 @@ def _load_model(name: str, options: dict[str, Any], dtype: torch.dtype) -> Any:
     with explain_loading(name, "model"):
         config = AutoConfig.from_pretrained(name, **options)
         read_dtype = config.dtype
+        if getattr(config, "quantization_config", None):
+            raise ValueError("its weights are quantised, and training needs whole ones; give the original")
         # Sizes that do not match are let through here, and named below with the other misfits.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,

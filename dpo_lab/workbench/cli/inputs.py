@@ -38,10 +38,8 @@ SMALL = 2**26
 """Bytes of weights below which a model is small: rounding would cost it more than it gains."""
 LEAST_GAIN = 1.2
 """How many times as fast bfloat16's products must be to be taken."""
-RATES = {(DPOConfig, False): (2e-6, 1e-5), (DPOConfig, True): (2e-5, 1e-4),
-         (SFTConfig, False): (2e-5, 1e-4), (SFTConfig, True): (2e-4, 1e-3)}  # fmt: skip
-"""(what is trained by, whether it is an adapter) → a usual learning rate for a pretrained model, and the highest that
-published recipes take."""
+RATES = {DPOConfig: (2e-6, 2e-5), SFTConfig: (2e-5, 2e-4)}
+"""Usual learning rates for full training of a pretrained model, and for an adapter."""
 
 
 def settled(options: Options) -> Options:
@@ -67,19 +65,17 @@ def settled(options: Options) -> Options:
 
 
 def with_rate(options: Options) -> Options:
-    """The options with a learning rate that suits the model, where none was given; lines on the terminal say which, and
-    warn of one that is far above what others take."""
-    kind, small = SFTConfig if isinstance(options, SFTConfig) else DPOConfig, is_small(options.model)
-    what, is_adapter = ("an adapter", True) if options.lora else ("full training of a pretrained model", False)
-    usual, highest = RATES[kind, is_adapter]
-    usual = kind.learning_rate if small else usual
-    rate = options.learning_rate or usual
+    """The options with a learning rate that suits the model, where none was given; a line on the terminal says so."""
+    if options.learning_rate is not None:
+        return options
+    kind = SFTConfig if isinstance(options, SFTConfig) else DPOConfig
+    rate, model = RATES[kind][0], "full training of a pretrained model"
+    if is_small(options.model):
+        rate, model = kind.learning_rate, "a small model"
+    elif options.lora:
+        rate, model = RATES[kind][1], "an adapter"
     if join(pick_device(options.device)).is_main:
-        if options.learning_rate is None:
-            console.print(f"learning rate: {rate:g}, usual for {'a small model' if small else what}")
-        if not small and rate > highest:
-            console.print(f"learning rate: {rate:g} is above {highest:g}, the highest that published recipes take for "
-                          f"{what}; compare KL and perplexity before and after", style="yellow")  # fmt: skip
+        console.print(f"learning rate: {rate:g}, usual for {model}")
     return replace(options, learning_rate=rate)
 
 
