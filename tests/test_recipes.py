@@ -260,10 +260,10 @@ def test_stopped_while_it_answers_the_evaluation_is_kept(small, tmp_path):
 
 def test_a_long_evaluation_is_broken_off_and_the_weights_are_those_of_the_last_step(small, tmp_path, monkeypatch):
     """Stopped within the passes of an evaluation, where the loop does not ask."""
-    from dpo_lab import training
+    from dpo_lab.objectives import base
 
     stop, calls = threading.Event(), []
-    own = training.score
+    own = base.score
 
     def slow(*args, **kwargs):
         calls.append(1)
@@ -271,7 +271,7 @@ def test_a_long_evaluation_is_broken_off_and_the_weights_are_those_of_the_last_s
             stop.set()
         return own(*args, **kwargs)
 
-    monkeypatch.setattr(training, "score", slow)
+    monkeypatch.setattr(base, "score", slow)
     events = list(carry_out(small, tmp_path / "run", stop=stop))
     assert (events[-1].step, events[-1].num_steps, events[-1].is_complete) == (3, 9, False)
     run = Run.load(tmp_path / "run")
