@@ -444,14 +444,15 @@ def test_comparing_loads_no_torch(two_runs):
 
 
 def test_losses_lists_every_loss_with_its_knobs_and_source(tell):
-    from dpo_lab.losses import LOSSES
+    from dpo_lab.losses import LOSSES, UNPAIRED_LOSSES
 
+    every = LOSSES | UNPAIRED_LOSSES
     told = tell("losses")
     lines = told.out.splitlines()
-    assert [line.split()[0] for line in lines if line[0] != " "] == list(LOSSES)
+    assert [line.split()[0] for line in lines if line[0] != " "] == list(every)
     assert max(map(len, lines)) <= 80
     text = " ".join(told.out.split())
-    for spec in LOSSES.values():
+    for spec in every.values():
         assert " ".join(spec.summary.split()) in text
     assert "beta 0.5 · 2305.18290" in text
 
