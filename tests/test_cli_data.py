@@ -102,6 +102,8 @@ def test_convert_writes_a_file_that_reads_back_as_the_same_rows(tell, tmp_path, 
     assert told.status == 0, told
     assert "12 rows written as trl: out.json" in told.out
     assert read_preferences(tmp_path / name)[0] == ROWS
+    assert f"{name} is there already, and no data are written over" in tell("convert", "embedded", name).message
+    name = f"other-{name}"
     told = tell("convert", "SHELF/pairs.jsonl", name, "--to", "openai")
     assert "line 1: cannot be written as openai (it is not a pair of answers to turns); write it as trl" in told.message
     assert tell("convert", "embedded", name, "--to", "openai", "--limit", 5, "--on-bad-row", "skip").status == 0

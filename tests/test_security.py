@@ -198,6 +198,8 @@ def test_every_function_that_makes_html_escapes_what_it_is_given():
 
     import numpy as np
 
+    from dpo_lab.preferences import ReadReport, TokenReport
+    from dpo_lab.preferences.inspection import Inspection, Part, ShownRow
     from dpo_lab.workbench.plots import new_figure, show, token_html
     from dpo_lab.workbench.runs import page
     from dpo_lab.workbench.runs.report import render_report
@@ -205,6 +207,8 @@ def test_every_function_that_makes_html_escapes_what_it_is_given():
     from dpo_lab.workbench.widgets.inspector import token_table
     from dpo_lab.workbench.widgets.sweep import _titled
 
+    parts = [Part("prompt", [EVIL]), Part("scored", [EVIL]), Part("cut", [EVIL])]
+    report, shown = ReadReport(EVIL, notes=[EVIL]), ShownRow(EVIL, {EVIL: parts})
     answer = SimpleNamespace(tokens=[EVIL, EVIL], rewards=np.zeros(2), logps=np.zeros(2), reference_logps=np.zeros(2))
     made = [
         markup.line(EVIL), markup.line(EVIL, is_error=True), markup.notes([EVIL]), markup.block(EVIL * 20),
@@ -212,7 +216,7 @@ def test_every_function_that_makes_html_escapes_what_it_is_given():
         markup.table(EVIL, [{EVIL: EVIL}], upright=True), markup.answers(EVIL, {EVIL: (EVIL, 0.5), "b": (None, None)}),
         markup.download(EVIL, EVIL, EVIL), page.text(EVIL), page.text({EVIL: [EVIL]}), page.folded(EVIL),
         page.folded(EVIL * 20), page.table(EVIL, [EVIL, EVIL], []), page.terms({EVIL: ""}), page.code(EVIL),
-        markup.text_box(EVIL, EVIL),
+        markup.text_box(EVIL, EVIL), Inspection(report, TokenReport(9, end_tokens=[EVIL]), [shown])._repr_html_(),
         token_html(SimpleNamespace(chosen=answer, rejected=answer, prompt_text=EVIL)), token_table(answer, EVIL),
         _titled(EVIL, EVIL),
     ]  # fmt: skip
@@ -248,7 +252,7 @@ def shown_text(shown) -> str:
 
 def test_no_other_module_makes_html():
     known = {"workbench/plots/captions.py", "workbench/plots/token_rewards.py", "workbench/runs/page.py",
-             "workbench/runs/report.py", "workbench/widgets/inspector.py", "workbench/widgets/markup.py",
+             "preferences/inspection.py", "workbench/runs/report.py", "workbench/widgets/inspector.py", "workbench/widgets/markup.py",
              "workbench/widgets/sweep.py"}  # fmt: skip
     tag = re.compile(r"<(?:/?[a-z][a-z0-9]*)(?: [a-z-]+=|>)")
     found = set()

@@ -17,9 +17,8 @@ END_MARKERS = (
     "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<|eom_id|>", "<|return|>",
     "<end_of_turn>", "<eos>", "</s>",
 )  # fmt: skip
-_MARKED_END = re.compile(rf"(\s*({'|'.join(map(re.escape, END_MARKERS))}))+\s*$")
 _MARKER = re.compile("|".join(map(re.escape, (*END_MARKERS, "<|im_start|>", "<|start_header_id|>", "<start_of_turn>"))))
-_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]*`]*\s*$")
+_SENTENCE_ENDS, _CLOSERS = tuple(".!?…。！？"), "\"'”’)]*`"
 _PLACEHOLDER = re.compile(r"<(image|video|audio)>")
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
@@ -60,7 +59,8 @@ def _going_on(prompt: list[Message], answers: list[list[Message]]) -> Mended:
     begun = prompt[-1].get("content", "")
     texts = [answer[0].get("content", "") if answer else "" for answer in answers]
     repeats = all(text.startswith(begun) for text in texts)
-    if len(prompt) == 1 or not (repeats or prompt[-1].get("prefix") or not _SENTENCE_END.search(begun)):
+    is_finished = begun.rstrip().rstrip(_CLOSERS).endswith(_SENTENCE_ENDS)
+    if len(prompt) == 1 or not (repeats or prompt[-1].get("prefix") or not is_finished):
         raise BadRow("prompt", f"ends with an assistant turn that is none of the answers, got {shown(begun)}",
                      'take it out; or write "prefix": true into it, if the answers go on where it ends')  # fmt: skip
     if repeats:
@@ -81,10 +81,12 @@ def without_end_markers(prompt: TextOrTurns, answers: list[TextOrTurns]) -> tupl
     remarks: set[str] = set()
 
     def bare(text: str) -> str:
-        end = None if by_hand or "<s>" in text else _MARKED_END.search(text)
-        if end and text[: end.start()].strip():
+        said = text.rstrip()
+        while said.endswith(END_MARKERS) and not by_hand and "<s>" not in said:
+            said = said[: said.rindex("<")].rstrip()
+        if said and said != text.rstrip():
             remarks.add("end_marker")
-            text = text[: end.start()]
+            text = said
         if _MARKER.search(text):
             remarks.add("marker_inside")
         return text

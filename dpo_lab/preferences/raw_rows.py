@@ -16,7 +16,10 @@ from dpo_lab.preferences.reports import BadRow, shown
 
 Pairing = Literal["best_worst", "best_each", "all"]
 
-ALIASES = {"chosen_response": "chosen", "rejected_response": "rejected", "conversation": "conversations"}
+ALIASES = {
+    "chosen_response": "chosen", "rejected_response": "rejected", "conversation": "conversations",
+    "preference_strength": "overall_preference",
+}  # fmt: skip
 """Other tools' names for a field, taken where the field itself is absent."""
 _PROMPTS = {"prompt", "messages", "conversations", "conversation", "instruction", "question", "input"}
 _LISTS = ("completions", "responses", "answers", "candidates")
@@ -84,7 +87,7 @@ def _with_aliases(raw: Raw) -> dict[str, Any]:
 
 def _with_turns(raw: Raw) -> tuple[Raw, set[str]]:
     """With message lists in place of their texts. Answers are read so only where all of them are."""
-    is_answer = lambda name: name in _ANSWERS or _ONE_OF_TWO.fullmatch(name) is not None
+    is_answer = lambda name: name in _ANSWERS or _ONE_OF_TWO.fullmatch(str(name)) is not None
     found = {name: turns for name, value in raw.items() if (name in _MAY_BE_TURNS or is_answer(name))
              and (turns := messages_of_text(value)) is not None}  # fmt: skip
     answers = [name for name in raw if is_answer(name)]
@@ -107,8 +110,9 @@ def _labelled(raw: Raw) -> Judged | None:
     last = turns[-1] if isinstance(turns, list) and turns else None
     if not isinstance(last, dict) or not isinstance(last.get("candidates"), list):
         return None
-    answers = [{"role": "assistant", "content": candidate.get("content")} for candidate in last["candidates"]]
-    labels = [candidate.get("preferenceLabel") for candidate in last["candidates"]]
+    candidates = [candidate if isinstance(candidate, dict) else {} for candidate in last["candidates"]]
+    answers = [{"role": "assistant", "content": candidate.get("content")} for candidate in candidates]
+    labels = [candidate.get("preferenceLabel") for candidate in candidates]
     if unknown := [label for label in labels if label not in ("preferred", "non-preferred")]:
         raise BadRow("preferenceLabel", f"is {shown(unknown[0])}", 'write "preferred" or "non-preferred"')
     return {**raw, "messages": turns[:-1]}, answers, [float(label == "preferred") for label in labels]
@@ -143,7 +147,8 @@ def _text_of_item(item: Any) -> Any:
 
 def _compared(raw: Raw) -> Judged | None:
     """Two answers, and which is better: by its number or name, or by a number that is negative for the first."""
-    two = {match[2].lower(): name for name in raw if (match := _ONE_OF_TWO.fullmatch(name)) and raw[name] is not None}
+    matches = {name: _ONE_OF_TWO.fullmatch(str(name)) for name, value in raw.items() if value is not None}
+    two = {match[2].lower(): name for name, match in matches.items() if match}
     better = next((name for name in _BETTER if raw.get(name) is not None), None)
     if len(two) != 2:
         return None
@@ -159,8 +164,8 @@ def _compared(raw: Raw) -> Judged | None:
             return None
         raise BadRow("preference", f"is {shown(raw['preference'])}, which may be a number of an answer or a sign",
                      "say by --columns better_response_id=preference, or overall_preference=preference")  # fmt: skip
-    said = str(raw[better]).lower().removeprefix("model_").removeprefix("response_").removeprefix("assistant_")
-    if said.startswith("tie") or said in ("both", "neither", "draw"):
+    said = re.sub(r"^(model|response|assistant)_|\.0$", "", str(raw[better]).lower())
+    if said.startswith(("tie", "both", "neither", "draw")):
         return rest, [raw[one], raw[other]], [0.0, 0.0]
     if said not in two:
         raise BadRow(better, f"is {shown(raw[better])}, and the answers are {one} and {other}",

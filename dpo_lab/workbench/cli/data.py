@@ -43,6 +43,8 @@ def inspect(options: InspectOptions) -> int:
 def convert(options: ConvertOptions) -> int:
     """Read the pairs and write them in another layout."""
     check_output(options.out, (".jsonl", ".json"))
+    if options.out.exists():
+        raise ValueError(f"{options.out} is there already, and no data are written over; name a new file")
     split = options.split or ("train" if options.data == "embedded" else None)
     rows, report = read_preferences(
         options.data, split, on_bad_row=options.on_bad_row, limit=options.limit, columns=columns_of(options.columns),
