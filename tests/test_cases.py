@@ -149,3 +149,23 @@ def test_a_case_gives_what_its_table_says(models, capsys, tmp_path, name):
             assert tuple(map(tokenizer.decode, row.completions)) == case.answers
     with capsys.disabled():
         print(f"  {case.file:<36} {name}: {'as the table says' if case.status == 0 else told.message[:150]}")
+
+
+def test_a_model_stops_in_plain_transformers_where_it_was_trained_to_stop(models, capsys, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    models("chat")  # skips where the inputs are absent
+    base = saved_model(tmp_path / "base", tiny_llama(400), bpe(template=CHATML, eos="<eos>"))
+    told = dpo_lab(capsys, "sft", "--model", base, "--pairs", CASES_FOLDER / "stop_where_trained.jsonl",
+                   "--validation", 0, "--samples", 0, "--epochs", 40, "--learning-rate", 1e-2, "--schedule", "constant",
+                   "--device", "cpu", "--cache", tmp_path / "reference.sqlite", "--run", tmp_path / "run")  # fmt: skip
+    assert told.status == 0, told.err
+    folder = tmp_path / "run" / "model"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    [saved] = tmp_path.glob("reference.sqlite-tokens/*/train")
+    row = TokenData.load(saved).row(0)
+    prompt = torch.tensor([row.prompt.tolist()])
+    written = model.generate(prompt, max_new_tokens=3 * len(row.completions[0]), do_sample=False)[0, prompt.shape[1] :]
+    assert written.tolist() == row.completions[0].tolist()
+    assert tokenizer.decode(written).endswith("<|im_end|>")
