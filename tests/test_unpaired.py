@@ -342,3 +342,28 @@ def test_the_case_of_unpaired_labels(tmp_path, capsys):
 
 def test_log_two_is_where_bco_begins():
     assert steps_of(run(DPOConfig(**SETTINGS, loss="bco"))[1])[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_labels_of_single_answers_raise_the_true_reward_in_the_pocket_world():
+    """The embedded pairs as labelled answers. Measured with seed 0: 2.26 → 2.53."""
+    from dpo_lab import load_policy
+    from dpo_lab.workbench.recipes.answers import answer_rows, true_reward
+    from dpo_lab.workbench.runs.settings import HeldOutSettings
+
+    model, tokenizer = load_policy("embedded", device="cpu")
+    pairs = load_preferences("embedded", split="train", limit=512)
+    single = [
+        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        for pair in pairs for side in ("chosen", "rejected")
+    ]  # fmt: skip
+    asked = list(load_preferences("embedded", split="test", limit=160))
+    settings = HeldOutSettings(max_new_tokens=80)
+
+    def reward() -> float:
+        answers = answer_rows(model, tokenizer, asked, settings, max_length=1024, seed=0)
+        return float(np.mean([true_reward(row, answer) for row, answer in zip(asked, answers, strict=True)]))
+
+    before = reward()
+    config = DPOConfig(loss="kto", learning_rate=1e-3, batch_size=64, device="cpu")
+    list(train_dpo(model, tokenizer, load_preferences(single), config))
+    assert reward() > before + 0.1
