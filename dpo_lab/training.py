@@ -6,6 +6,7 @@ stream is read. They print nothing and draw nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,8 @@ from dpo_lab.objectives.unpaired import Labelled, UnpairedObjective
 from dpo_lab.preferences.token_data import TokenData, content_hash
 from dpo_lab.preferences.unpaired import is_good, mismatched, taken_apart
 from dpo_lab.reference import ReferenceCache, fingerprint
+
+logger = logging.getLogger("dpo_lab")
 
 Rows = Sequence[dict[str, Any]] | TokenData | Any
 """Rows as `load_preferences` gives them (a `datasets.Dataset` or a list of dicts), or token ids made from them."""
@@ -185,6 +188,8 @@ def fitting_tokens(
     data, report = (rows, None) if given else tokenize(rows, tokenizer, max_length=config.max_length)
     if len(data) == 0:
         raise ValueError(f"{name} holds no usable rows" + (f":\n{report.summary()}" if report else ""))
+    if report is not None and report.leaving_out:  # what nobody would see in the numbers
+        logger.warning("%s: %s", name, report.summary())
     check_fit(model, data, name)
     return data
 

@@ -154,6 +154,23 @@ def test_a_template_that_leaves_out_text_of_answers_is_reported_with_places():
     assert tokenize_pairs([PAIR], tokenizer)[1].num_left_out == 0
 
 
+def test_training_from_python_warns_of_what_a_template_leaves_out(caplog):
+    from dpo_lab import DPOConfig, train_dpo
+    from tests.conftest import tiny_llama
+
+    tokenizer = bpe(template=CHATML.replace("m.content", "m.content.split('</think>')[-1]"))
+    train_dpo(tiny_llama(400), tokenizer, [REASONED], DPOConfig(device="cpu"))
+    assert "preferences: 1 row tokenised" in caplog.text
+    assert "leaves out text of 2 answers" in caplog.text
+    with pytest.raises(
+        ValueError, match=r"preferences holds no usable rows:(.|\n)*alike since they are cut at max_length"
+    ):
+        train_dpo(tiny_llama(400), tokenizer, [{"prompt": "q", "chosen": "the" * 9, "rejected": "the" * 8}],
+                  DPOConfig(device="cpu", max_length=4))  # fmt: skip
+    with pytest.raises(ValueError, match=r"got a str; load_preferences or load_examples reads a path"):
+        train_dpo(tiny_llama(400), tokenizer, "pairs.jsonl", DPOConfig(device="cpu"))
+
+
 def test_a_template_that_only_moves_spaces_leaves_nothing_out():
     tokenizer = bpe(template=CHATML.replace("m.content", "m.content.replace('</think>', '\n</think>\n\n')"))
     assert tokenize_pairs([REASONED], tokenizer)[1].num_left_out == 0

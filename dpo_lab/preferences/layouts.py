@@ -82,10 +82,11 @@ def _after(prompt: TextOrTurns, name: str, chosen: TextOrTurns, rejected: TextOr
     if begin == ("assistant", "assistant") or (size and "assistant" in begin):
         return _apart(as_turns(prompt, "user"), (chosen, rejected), used)
     whole = _whole_conversations(chosen, rejected)
+    turns = whole.prompt if isinstance(whole.prompt, list) else []
     if isinstance(prompt, str):
-        is_shared = any(turn.get("content", "").strip() == prompt.strip() for turn in whole.prompt)
+        is_shared = any(turn.get("content", "").strip() == prompt.strip() for turn in turns)
     else:
-        is_shared = prompt[: len(whole.prompt)] == whole.prompt
+        is_shared = prompt[: len(turns)] == turns
     if not is_shared:
         raise BadRow(name, f"is not among the turns that chosen and rejected share, got {shown(prompt)}",
                      "take it out, or make chosen and rejected the answers alone")  # fmt: skip

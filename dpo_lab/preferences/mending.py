@@ -15,7 +15,7 @@ from dpo_lab.preferences.reports import BadRow, shown
 
 END_MARKERS = (
     "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<|eom_id|>", "<|return|>",
-    "<end_of_turn>", "<eos>", "</s>",
+    "<end_of_turn>", "<eos>", "</s>", "<|eot|>", "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>",
 )  # fmt: skip
 _MARKER = re.compile("|".join(map(re.escape, (*END_MARKERS, "<|im_start|>", "<|start_header_id|>", "<start_of_turn>"))))
 _SENTENCE_ENDS, _CLOSERS = tuple(".!?…。！？"), "\"'”’)]*`"

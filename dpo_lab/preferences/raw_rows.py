@@ -107,10 +107,11 @@ Judged = tuple[Raw, list[Any], list[float]]  # the row without its answers, the 
 def _labelled(raw: Raw) -> Judged | None:
     """The last turn holds candidates, each with a preferenceLabel."""
     turns = raw.get("messages")
-    last = turns[-1] if isinstance(turns, list) and turns else None
-    if not isinstance(last, dict) or not isinstance(last.get("candidates"), list):
+    if not isinstance(turns, list) or not turns or not isinstance(turns[-1], dict):
         return None
-    candidates = [candidate if isinstance(candidate, dict) else {} for candidate in last["candidates"]]
+    if not isinstance((candidates := turns[-1].get("candidates")), list):
+        return None
+    candidates = [candidate if isinstance(candidate, dict) else {} for candidate in candidates]
     answers = [{"role": "assistant", "content": candidate.get("content")} for candidate in candidates]
     labels = [candidate.get("preferenceLabel") for candidate in candidates]
     if unknown := [label for label in labels if label not in ("preferred", "non-preferred")]:
@@ -126,7 +127,9 @@ def _scored(raw: Raw) -> Judged | None:
     items = raw[name]
     for key in (*_SCORES, "rank", "ranking"):
         beside = next((other for other in (key, f"{key}s") if isinstance(raw.get(other), list)), None)
-        values = raw[beside] if beside else [item.get(key) if isinstance(item, dict) else None for item in items]
+        values: list[Any] = (
+            raw[beside] if beside else [item.get(key) if isinstance(item, dict) else None for item in items]
+        )
         if beside or all(value is not None for value in values):
             break
     else:
@@ -155,8 +158,8 @@ def _compared(raw: Raw) -> Judged | None:
     (first, one), (second, other) = sorted(two.items())
     rest = {name: value for name, value in raw.items() if name not in (one, other)}
     if raw.get("overall_preference") is not None:
-        sign: Any = raw["overall_preference"]
-        if isinstance(sign, bool) or not isinstance(sign, Number):
+        sign = raw["overall_preference"]
+        if isinstance(sign, bool) or not isinstance(sign, int | float):
             raise BadRow("overall_preference", f"must be a number, got {shown(sign)}", "negative: the first is better")
         return rest, [raw[one], raw[other]], [-sign, sign]
     if better is None:

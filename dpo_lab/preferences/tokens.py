@@ -245,7 +245,7 @@ def _collect(
         report.leave_out(texts.dropped, place)
     if len(completions) == 2 and np.array_equal(*completions):
         report.identical.append(place)
-        if not np.array_equal(*whole_completions):
+        if not np.array_equal(whole_completions[0], whole_completions[1]):
             report.alike_by_cutting.append(place)
         elif texts.dropped:
             report.alike_by_template.append(place)
