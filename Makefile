@@ -5,6 +5,7 @@
 #   make test    run every test          make check   format, lint and types
 #   make audit   known holes in the pinned versions
 #   make bench   against TRL, growth     make browser the panels in a real browser (needs Chromium)
+#   make gpu     speed, memory and training on a GPU, in ten minutes (TINY=1 tries it on a CPU)
 #   make results the kept measurements (experiments: 130 minutes; ANEW=--anew from scratch)
 #   make data    rebuild the embedded data and model (80 minutes)
 PYTHON ?= python3
@@ -20,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Strict: every cell must print what the committed notebook shows. Two notebooks run side by side, on a core each.
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help demo lab real test browser release check audit format bench data results clean
+.PHONY: help demo lab real test browser release check audit format bench gpu data results real-results clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +79,15 @@ release: $(VENV)/.with-course
 bench: $(VENV)/.with-course+test+bench
 	$(BIN)/python -m pytest tests/benchmarks --run-benchmarks
 
+# All that wants a GPU, in one go of under ten minutes, by the Python that is there (torch, transformers, accelerate and
+# peft; with trl and datasets it is compared with TRL too). On a CPU `make gpu TINY=1` tries every line.
+GPU_PYTHON ?= python3
+GPU_OUT := $(if $(TINY),build/gpu,data/results)
+gpu:
+	mkdir -p $(GPU_OUT)
+	$(GPU_PYTHON) -m tests.benchmarks.gpu_speed $(if $(TINY),--tiny --device cpu,--repetitions 1) --results $(GPU_OUT)
+	$(GPU_PYTHON) data/gpu.py $(if $(TINY),--tiny --device cpu) --out $(GPU_OUT)/gpu.json
+
 data: $(VENV)/.with-course
 	$(BIN)/python data/build.py
 
@@ -96,6 +106,11 @@ results: $(VENV)/.with-course
 	$(EXPERIMENT)/failures.py $(WORKERS)
 	$(EXPERIMENT)/family.py $(WORKERS)
 	$(EXPERIMENT)/jobs.py $(WORKERS)
+
+# The study of notebook 16, hours on two cores. HUMAN: files of human preferences, of which only numbers are kept.
+real-results: $(VENV)/.with-real
+	$(EXPERIMENT)/real_model.py $(WORKERS) $(if $(HUMAN),--human $(HUMAN))
+	$(if $(HUMAN),$(EXPERIMENT)/real_preferences.py $(WORKERS) --sets $(HUMAN))
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache

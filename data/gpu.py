@@ -37,10 +37,11 @@ from dpo_lab.course.speed.from_scratch import judged, new_llama, own_pairs, sft_
 from dpo_lab.course.speed.memory import KINDS, MemoryBook, peak_device_memory, reset_peak
 from dpo_lab.course.speed.phases import summary, timed_steps
 from dpo_lab.course.speed.rates import matrix_rate, seconds_of
+from dpo_lab.course.speed.sampling import sampling_speed
 from dpo_lab.logprobs import score
 from dpo_lab.loop import Step
 from dpo_lab.models import num_parameters, pick_device
-from dpo_lab.preferences import TokenData, read_preferences, tokenize_pairs
+from dpo_lab.preferences import TokenData, encode_prompt, read_preferences, tokenize_pairs
 from dpo_lab.worlds import corpus
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -68,6 +69,7 @@ class Plan:
     prompts: int = 4_096
     dpo_batch: int = 32
     judged_prompts: int = 400
+    sampled: int = 256  # prompts, 8 answers each
 
 
 FULL = Plan({
@@ -76,7 +78,7 @@ FULL = Plan({
 })  # fmt: skip
 TINY = Plan(
     {"tiny": {"sft_steps": 30, "sft_rate": 3e-3, "dpo_rate": 3e-4}}, sizes=(64, 128), timed_pairs=8, timed_steps=3,
-    texts=256, sft_batch=16, prompts=32, dpo_batch=4, judged_prompts=16,
+    texts=256, sft_batch=16, prompts=32, dpo_batch=4, judged_prompts=16, sampled=8,
 )  # fmt: skip
 
 
@@ -153,8 +155,10 @@ def drained(events: Any, log: Callable[[str], None], name: str) -> tuple[list[St
     return steps, time.perf_counter() - began
 
 
-def train(name: str, plan: Plan, device: torch.device, tokenizer: Any, texts: TokenData, log: Any) -> dict[str, Any]:
-    """SFT from random weights, pairs of the model's own answers, DPO; the judge before and after."""
+def train(
+    name: str, plan: Plan, device: torch.device, tokenizer: Any, texts: TokenData, log: Any
+) -> tuple[dict[str, Any], Any]:
+    """SFT from random weights, pairs of the model's own answers, DPO; the judge before and after; and the policy."""
     settings = plan.models[name]
     model = new_llama(name, tokenizer).to(device)
     shared = {"max_length": corpus.CONTEXT, "precision": "bfloat16", "device": str(device), "tokens_per_pass": 2**16}
@@ -188,7 +192,7 @@ def train(name: str, plan: Plan, device: torch.device, tokenizer: Any, texts: To
     }  # fmt: skip
     found["judged"]["after DPO"] = judged(model, tokenizer, conversations)
     log(f"{name} after DPO: {found['judged']['after DPO']}")
-    return found
+    return found, model
 
 
 def about(steps: list[Step], seconds: float, batch_size: int) -> dict[str, Any]:
@@ -228,7 +232,14 @@ def measure(name: str, plan: Plan, device: torch.device, found: dict[str, Any], 
         began = time.perf_counter()
         sft_tokens(plan.texts, tokenizer).save(tokens)
         log(f"{plan.texts} texts written and tokenised in {time.perf_counter() - began:.0f} s")
-    return made | {"training": train(name, plan, device, tokenizer, TokenData.load(tokens), log)}
+    trained, policy = train(name, plan, device, tokenizer, TokenData.load(tokens), log)
+    prompts = [encode_prompt(one.row(), tokenizer) for one in corpus.prompts(plan.sampled, split="test", seed=1)]
+    made["sampling"] = {}
+    for way, plainly in (("DPO Lab", False), ("generate", True)):
+        took = sampling_speed(policy, tokenizer, prompts, plainly=plainly, precision="bfloat16", rows=plan.sampled)
+        made["sampling"][way] = took["tokens"] / took["seconds"]
+    log(f"{name}, sampling, tokens per second: {made['sampling']}")
+    return made | {"training": trained}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -255,7 +266,8 @@ def table(found: dict[str, Any]) -> str:
             "", f"SFT: {sft['steps']} steps in {sft['seconds']:.0f} s ({sft['rows_per_second']:.4g} texts/s), loss "
             f"{sft['curve'][0][2]:.3f} → {sft['curve'][-1][2]:.3f}. DPO on {dpo['pairs']} pairs of "
             f"{model['training']['pairs_of']}: {dpo['steps']} steps in {dpo['seconds']:.0f} s "
-            f"({dpo['rows_per_second']:.4g} pairs/s).", "",
+            f"({dpo['rows_per_second']:.4g} pairs/s). Sampling in bfloat16, tokens per second: "
+            f"{', '.join(f'{way} {rate:.4g}' for way, rate in model['sampling'].items())}.", "",
             "| | true reward | success | well formed |", "|---|---|---|---|",
             *(f"| {when} | {one['reward']:.3f} | {one['success']:.1%} | {one['well_formed']:.1%} |"
               for when, one in (("after SFT", before), ("after DPO", after))),

@@ -24,6 +24,7 @@ import numpy as np
 
 from dpo_lab.course.speed.process import peak_memory
 from dpo_lab.preferences import TokenData
+from tests.benchmarks.workload import Workload
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -37,19 +38,21 @@ def part_of(data: TokenData, part: int, parts: int) -> TokenData:
     return data.select(np.sort(by_length[part::parts]))
 
 
-def dpo_lab(data: TokenData, folder: Path, work: Path) -> dict[str, float]:
+def dpo_lab(data: TokenData, load: Workload, work: Path, precision: str) -> dict[str, float]:
     """Twice: with an empty cache (the cache pass and one epoch), then again with the cache filled."""
     from dpo_lab.config import DPOConfig
     from dpo_lab.loop import Step
     from dpo_lab.reference import ReferenceCache
     from dpo_lab.training import train_dpo
     from dpo_lab.workbench.runs import Run
-    from tests.benchmarks.workload import make_model
 
-    config = DPOConfig(epochs=1, batch_size=BATCH, learning_rate=LEARNING_RATE, max_length=512, device="cpu")
+    config = DPOConfig(
+        epochs=1, batch_size=BATCH, learning_rate=LEARNING_RATE, max_length=load.max_length, precision=precision,
+        device="cpu",
+    )  # fmt: skip
 
     def train(name: str, pairs: TokenData, kept: str) -> dict[str, float]:
-        model = make_model()
+        model = load.make()
         with ReferenceCache(work / f"{kept}.sqlite") as cache:
             began = time.perf_counter()
             run = Run.create(work / name, {"command": "train", "settings": vars(config)})
@@ -69,7 +72,9 @@ def dpo_lab(data: TokenData, folder: Path, work: Path) -> dict[str, float]:
     }
 
 
-def trl(data: TokenData, folder: Path, work: Path, *, is_live: bool, is_grouped: bool = False) -> dict[str, float]:
+def trl(
+    data: TokenData, load: Workload, work: Path, precision: str, *, is_live: bool, is_grouped: bool = False
+) -> dict[str, float]:
     """TRL's trainer, with a live reference or with precomputed log-probs; its pairs in a random order, or grouped by
     length, for which it has a switch."""
     import copy
@@ -77,17 +82,18 @@ def trl(data: TokenData, folder: Path, work: Path, *, is_live: bool, is_grouped:
     from transformers import AutoTokenizer
 
     from tests.benchmarks import trl_side
-    from tests.benchmarks.workload import make_model
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(load.tokenizer)
     rows = trl_side.rows_of(data)
-    changes: dict[str, Any] = {"learning_rate": LEARNING_RATE, "per_device_train_batch_size": BATCH, "seed": 0}
+    changes: dict[str, Any] = {
+        "learning_rate": LEARNING_RATE, "per_device_train_batch_size": BATCH, "seed": 0, "bf16": precision == "bfloat16"
+    }  # fmt: skip
     if is_grouped:
         changes |= {"train_sampling_strategy": "group_by_length", "remove_unused_columns": False}
         rows = rows.add_column("length", (data.prompt_lengths + data.completion_lengths.max(1)).tolist())
 
     def trainer(rows: Any):
-        model = make_model()
+        model = load.make()
         reference = copy.deepcopy(model) if is_live else None
         config = trl_side.settings(work, precompute_ref_log_probs=not is_live, **changes)
         return trl_side.make_trainer(trl_side.GivenTokens, model, reference, rows, tokenizer, config)
@@ -99,11 +105,24 @@ def trl(data: TokenData, folder: Path, work: Path, *, is_live: bool, is_grouped:
     return {"seconds": time.perf_counter() - began}
 
 
+def sampling(data: TokenData, load: Workload, work: Path, precision: str, *, plainly: bool) -> dict[str, float]:
+    """8 answers of at most 64 tokens to each of 64 prompts: our sampler, or transformers' `generate`."""
+    from transformers import AutoTokenizer
+
+    from dpo_lab.course.speed.sampling import sampling_speed
+
+    prompts = [data.row(i).prompt.tolist() for i in range(min(64, len(data)))]
+    tokenizer = AutoTokenizer.from_pretrained(load.tokenizer)
+    return sampling_speed(load.make(), tokenizer, prompts, plainly=plainly, precision=precision)
+
+
 CONTESTANTS: dict[str, Callable[..., dict[str, float]]] = {
     "dpo_lab": dpo_lab,
     "trl_precomputed": lambda *where: trl(*where, is_live=False),
     "trl_live": lambda *where: trl(*where, is_live=True),
     "trl_precomputed_grouped": lambda *where: trl(*where, is_live=False, is_grouped=True),
+    "sampling": lambda *where: sampling(*where, plainly=False),
+    "sampling_plainly": lambda *where: sampling(*where, plainly=True),
 }
 
 
@@ -119,16 +138,18 @@ def main() -> None:
     parser.add_argument("--part", type=int, default=0)
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--model", choices=("small", "real", "embedded"), default="small")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     arguments = parser.parse_args()
     import torch
 
-    from tests.benchmarks.workload import load_pairs, prepare
+    from tests.benchmarks import workload
 
     torch.set_num_threads(arguments.threads)
-    folder = prepare()
-    data = part_of(load_pairs(folder, arguments.pairs), arguments.part, arguments.parts)
+    load = workload.WORKLOADS[arguments.model]()
+    data = part_of(workload.load_pairs(load.folder, arguments.pairs), arguments.part, arguments.parts)
     with tempfile.TemporaryDirectory() as work:
-        found = CONTESTANTS[arguments.name](data, folder, Path(work))
+        found = CONTESTANTS[arguments.name](data, load, Path(work), arguments.precision)
     print(json.dumps(found | {"pairs": len(data), "peak_memory": peak_memory()}))
 
 

@@ -47,8 +47,8 @@ def heading(command: str, found: dict[str, Any] | None = None) -> str:
     )
 
 
-def matrix_rate(threads: int) -> float:
-    """Floating-point operations per second of a float32 matrix product on a CPU with that many threads."""
+def matrix_rate(threads: int, dtype: str = "float32") -> float:
+    """Floating-point operations per second of a matrix product on a CPU with that many threads."""
     import torch
 
     from dpo_lab.course.speed.rates import matrix_rate as rate
@@ -56,7 +56,7 @@ def matrix_rate(threads: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return rate(2048, seconds=3.0)
+        return rate(2048, dtype=dtype, seconds=3.0)
     finally:
         torch.set_num_threads(before)
 

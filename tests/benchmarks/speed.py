@@ -43,10 +43,11 @@ TARGETS = {
 }
 
 
-def run_contestant(name: str, *, pairs: int, part: int = 0, parts: int = 1, threads: int = 2) -> dict[str, float]:
-    """Start a contestant in a fresh process and read what it took."""
+def run_contestant(name: str, *, threads: int = 2, **options: Any) -> dict[str, float]:
+    """Start a contestant in a fresh process and read what it took; options as `contestants` takes them."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.contestants", name]
-    command += ["--pairs", str(pairs), "--part", str(part), "--parts", str(parts), "--threads", str(threads)]
+    options["threads"] = threads
+    command += [str(word) for option, value in options.items() for word in (f"--{option}", value)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
@@ -54,9 +55,9 @@ def run_contestant(name: str, *, pairs: int, part: int = 0, parts: int = 1, thre
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def measure_rate(threads: int) -> float:
+def measure_rate(threads: int, dtype: str = "float32") -> float:
     """The matrix rate, in a process of its own too, so that this one stays small and idle."""
-    code = f"from tests.benchmarks.machine import matrix_rate; print(matrix_rate({threads}))"
+    code = f"from tests.benchmarks.machine import matrix_rate; print(matrix_rate({threads}, {dtype!r}))"
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
@@ -188,11 +189,11 @@ def figure(found: dict[str, Any]) -> Picture:
         ("TRL, live\nreference", "trl_live", "seconds", VERMILLION),
     ]
     for x, (_, name, what, color) in enumerate(bars):
-        _bar(speed, x, [pairs_per_second(row, name, what) for row in rows], color)
+        draw_bar(speed, x, [pairs_per_second(row, name, what) for row in rows], color)
     speed.set_xticks(range(len(bars)), [label for label, *_ in bars])
     shown = {"dpo_lab": BLUE, "trl_precomputed": ORANGE, "trl_precomputed_grouped": PURPLE, "trl_live": VERMILLION}
     for x, (name, color) in enumerate(shown.items()):
-        _bar(memory, x, [row[name]["peak_memory"] / 2**30 for row in rows], color)
+        draw_bar(memory, x, [row[name]["peak_memory"] / 2**30 for row in rows], color)
     memory.set_xticks(range(4), ["DPO Lab", "TRL, pre-\ncomputed", "TRL,\ngrouped", "TRL,\nlive"])
     dress(speed, "Training speed", "", "pairs per second")
     dress(memory, "Peak memory", "", "GiB")
@@ -201,7 +202,7 @@ def figure(found: dict[str, Any]) -> Picture:
     return picture
 
 
-def _bar(ax: Any, x: int, values: list[float], color: str) -> None:
+def draw_bar(ax: Any, x: int, values: list[float], color: str) -> None:
     median = statistics.median(values)
     ax.bar(x, median, width=0.62, color=color, zorder=2)
     ax.plot(np.full(len(values), x), values, "o", color=GREY, markersize=3.5, zorder=3)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,6 +64,41 @@ def prepare() -> Path:
         data, _ = tokenize_pairs(rows, tokenizer, max_length=MAX_LENGTH, on_bad_row="skip")
         data.save(folder / "tokens")
     return folder
+
+
+class Workload(NamedTuple):
+    """A model, its tokenizer, the folder of its pairs, and the longest row."""
+
+    make: Callable[[], Any]
+    tokenizer: Path
+    folder: Path
+    max_length: int
+
+
+def small() -> Workload:
+    """The random Llama with a tokenizer trained on the pairs."""
+    folder = prepare()
+    return Workload(make_model, folder / "tokenizer", folder, MAX_LENGTH)
+
+
+def loaded(name: str) -> Workload:
+    """ "smollm2", with pairs cut at 384 tokens, or "embedded" with its own pairs."""
+    from dpo_lab import load_policy
+    from dpo_lab.models.loading import save_policy
+
+    path = source() if name == "smollm2" else next(EMBEDDED.rglob("train*"))
+    folder = KEPT / f"{name}-{path.name.split('.')[0]}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+    if not (folder / "tokens" / "token_data.json").is_file():
+        logging.getLogger("dpo_lab").setLevel(logging.ERROR)
+        model, tokenizer = load_policy(name, device="cpu")
+        save_policy(model, tokenizer, folder / "model")
+        rows = list(load_preferences(path, on_bad_row="skip"))
+        data, _ = tokenize_pairs(rows, tokenizer, max_length=384, on_bad_row="skip")
+        data.save(folder / "tokens")
+    return Workload(lambda: load_policy(folder / "model", device="cpu")[0], folder / "model", folder, 384)
+
+
+WORKLOADS = {"small": small, "real": lambda: loaded("smollm2"), "embedded": lambda: loaded("embedded")}
 
 
 def load_pairs(folder: Path, num: int) -> TokenData:

@@ -1,0 +1,194 @@
+"""DPO Lab and TRL on a real model, SmolLM2-135M, on a CPU: training in both precisions, memory, and sampling.
+
+    make bench                                               once, written to build/benchmarks/results
+    python -m tests.benchmarks.real_speed --repetitions 5    the same by itself, written to data/results (an hour)
+
+As real_speed.{md,json,png}. Pairs of HH harmless-base, at most 384 tokens, batches of 8. Every contestant is a process
+of its own, all of a repetition in turn; TRL, which takes many times as long, trains on fewer pairs, others each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dpo_lab.workbench.plots import Picture, add_title, dress, new_figure, to_png
+from dpo_lab.workbench.plots.style import BLUE, ORANGE, PURPLE
+from tests.benchmarks.machine import KEPT, ROOT, heading, machine
+from tests.benchmarks.speed import draw_bar, measure_rate, run_contestant
+
+
+class Contestant(NamedTuple):
+    """What runs, in which precision, on one of `parts` parts of `pairs` pairs."""
+
+    label: str
+    name: str
+    precision: str
+    pairs: int
+    parts: int
+    color: str
+
+
+CONTESTANTS = {
+    f"{who} {precision}": Contestant(label, name, precision, pairs, parts, color)
+    for precision, sizes in (("bfloat16", (96, 24, 48)), ("float32", (48, 16, 32)))
+    for (who, label, name, color), (pairs, parts) in zip(
+        (("ours", "DPO Lab", "dpo_lab", BLUE), ("trl", "TRL", "trl_precomputed", ORANGE),
+         ("grouped", "TRL, grouped by length", "trl_precomputed_grouped", PURPLE)),
+        ((sizes[0], 1), (sizes[0], sizes[0] // sizes[1]), (sizes[2], 1)), strict=True)
+}  # fmt: skip
+SAMPLING = {
+    f"{who} {model}": (name, model, precision)
+    for model, precision in (("real", "bfloat16"), ("embedded", "float32"))
+    for who, name in (("sampler", "sampling"), ("generate", "sampling_plainly"))
+}
+Row = dict[str, Any]
+
+
+class Target(NamedTuple):
+    """What is to be reached, and how it follows from a repetition and the operations of a forward pass per pair."""
+
+    what: str
+    least: float
+    """A negative one is a most."""
+    value: Callable[[Row, float], float]
+
+
+def speed(row: Row, name: str) -> float:
+    """Pairs per second of a contestant, or tokens per second of a sampler."""
+    return row[name].get("tokens", row[name]["pairs"]) / row[name]["seconds"]
+
+
+TARGETS = (
+    Target("useful operations in bfloat16 / the measured rate of its products", 0.5,
+           lambda row, flops: 3 * flops * speed(row, "ours bfloat16") / row["matrix_rate bfloat16"]),
+    Target("bfloat16 / our float32", 2.5, lambda row, _: speed(row, "ours bfloat16") / speed(row, "ours float32")),
+    Target("bfloat16 / TRL", 10.0, lambda row, _: speed(row, "ours bfloat16") / speed(row, "trl bfloat16")),
+    Target("bfloat16 / TRL grouped by length", 10.0,
+           lambda row, _: speed(row, "ours bfloat16") / speed(row, "grouped bfloat16")),
+    Target("float32 / TRL", 11.0, lambda row, _: speed(row, "ours float32") / speed(row, "trl float32")),
+    Target("peak memory in bfloat16 / TRL's", -0.4,
+           lambda row, _: row["ours bfloat16"]["peak_memory"] / row["trl bfloat16"]["peak_memory"]),
+    Target("sampling, SmolLM2 / generate", 3.0,
+           lambda row, _: speed(row, "sampler real") / speed(row, "generate real")),
+    Target("sampling, embedded model / generate", 2.0,
+           lambda row, _: speed(row, "sampler embedded") / speed(row, "generate embedded")),
+    Target("memory of sampling, SmolLM2 / generate", -1.0,
+           lambda row, _: row["sampler real"]["peak_memory"] / row["generate real"]["peak_memory"]),
+)  # fmt: skip
+
+
+def measure(repetitions: int, *, threads: int = 2, shrink: int = 1) -> dict[str, Any]:
+    """All contestants in turn, `repetitions` times; `shrink` divides the numbers of pairs, to try this file."""
+    rows = []
+    for repetition in range(repetitions):
+        row: Row = {f"matrix_rate {dtype}": measure_rate(threads, dtype) for dtype in ("bfloat16", "float32")}
+        for key, one in CONTESTANTS.items():
+            row[key] = run_contestant(one.name, threads=threads, pairs=one.pairs // shrink, part=repetition % one.parts,
+                                      parts=one.parts, model="real", precision=one.precision)  # fmt: skip
+        for key, (name, model, precision) in SAMPLING.items():
+            row[key] = run_contestant(name, threads=threads, pairs=64 // shrink, model=model, precision=precision)
+        rows.append(row)
+        print(f"repetition {repetition + 1} of {repetitions}: "
+              + ", ".join(f"{key} {speed(row, key):.2f}" for key in (*CONTESTANTS, *SAMPLING)), flush=True)  # fmt: skip
+    return {"machine": machine(), "threads": threads, "repetitions": rows, "flops_per_pair": flops_per_pair()}
+
+
+def flops_per_pair() -> float:
+    """Operations of a forward pass over a pair, on average, counted in a process of its own."""
+    code = (
+        "from dpo_lab.course.speed.flops import forward_flops; from tests.benchmarks.workload import *; "
+        "load = loaded('smollm2'); "
+        "print(forward_flops(load.make().config, load_pairs(load.folder, 96)).mean())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def reached(found: dict[str, Any]) -> dict[str, list[float]]:
+    """Each target's number, per repetition."""
+    return {one.what: [one.value(row, found["flops_per_pair"]) for row in found["repetitions"]] for one in TARGETS}
+
+
+def is_met(target: Target, value: float) -> bool:
+    return value >= target.least if target.least > 0 else value <= -target.least
+
+
+def table(found: dict[str, Any]) -> str:
+    """The result as markdown."""
+    rows = found["repetitions"]
+    median = lambda of: statistics.median(map(of, rows))
+    lines = [
+        "# Speed on a real model", "", heading(f"python -m tests.benchmarks.real_speed --repetitions {len(rows)}",
+                                              found["machine"]), "",
+        f"SmolLM2-135M-Instruct, pairs of HH harmless-base, at most 384 tokens, batches of 8, {found['threads']} "
+        f"threads; reference log-probs are there before. Medians of {len(rows)} repetitions, all in turn. This machine "
+        f"multiplies matrices at {median(lambda row: row['matrix_rate bfloat16']) / 1e9:.0f} GFLOP/s in bfloat16 and "
+        f"at {median(lambda row: row['matrix_rate float32']) / 1e9:.0f} in float32.", "",
+        "| | precision | pairs/s | peak memory (GiB) | pairs |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for key, one in CONTESTANTS.items():
+        memory = median(lambda row, key=key: row[key]["peak_memory"] / 2**30)
+        lines.append(f"| {one.label} | {one.precision} | {median(lambda row, key=key: speed(row, key)):.2f} | "
+                     f"{memory:.1f} | {rows[0][key]['pairs']} |")  # fmt: skip
+    lines += ["", "Sampling: 64 prompts, 8 answers of at most 64 tokens to each, temperature 1, 64 rows at a time.", "",
+              "| | model | tokens/s | peak memory (GiB) |", "|---|---|---|---|"]  # fmt: skip
+    for key, (name, model, precision) in SAMPLING.items():
+        who = "DPO Lab" if name == "sampling" else "transformers' generate"
+        what = f"{'SmolLM2-135M' if model == 'real' else 'embedded'}, {precision}"
+        memory = median(lambda row, key=key: row[key]["peak_memory"] / 2**30)
+        lines.append(f"| {who} | {what} | {median(lambda row, key=key: speed(row, key)):.0f} | {memory:.1f} |")
+    lines += ["", "| ratio | median | all repetitions | to reach | |", "|---|---|---|---|---|"]
+    for target, values in zip(TARGETS, reached(found).values(), strict=True):
+        middle = statistics.median(values)
+        aim = f"at least {target.least:g}" if target.least > 0 else f"at most {-target.least:g}"
+        lines.append(f"| {target.what} | {middle:.2f} | {min(values):.2f} to {max(values):.2f} | {aim} | "
+                     f"{'reached' if is_met(target, middle) else 'not reached'} |")  # fmt: skip
+    return "\n".join([*lines, "", "![Pairs per second and memory of DPO Lab and TRL](real_speed.png)"]) + "\n"
+
+
+def figure(found: dict[str, Any]) -> Picture:
+    """Pairs per second and memory as bars, one dot per repetition."""
+    picture = new_figure(9.6, 3.6)
+    axes = picture.subplots(1, 2)
+    for axis, title, unit, of in (
+        (axes[0], "Training speed", "pairs per second", speed),
+        (axes[1], "Peak memory", "GiB", lambda row, key: row[key]["peak_memory"] / 2**30),
+    ):
+        for x, (key, one) in enumerate(CONTESTANTS.items()):
+            draw_bar(axis, x, [of(row, key) for row in found["repetitions"]], one.color)
+        names = [f"{one.label.replace(', ', chr(10))}\n{one.precision}" for one in CONTESTANTS.values()]
+        axis.set_xticks(range(len(names)), names, fontsize=7)
+        dress(axis, title, "", unit)
+    add_title(picture, f"SmolLM2-135M, {found['threads']} CPU threads")
+    return picture
+
+
+def write(found: dict[str, Any], folder: Path) -> None:
+    text, picture = table(found), to_png(figure(found))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "real_speed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (folder / "real_speed.md").write_text(text, encoding="utf-8")
+    (folder / "real_speed.png").write_bytes(picture)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--shrink", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=KEPT)
+    given = parser.parse_args()
+    found = measure(given.repetitions, threads=given.threads, shrink=given.shrink)
+    write(found, given.results)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
