@@ -85,7 +85,7 @@ def carry_out(command: str, options: TrainOptions | SFTOptions, config: DPOConfi
                 )  # fmt: skip
             if isinstance(config, DPOConfig) and needs_reference:
                 if config.sync_reference:
-                    console.print("reference: follows the policy, so it is scored in every step and nothing is cached")
+                    console.print("reference: it follows the policy, scored in every step without the cache")
                 else:
                     dashboard.report_reference(num_of_reference(config, data))
             if options.resume:
