@@ -240,15 +240,15 @@ class DPOObjective(TokenObjective):
         return sum_per_sequence(weighted, batch)
 
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], tuple[float, ...]]:
-        if self.held is None:
+        if (held := self.held) is None:
             return {}, ()
-        held_logps = lambda model: tail_discounted(partial(self.score_held, model), self.held, self.ld_alpha)
+        held_logps = lambda scored: tail_discounted(partial(self.score_held, scored), held, self.ld_alpha)
         if self.moving is not None:  # rewards are measured against the reference as it is now
             self.held_reference_logps = held_logps(self.moving.model)
         logps = self.held_reference_logps if self.is_at_reference else held_logps(model)
         self.is_at_reference = False  # the first evaluation comes before the first step, and only that one
-        scores = pair_scores_of(logps, self.held_reference_logps, self.held)
-        result = evaluate_scores(scores, self.pair_loss, self.beta, self.held)
+        scores = pair_scores_of(logps, self.held_reference_logps, held)
+        result = evaluate_scores(scores, self.pair_loss, self.beta, held)
         return result.metrics, tuple(result.table["margin"].tolist())
 
     def identity(self) -> dict[str, Any]:
