@@ -14,8 +14,6 @@ import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from dpo_lab.preferences.encoding import end_token_id
-from dpo_lab.preferences.reports import BadRow
 from dpo_lab.preferences.token_data import TokenData
 from dpo_lab.storage.token_files import parts
 
@@ -108,6 +106,9 @@ def output_layer(model: nn.Module) -> nn.Linear:
 
 def end_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
     """Where an answer ends: the end tokens of model and tokenizer, and the token that closes a turn in its template."""
+    from dpo_lab.preferences.encoding import end_token_id  # training has no use for templates
+    from dpo_lab.preferences.reports import BadRow
+
     configured = inner_model(model).generation_config.eos_token_id
     found = [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]
     if tokenizer.chat_template:
