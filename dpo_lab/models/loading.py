@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dpo_lab.models.checks import check_source, check_tokenizer, check_weights, explain_loading, explain_saving
 from dpo_lab.models.gguf import converted, smollm2_source
-from dpo_lab.models.inside import end_tokens, in_precision, pick_device
+from dpo_lab.models.inside import end_tokens, in_precision, inner_model, pick_device
 from dpo_lab.storage.embedded import embedded_path
 
 EMBEDDED_MODEL = "pocket-sft"
@@ -92,7 +92,7 @@ def save_policy(
     if wanted is not None and wanted != next(model.parameters()).dtype:
         model = in_precision(model, wanted)
     ends = end_tokens(model, tokenizer)
-    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]  # pyright: ignore[reportAttributeAccessIssue]
+    inner_model(model).generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     with explain_saving(folder, "free space or permissions there, or name another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]

@@ -45,7 +45,7 @@ RATES = {DPOConfig: (2e-6, 2e-5), SFTConfig: (2e-5, 2e-4)}
 def settled(options: Options) -> Options:
     """The options with what depends on model and machine, a precision in place of `auto` and a learning rate in place
     of None, the same in all processes; lines on the terminal say which."""
-    if isinstance(options, TrainingConfig):
+    if issubclass(type(options), TrainingConfig):
         options = with_rate(options)
     if options.precision != "auto":
         return options
@@ -68,7 +68,7 @@ def with_rate(options: Options) -> Options:
     """The options with a learning rate that suits the model, where none was given; a line on the terminal says so."""
     if options.learning_rate is not None:
         return options
-    kind = SFTConfig if isinstance(options, SFTConfig) else DPOConfig
+    kind: type[TrainingConfig] = SFTConfig if issubclass(type(options), SFTConfig) else DPOConfig
     rate, model = RATES[kind][0], "full training of a pretrained model"
     if is_small(options.model):
         rate, model = kind.learning_rate, "a small model"
