@@ -1,4 +1,4 @@
-"""Models of many kinds at random small size: loaded from a folder, scored as they score themselves, or refused in words."""
+"""Models of many kinds, small and random: loaded from a folder, scored as they score themselves, or refused in words."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_cap_on_the_logits_is_found_without_a_setting_that_names_it(monkeypatc
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name, make, why", [
+@pytest.mark.parametrize(("name", "make", "why"), [
     ("an encoder with a decoder", lambda: tf.T5ForConditionalGeneration(
         tf.T5Config(vocab_size=400, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)), "T5Config"),
     ("vision alone", lambda: tf.ViTForImageClassification(tf.ViTConfig(**VISION)), "ViTConfig"),

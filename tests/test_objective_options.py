@@ -129,7 +129,8 @@ def test_the_scorer_gives_collisions_without_a_gradient_of_its_own_kind():
 def test_the_reference_moves_to_the_policy_after_every_second_step(mixup):
     data, held = random_pairs(20), random_pairs(5, seed=9)
     config = DPOConfig(
-        **SETTINGS | DESCENT | {"learning_rate": 0.01, "epochs": 3}, sync_reference=2, sync_mixup=mixup, evaluate_every=8
+        **SETTINGS | DESCENT | {"learning_rate": 0.01, "epochs": 3}, sync_reference=2, sync_mixup=mixup,
+        evaluate_every=8,
     )  # fmt: skip
     model, events = run(config, data, held_out=held)
     policy, reference, losses = tiny_llama(), tiny_llama(), []
