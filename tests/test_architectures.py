@@ -1,4 +1,4 @@
-"""Models of many kinds, small and random: loaded from a folder, scored as they score themselves, or refused in words."""
+"""Models of many kinds, small and random: loaded from a folder, scored as by themselves, or refused in words."""
 
 from __future__ import annotations
 
