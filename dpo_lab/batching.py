@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpo_lab.preferences.token_data import TokenData
+from dpo_lab.preferences.token_data import TokenData, plain
 from dpo_lab.storage.token_files import AT_ONCE, parts
 
 Layout = Literal["shared", "separate"]
@@ -74,7 +74,7 @@ def shared_rows(data: TokenData, indices: Sequence[int] | np.ndarray) -> Batch:
     cursor = 0
     for b, (start, prompt_end, *ends) in enumerate(bounds.tolist()):
         num_prompt = prompt_end - start
-        ids.append(data.ids[start : ends[-1]])
+        ids.append(plain(data.ids[start : ends[-1]]))
         positions.append(np.arange(num_prompt))
         span = [cursor, cursor + num_prompt]
         for k, (begin, end) in enumerate(pairwise([prompt_end, *ends])):
@@ -82,10 +82,12 @@ def shared_rows(data: TokenData, indices: Sequence[int] | np.ndarray) -> Batch:
             # The prompt's last token predicts the first token of every completion; the rest predict their neighbour.
             predictor = np.arange(span[-1] - 1, span[-1] + end - begin - 1)
             predictor[0] = span[1] - 1
-            first = 0 if num_prompt else 1  # an empty prompt leaves the first token without a predictor
-            predictors.append(predictor[first:])
-            targets.append(data.ids[begin + first : end])
-            lengths[b, k] -= first
+            own = data.ids[begin:end]
+            is_scored = own >= 0
+            is_scored[0] &= num_prompt > 0  # an empty prompt leaves the first token without a predictor
+            predictors.append(predictor[is_scored])
+            targets.append(own[is_scored])
+            lengths[b, k] = is_scored.sum()
             sequences.append(np.full(lengths[b, k], b * lengths.shape[1] + k))
             span.append(span[-1] + end - begin)  # `begin` and `end` are places in the data, `span` in the row
         spans.append(tuple(span))
@@ -127,14 +129,15 @@ def separate_rows(
         start, prompt_end, begin, end = bounds[b, [0, 1, k + 1, k + 2]].tolist()
         offset = width - total if padding_side == "left" else 0
         here = slice(offset, offset + total)
-        ids[r, here] = np.concatenate([data.ids[start:prompt_end], data.ids[begin:end]])
+        own = data.ids[begin:end]
+        ids[r, here] = np.concatenate([data.ids[start:prompt_end], plain(own)])
         mask[r, here] = 1
         positions[r, here] = np.arange(total)
-        first = 0 if prompt_end > start else 1  # as in a shared row
-        lengths[b, k] -= first
-        scored = r * width + offset + prompt_end - start + first
-        predictors.append(np.arange(scored - 1, scored - 1 + lengths[b, k]))
-        targets.append(data.ids[begin + first : end])
+        is_scored = own >= 0
+        is_scored[0] &= prompt_end > start  # as in a shared row
+        lengths[b, k] = is_scored.sum()
+        predictors.append(r * width + offset + prompt_end - start - 1 + np.flatnonzero(is_scored))
+        targets.append(own[is_scored])
         sequences.append(np.full(lengths[b, k], r))
     return Batch(
         input_ids=torch.from_numpy(ids),

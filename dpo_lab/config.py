@@ -22,6 +22,7 @@ DivergenceName = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 OptimizerName = Literal["adamw", "adam", "sgd", "rmsprop", "adafactor"]
 ScheduleName = Literal["constant", "linear", "cosine"]
 Precision = Literal["float32", "bfloat16", "float16"]
+ScoreTurns = Literal["assistant", "all", "last"]
 AutoPrecision = Literal["auto", "float32", "bfloat16", "float16"]
 """What a command takes; `auto` is settled before anything is computed."""
 TrackerName = Literal[
@@ -64,6 +65,8 @@ class TrainingConfig:
     """Clip the gradient to this norm; None leaves it."""
     max_length: int = 1024
     """Most tokens of prompt plus one completion; the prompt is shortened first, at its oldest part."""
+    score_turns: ScoreTurns = "assistant"
+    """Of an answer of several turns: score those of the assistant, also what users and tools say (`all`), or `last`."""
     precision: Precision = "float32"
     """Arithmetic of the forward pass; weights, log-sum-exp and sums stay in float32."""
     layout: Literal["shared", "separate"] = "shared"
@@ -119,6 +122,7 @@ class TrainingConfig:
         for name, allowed in (("optimizer", OptimizerName.__args__), ("schedule", ScheduleName.__args__),
                               ("precision", self.precisions)):  # fmt: skip
             check(name, getattr(self, name) in allowed, "is not known", f"choose one of {', '.join(allowed)}")
+        check("score_turns", self.score_turns in ScoreTurns.__args__, "is not known", "choose assistant, all or last")
         check("layout", self.layout in ("shared", "separate"), "is not known", "choose shared or separate")
 
 

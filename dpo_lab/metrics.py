@@ -57,6 +57,6 @@ def pair_scores_of(policy: np.ndarray, reference: np.ndarray, data: TokenData) -
 
 
 def scored_lengths(data: TokenData) -> np.ndarray:
-    """Scored tokens per completion, shape (N, K): all of them, less the first where the prompt is empty."""
+    """Scored tokens per completion, shape (N, K): less the first where the prompt is empty, less turns of others."""
     lengths = data.lengths()
-    return lengths[:, 1:] - (lengths[:, :1] == 0)
+    return lengths[:, 1:] - (lengths[:, :1] == 0) - data.unscored()

@@ -185,7 +185,11 @@ def fitting_tokens(
 ) -> TokenData:
     """Rows as token ids. ValueError where there are none, or where the model has no embedding or position for one."""
     given = isinstance(rows, TokenData)
-    data, report = (rows, None) if given else tokenize(rows, tokenizer, max_length=config.max_length)
+    data, report = (
+        (rows, None)
+        if given
+        else tokenize(rows, tokenizer, max_length=config.max_length, score_turns=config.score_turns)
+    )
     if len(data) == 0:
         raise ValueError(f"{name} holds no usable rows" + (f":\n{report.summary()}" if report else ""))
     if report is not None and report.leaving_out:  # what nobody would see in the numbers

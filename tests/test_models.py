@@ -322,9 +322,7 @@ def test_a_rate_that_no_recipe_takes_is_warned_of(monkeypatch, caplog):
     train_dpo(tiny_llama(), None, data, DPOConfig(learning_rate=1e-5, **quick))
     assert not caplog.text
     train_dpo(tiny_llama(), None, data, DPOConfig(learning_rate=2e-4, **quick))
-    assert (
-        "learning rate 0.0002 is above 1e-05, the highest that published recipes take for full" in caplog.text
-    )
+    assert "learning rate 0.0002 is above 1e-05, the highest that published recipes take for full" in caplog.text
     train_dpo(adapted(), None, data, DPOConfig(learning_rate=2e-4, **quick))
     assert "learning rate 0.0002 is above 0.0001, the highest that published recipes take for an adapter" in caplog.text
 

@@ -350,7 +350,9 @@ def test_single_answers_come_with_their_label(label):
         row, report = one(raw | {"label": label, "source": 3})
         assert row == {"prompt": prompt, "completion": completion, "label": True, "source": 3}
         assert report.layouts == {"unpaired": 1}
-    assert [one({"prompt": "q", "completion": "a", "label": bad})[0]["label"] for bad in (False, 0, "false")] == [False] * 3
+    assert [one({"prompt": "q", "completion": "a", "label": bad})[0]["label"] for bad in (False, 0, "false")] == [
+        False
+    ] * 3
 
 
 def test_an_answer_marked_as_bad_is_not_an_example():

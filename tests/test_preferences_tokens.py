@@ -8,6 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpo_lab.batching import make_batch
+from dpo_lab.logprobs import score
+from dpo_lab.metrics import scored_lengths
 from dpo_lab.preferences import (
     BadRow,
     encode_prompt,
@@ -17,8 +20,11 @@ from dpo_lab.preferences import (
     tokenize_pairs,
 )
 from dpo_lab.preferences.token_cache import DataSettings, prepare
+from dpo_lab.preferences.token_data import plain
 from dpo_lab.preferences.tokens import shorten
+from tests.conftest import tiny_llama
 from tests.small_tokenizers import CHATML, bpe
+from tests.test_logprobs import by_hand
 
 TEXT = st.text(alphabet="ab the?.\n", min_size=0, max_size=30)
 ANSWER = st.text(alphabet="ab the?.\n", min_size=1, max_size=30)
@@ -265,16 +271,58 @@ def test_what_a_template_refuses_is_refused_with_the_row():
         tokenize_pairs(rows, tokenizer)
 
 
-def test_a_tool_turn_inside_a_completion_is_scored_and_counted():
-    row = chat_pair()
-    row["chosen"] = [
-        {"role": "assistant", "tool_calls": [{"name": "clock", "arguments": {}}]},
-        {"role": "tool", "content": "noon"},
-        {"role": "assistant", "content": "It is noon."},
-    ]
-    data, report = tokenize_pairs([row], bpe())
+SEVERAL_TURNS = [
+    {"role": "assistant", "content": "the clock"},
+    {"role": "tool", "content": "noon"},
+    {"role": "assistant", "content": "It is noon."},
+]
+
+
+@pytest.mark.parametrize(
+    ("score_turns", "scored"),
+    [
+        ("assistant", "the clock<|im_end|>It is noon.<|im_end|>"),
+        ("last", "It is noon.<|im_end|>"),
+        ("all", "the clock<|im_end|>\n<|im_start|>tool\nnoon<|im_end|>\n<|im_start|>assistant\nIt is noon.<|im_end|>"),
+    ],
+)
+def test_of_several_turns_those_are_scored_that_the_setting_names(score_turns, scored):
+    tokenizer = bpe(template=CHATML, eos="<|im_end|>")
+    row = chat_pair() | {"chosen": SEVERAL_TURNS}
+    data, report = tokenize_pairs([row], tokenizer, score_turns=score_turns)
+    completion = data.row(0).completions[0]
+    assert tokenizer.decode(completion[completion >= 0]) == scored
+    whole = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in SEVERAL_TURNS)
+    assert tokenizer.decode(plain(completion)) == whole.removeprefix("<|im_start|>assistant\n").removesuffix("\n")
     assert report.foreign_turns == 1
-    assert "noon" in bpe().decode(data.row(0).completions[0])
+    assert ("which is scored too: 1" if score_turns == "all" else "which is not scored: 1") in report.summary()
+    assert data.unscored().tolist() == [[int((completion < 0).sum()), 0]]
+
+
+def test_what_is_not_scored_is_seen_and_not_learnt():
+    """The same tokens as the plain log-probs of the whole answer, less those of the tool's turn."""
+    tokenizer = bpe(template=CHATML, eos="<|im_end|>")
+    model = tiny_llama(400)
+    rows = [chat_pair() | {"chosen": SEVERAL_TURNS}, chat_pair(user="How are you?")]
+    whole, _ = tokenize_pairs(rows, tokenizer, score_turns="all")
+    data, _ = tokenize_pairs(rows, tokenizer)
+    expected = []
+    for every, own in zip(map(whole.row, range(2)), map(data.row, range(2)), strict=True):
+        for complete, completion in zip(every.completions, own.completions, strict=True):
+            expected.append(float(by_hand(model, every.prompt, complete)[completion >= 0].sum()))
+    for layout in ("shared", "separate"):
+        np.testing.assert_allclose(score(model, data, layout=layout).ravel(), expected, atol=1e-4)
+        batch = make_batch(data, [0, 1], layout)
+        assert batch.lengths.tolist() == scored_lengths(data).tolist()
+    heads = data.heads()
+    assert (scored_lengths(heads)[:, 0] == scored_lengths(heads)[:, 1]).all()
+
+
+def test_an_answer_of_which_nothing_is_scored_is_refused():
+    row = chat_pair() | {"chosen": [SEVERAL_TURNS[1] | {"content": "noon " * 9}, SEVERAL_TURNS[2]]}
+    row["chosen"] = [SEVERAL_TURNS[0], *row["chosen"]]
+    with pytest.raises(BadRow, match="nothing is scored within max_length = 40; raise max_length"):
+        tokenize_pairs([row], bpe(template=CHATML), score_turns="last", max_length=40)
 
 
 def test_rows_that_were_not_read_first_are_refused_with_the_way_to_read_them():

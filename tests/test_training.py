@@ -344,9 +344,7 @@ def test_the_pages_of_mapped_tokens_do_not_pile_up(tmp_path):
 def test_before_the_first_step_the_policy_is_its_own_reference_and_is_not_scored_again(monkeypatch):
     scored = []
     for module in ("training", "objectives.base"):
-        monkeypatch.setattr(
-            f"dpo_lab.{module}.score", lambda *a, **k: scored.append(len(a[1])) or score(*a, **k)
-        )
+        monkeypatch.setattr(f"dpo_lab.{module}.score", lambda *a, **k: scored.append(len(a[1])) or score(*a, **k))
     data, held = random_pairs(20), random_pairs(7, seed=9)
     _, events = run(data=data, held_out=held)
     first = events[0]

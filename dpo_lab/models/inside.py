@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from dpo_lab.preferences.token_data import TokenData
+from dpo_lab.preferences.token_data import TokenData, plain
 from dpo_lab.storage.token_files import parts
 
 logger = logging.getLogger("dpo_lab")
@@ -160,7 +160,7 @@ def num_parameters(model: nn.Module) -> int:
 def check_fit(model: nn.Module, data: TokenData, name: str) -> None:
     """Every token needs an embedding, and every position a row where positions are a table."""
     rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportCallIssue]
-    largest = max(int(part.max()) for part in parts(data.ids))
+    largest = max(int(plain(part).max()) for part in parts(data.ids))
     if largest >= rows:
         raise ValueError(
             f"token id {largest} has no embedding: the model has {rows}; tokenise {name} with this model's tokenizer"

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from dpo_lab.config import ScoreTurns
 from dpo_lab.preferences.encoding import common_prefix, token_texts
 from dpo_lab.preferences.raw_rows import Pairing
 from dpo_lab.preferences.reading import OnBadRow
 from dpo_lab.preferences.reports import ReadReport, TokenReport
 from dpo_lab.preferences.token_cache import EXAMPLES, UNPAIRED
 from dpo_lab.preferences.token_data import TokenRow
+from dpo_lab.preferences.token_data import plain as plain_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,6 +95,7 @@ def inspect_data(
     *,
     num_rows: int = 3,
     max_length: int = 1024,
+    score_turns: ScoreTurns = "assistant",
     sft: bool = False,
     on_bad_row: OnBadRow = "skip",
     limit: int | None = None,
@@ -104,11 +109,11 @@ def inspect_data(
     """
     kind = EXAMPLES if sft else UNPAIRED
     rows, read = kind.read(source, split, on_bad_row=on_bad_row, limit=limit, columns=columns, pairing=pairing)
-    data, report = kind.tokenize(rows, tokenizer, max_length=max_length, on_bad_row=on_bad_row)
+    data, report = kind.tokenize(rows, tokenizer, max_length=max_length, score_turns=score_turns, on_bad_row=on_bad_row)
     shown = []
     for index in range(min(num_rows, len(data))):
         row = rows[int(data.source_rows[index])]
-        whole, _ = kind.tokenize([row], tokenizer, max_length=_NO_LIMIT)
+        whole, _ = kind.tokenize([row], tokenizer, max_length=_NO_LIMIT, score_turns=score_turns)
         names = [name for name in ("chosen", "rejected", "completion") if row.get(name) is not None]
         place = str(getattr(row, "place", f"row {index}"))
         shown.append(ShownRow(place, _parts(tokenizer, names[: data.num_completions], whole.row(0), data.row(index))))
@@ -123,6 +128,10 @@ def _parts(tokenizer: Any, names: list[str], whole: TokenRow, kept: TokenRow) ->
                         Part("prompt", texts[head + lost :])]}  # fmt: skip
     unscored = 0 if len(kept.prompt) else 1  # nothing predicts the first token of all
     for name, ids, short in zip(names, whole.completions, kept.completions, strict=True):
-        texts, end = token_texts(tokenizer, ids, before=whole.prompt), len(short)
-        parts[name] = [Part("prompt", texts[:unscored]), Part("scored", texts[unscored:end]), Part("cut", texts[end:])]
+        texts = token_texts(tokenizer, plain_ids(ids), before=whole.prompt)
+        is_scored = [place >= unscored and token >= 0 for place, token in enumerate(short.tolist())]
+        fates: list[Fate] = ["scored" if scored else "prompt" for scored in is_scored]
+        fates += ["cut"] * (len(texts) - len(fates))
+        runs = groupby(zip(fates, texts, strict=True), key=itemgetter(0))
+        parts[name] = [Part(fate, [text for _, text in run]) for fate, run in runs]
     return parts

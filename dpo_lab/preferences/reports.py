@@ -157,6 +157,7 @@ class TokenReport:
     """What became of every row on its way to token ids. `rows` = `kept` + dropped + identical."""
 
     max_length: int
+    score_turns: str = "assistant"
     rows: int = 0
     kept: int = 0
     dropped: list[BadRow] = field(default_factory=list)
@@ -182,7 +183,7 @@ class TokenReport:
     unstable_prompts: int = 0
     """Rows whose rendered prompt does not begin the rendered whole (a template that rewrites earlier turns)."""
     foreign_turns: int = 0
-    """Completions with a tool's or user's turn inside, which is scored although the model does not write it."""
+    """Completions with a tool's or user's turn inside, which is scored only under `score_turns="all"`."""
     mean_prompt: float = 0.0
     mean_completion: float = 0.0
     longest_prompt: int = 0
@@ -225,7 +226,11 @@ class TokenReport:
             (self.empty_prompts, "empty prompts: nothing predicts the first completion token, so it is not scored"),
             (self.border_moved, "prompts whose last token merges with the completion and is scored with it"),
             (self.unstable_prompts, "prompts that the template renders otherwise once an answer follows"),
-            (self.foreign_turns, "completions with a tool's or user's turn inside, which is scored too"),
+            (
+                self.foreign_turns,
+                "completions with a tool's or user's turn inside, which is "
+                + ("scored too" if self.score_turns == "all" else "not scored"),
+            ),
         ):
             if count:
                 lines.append(f"{what}: {count:,}")

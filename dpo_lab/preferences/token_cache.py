@@ -22,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dpo_lab.config import ScoreTurns
 from dpo_lab.preferences.encoding import tokenizer_settings
 from dpo_lab.preferences.raw_rows import Pairing, columns_of
 from dpo_lab.preferences.reading import (
@@ -85,6 +86,12 @@ class DataSettings:
     validation: float = 0.1
     seed: int = 0
     max_length: int = 1024
+    score_turns: ScoreTurns = "assistant"
+
+    @property
+    def tokens(self) -> dict[str, Any]:
+        """How rows become token ids."""
+        return {"max_length": self.max_length, "score_turns": self.score_turns, "on_bad_row": self.on_bad_row}
 
     @property
     def train_split(self) -> str | None:
@@ -151,7 +158,7 @@ def prepare(
     if held is None:
         rows, held = split_rows(list(rows), settings.validation, settings.seed) if settings.validation else (rows, [])
     check()
-    train, report = kind.tokenize(rows, tokenizer, max_length=settings.max_length, on_bad_row=settings.on_bad_row)
+    train, report = kind.tokenize(rows, tokenizer, **settings.tokens)
     log_and_save(report.summary())
     check_kept(train, report, settings.pairs)
     check()
@@ -182,7 +189,7 @@ def tokenize_held_out(
     """Token ids, and the rows that have them; (None, []) without rows. What was left out is logged."""
     if not rows:
         return None, []
-    tokens, report = kind.tokenize(rows, tokenizer, max_length=settings.max_length, on_bad_row=settings.on_bad_row)
+    tokens, report = kind.tokenize(rows, tokenizer, **settings.tokens)
     if report.dropped or report.identical:
         log(report.summary())
     return tokens, [rows[index] for index in tokens.source_rows]

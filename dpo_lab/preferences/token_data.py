@@ -1,7 +1,8 @@
 """Prompts and their completions as token ids, flat in four numpy arrays that can be mapped from disk.
 
 N prompts, K completions each: K = 2 for pairs (0 chosen, 1 rejected), K = 1 for examples. Row n lies in one piece of
-`ids`, prompt first: bounds[n] = (start, end of prompt, end of completion 0, ..., end of completion K-1).
+`ids`, prompt first: bounds[n] = (start, end of prompt, end of completion 0, ..., end of completion K-1). A completion's
+token that is not scored, such as a tool's answer in it, stands as ~id, below zero.
 """
 
 from __future__ import annotations
@@ -30,11 +31,16 @@ from dpo_lab.storage.token_files import (
 _PENDING = 4096  # rows that are collected before their arrays are joined
 
 
+def plain(ids: np.ndarray) -> np.ndarray:
+    """The ids as a model and a tokenizer know them, whether they are scored or not."""
+    return np.maximum(ids, ~ids)
+
+
 class TokenRow(NamedTuple):
     prompt: np.ndarray
     """(P,) int32"""
     completions: tuple[np.ndarray, ...]
-    """K arrays (C_k,) int32"""
+    """K arrays (C_k,) int32, ~id where a token is not scored"""
     weight: float
 
 
@@ -113,13 +119,25 @@ class TokenData:
         return lengths
 
     def heads(self) -> TokenData:
-        """The same prompts, every completion cut to the length of the prompt's shortest."""
+        """The same prompts, every completion cut to as many scored tokens as the prompt's shortest has."""
+
+        def cut(row: TokenRow) -> list[np.ndarray]:
+            scored = [np.flatnonzero(own >= 0) for own in row.completions]
+            least = min(map(len, scored))
+            return [own[: places[least - 1] + 1] for own, places in zip(row.completions, scored, strict=True)]
+
         rows = map(self.row, range(len(self)))
-        lengths = self.completion_lengths.min(axis=1).tolist()
-        return TokenData.from_rows(
-            (row.prompt, [own[:length] for own in row.completions], row.weight)
-            for row, length in zip(rows, lengths, strict=True)
-        )
+        return TokenData.from_rows((row.prompt, cut(row), row.weight) for row in rows)
+
+    def unscored(self) -> np.ndarray:
+        """Tokens of each completion that are not scored, (N, K)."""
+        counts = np.zeros((len(self), self.num_completions), np.int32)
+        found = [np.flatnonzero(part < 0) + index * AT_ONCE for index, part in enumerate(parts(self.ids))]
+        if places := np.concatenate([np.empty(0, np.int64), *found]).astype(np.int64).tolist():
+            row = np.searchsorted(self.bounds[:, -1], places, side="right")
+            completion = (np.asarray(places)[:, None] >= self.bounds[row, 1:-1]).sum(1) - 1
+            np.add.at(counts, (row, completion), 1)
+        return counts
 
     def longest(self) -> int:
         """Tokens of the longest prompt with one of its completions; 0 without rows."""

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from dpo_lab.preferences.chat import dropped_text, has_own_template, is_conversation, render_prompt, render_whole
+from dpo_lab.config import ScoreTurns
+from dpo_lab.preferences.chat import (
+    dropped_text,
+    has_own_template,
+    is_conversation,
+    prompt_messages,
+    render,
+    render_prompt,
+    render_whole,
+)
 from dpo_lab.preferences.encoding import Encoder, common_prefix
 from dpo_lab.preferences.reading import OnBadRow, check_on_bad_row
 from dpo_lab.preferences.reports import BadRow, Place, TokenReport, shown
@@ -47,6 +56,7 @@ def tokenize_pairs(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int = 1024,
+    score_turns: ScoreTurns = "assistant",
     on_bad_row: OnBadRow = "raise",
     folder: str | os.PathLike[str] | None = None,
 ) -> tuple[TokenData, TokenReport]:
@@ -56,12 +66,14 @@ def tokenize_pairs(
     keeping BOS and the system turn; then completions at their end. Pairs whose answers have the same tokens
     afterwards are left out and counted.
 
+    score_turns: of an answer of several turns, what counts: the assistant's turns, all, or the last of the assistant.
     folder: the ids are written there as they come, and mapped from there: with rows that are streamed
         (`stream_preferences`) the memory does not grow with their number. `TokenData.load(folder)` opens them again.
     """
     return _tokenize(
-        cast("Iterable[Mapping[str, Any]]", rows), ("chosen", "rejected"), tokenizer, max_length, on_bad_row, folder
-    )
+        cast("Iterable[Mapping[str, Any]]", rows), ("chosen", "rejected"), tokenizer, max_length, score_turns,
+        on_bad_row, folder,
+    )  # fmt: skip
 
 
 def tokenize_examples(
@@ -69,6 +81,7 @@ def tokenize_examples(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int = 1024,
+    score_turns: ScoreTurns = "assistant",
     on_bad_row: OnBadRow = "raise",
     folder: str | os.PathLike[str] | None = None,
 ) -> tuple[TokenData, TokenReport]:
@@ -80,7 +93,7 @@ def tokenize_examples(
     first = list(islice(stream, 1))
     columns = first[0] if first else {}
     answer = "chosen" if "chosen" in columns and "completion" not in columns else "completion"
-    return _tokenize(chain(first, stream), (answer,), tokenizer, max_length, on_bad_row, folder)
+    return _tokenize(chain(first, stream), (answer,), tokenizer, max_length, score_turns, on_bad_row, folder)
 
 
 def tokenize_unpaired(
@@ -142,6 +155,7 @@ def _tokenize(
     names: tuple[str, ...],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    score_turns: ScoreTurns,
     on_bad_row: OnBadRow,
     folder: str | os.PathLike[str] | None,
 ) -> tuple[TokenData, TokenReport]:
@@ -153,7 +167,7 @@ def _tokenize(
         )
     if max_length < 2:
         raise ValueError(f"max_length must be at least 2, got {max_length}; it counts prompt plus completion")
-    report = TokenReport(max_length)
+    report = TokenReport(max_length, score_turns)
     encoder, collector = Encoder(tokenizer), Collector(folder)
     kinds: set[bool] = set()
 
@@ -176,7 +190,7 @@ def _tokenize(
             for texts, prompt, wholes in _encoded(chunk, encoder):
                 kinds.add(texts.is_chat)
                 try:
-                    _collect(texts, prompt, wholes, encoder, collector, report)
+                    _collect(texts, names, prompt, wholes, encoder, collector, report)
                 except BadRow as problem:
                     left_out(problem, _place(texts.row, texts.number))
             report.foreign_turns += sum(_has_foreign_turn(texts.row[name]) for texts in chunk for name in names)
@@ -223,6 +237,7 @@ def _encoded(chunk: list[Texts], encoder: Encoder) -> Iterator[tuple[Texts, np.n
 
 def _collect(
     texts: Texts,
+    names: tuple[str, ...],
     prompt: np.ndarray,
     wholes: list[np.ndarray],
     encoder: Encoder,
@@ -232,6 +247,9 @@ def _collect(
     """Split, shorten, and take the row in."""
     border = min(common_prefix(prompt, whole) for whole in wholes)
     lost = len(prompt) - border
+    several = [_has_several_turns(texts.row[name]) and report.score_turns != "all" for name in names]
+    wholes = [_marked(texts.row, name, whole, border, encoder, report.score_turns) if is_one else whole
+              for name, whole, is_one in zip(names, wholes, several, strict=True)]  # fmt: skip
     remaining, whole_completions = prompt[:border], tuple(whole[border:] for whole in wholes)
     if not all(map(len, whole_completions)):
         raise BadRow(None, "has an answer without a token: the tokenizer drops its text and has no end token",
@@ -250,6 +268,9 @@ def _collect(
         elif texts.dropped:
             report.alike_by_template.append(place)
         return
+    if not all((completion >= 0).any() for completion in completions):
+        raise BadRow(None, f"has an answer of which nothing is scored within max_length = {report.max_length}",
+                     "raise max_length, or leave the row out")  # fmt: skip
     report.prompts_shortened += len(remaining) < border
     report.completions_cut += sum(len(new) < len(old) for new, old in zip(completions, whole_completions, strict=True))
     if lost:
@@ -257,6 +278,28 @@ def _collect(
         report.border_moved += stable
         report.unstable_prompts += not stable
     collector.add(remaining, completions, texts.weight, texts.number)
+
+
+def _marked(
+    row: Mapping[str, Any], name: str, whole: np.ndarray, border: int, encoder: Encoder, score_turns: ScoreTurns
+) -> np.ndarray:
+    """Prompt and answer, with ~id in place of each token after the border that is not scored."""
+    before, answer, tools = prompt_messages(row), row[name], row.get("tools")
+    ending = encoder.ending(is_chat=True)
+    ours = [place for place, turn in enumerate(answer) if turn["role"] == "assistant"]
+    is_scored = np.zeros(len(whole), bool)
+    for place in ours if score_turns == "assistant" else ours[-1:]:
+        opened = render([*before, *answer[:place]], encoder.tokenizer, tools, open_answer=True)
+        closed = render([*before, *answer[: place + 1]], encoder.tokenizer, tools)
+        ids = encoder.ids([opened, encoder.without_surplus(closed, ending)])
+        start, end = (common_prefix(encoder.started(part, is_chat=True), whole) for part in ids)
+        is_scored[start : len(whole) if place == len(answer) - 1 else end] = True
+    is_scored[:border] = True  # of the prompt; it is never marked
+    return np.where(is_scored, whole, ~whole)
+
+
+def _has_several_turns(answer: object) -> bool:
+    return isinstance(answer, list) and len(answer) > 1
 
 
 def _place(row: Mapping[str, Any], number: int) -> Place:

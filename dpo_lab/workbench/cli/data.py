@@ -26,7 +26,8 @@ def inspect(options: InspectOptions) -> int:
 
     found = inspect_data(
         options.data, load_tokenizer(options.model, trust_remote_code=options.trust_remote_code), options.split,
-        num_rows=options.rows, max_length=options.max_length, sft=options.sft, on_bad_row=options.on_bad_row,
+        num_rows=options.rows, max_length=options.max_length, score_turns=options.score_turns, sft=options.sft,
+        on_bad_row=options.on_bad_row,
         limit=options.limit, columns=columns_of(options.columns), pairing=options.pairing,
     )  # fmt: skip
     print_report(found.read)

@@ -120,7 +120,7 @@ def training_data(options: RunOptions, config: TrainingConfig, tokenizer: Any, k
         data = prepare(settings, tokenizer, kind, folder=token_cache_folder(options.cache), log=print_note)
     else:
         held = read_held_out(settings, kind, print_note) or []
-        tokens, report = stream_tokens(options, tokenizer, config.max_length, kind)
+        tokens, report = stream_tokens(options, tokenizer, kind)
         print_report(report)
         data = PreparedData(tokens, *tokenize_held_out(held, settings, tokenizer, kind, print_note))
     num_held = 0 if data.held is None else len(data.held)
@@ -128,7 +128,12 @@ def training_data(options: RunOptions, config: TrainingConfig, tokenizer: Any, k
     return data
 
 
-def stream_tokens(options: RunOptions | CacheOptions, tokenizer: Any, max_length: int, kind: Kind) -> Any:
+def tokens_of(options: Any) -> dict[str, Any]:
+    """How rows become token ids."""
+    return {name: getattr(options, name) for name in ("max_length", "score_turns", "on_bad_row")}
+
+
+def stream_tokens(options: RunOptions | CacheOptions, tokenizer: Any, kind: Kind) -> Any:
     """(token ids mapped from the folder --tokens, the report on them), of rows that are read one by one.
 
     Of several processes the main one reads and writes; the others map what it wrote.
@@ -139,7 +144,7 @@ def stream_tokens(options: RunOptions | CacheOptions, tokenizer: Any, max_length
 
     def written() -> Any:
         rows, read = kind.stream(options.pairs, split=split, **reading(options, options.pairs))
-        _, report = kind.tokenize(rows, tokenizer, max_length=max_length, on_bad_row=options.on_bad_row, folder=folder)
+        _, report = kind.tokenize(rows, tokenizer, **tokens_of(options), folder=folder)
         print_report(read)
         return report
 

@@ -17,7 +17,15 @@ from dpo_lab.preferences.token_cache import PAIRS, reading
 from dpo_lab.preferences.tokens import check_kept, tokenize_pairs
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.sampling import generate
-from dpo_lab.workbench.cli.inputs import load_model, load_reference, print_report, read_rows, settled, stream_tokens
+from dpo_lab.workbench.cli.inputs import (
+    load_model,
+    load_reference,
+    print_report,
+    read_rows,
+    settled,
+    stream_tokens,
+    tokens_of,
+)
 from dpo_lab.workbench.cli.options import CacheOptions, EvaluateOptions, MergeOptions, SampleOptions
 from dpo_lab.workbench.cli.progress import Dashboard
 from dpo_lab.workbench.cli.suites import evaluate_suites
@@ -35,10 +43,10 @@ def cache(options: CacheOptions) -> int:
     console.quiet = not processes.is_main
     model, tokenizer = load_model(options, options.device)
     if options.tokens is not None:
-        data, report = stream_tokens(options, tokenizer, options.max_length, PAIRS)
+        data, report = stream_tokens(options, tokenizer, PAIRS)
     else:
         rows = read_rows(options, options.seed, read_preferences, embedded_split="train")
-        data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length, on_bad_row=options.on_bad_row)
+        data, report = tokenize_pairs(rows, tokenizer, **tokens_of(options))
     print_report(report)
     check_kept(data, report, options.pairs)
     check_length(model, report.longest, "--pairs")
@@ -66,7 +74,7 @@ def evaluate(options: EvaluateOptions) -> int:
     model, tokenizer = load_model(options, options.device)
     reference = load_reference(options, options.reference or "embedded", tokenizer)
     rows = read_rows(options, options.seed, read_preferences, embedded_split="test")
-    data, report = tokenize_pairs(rows, tokenizer, max_length=options.max_length, on_bad_row=options.on_bad_row)
+    data, report = tokenize_pairs(rows, tokenizer, **tokens_of(options))
     print_report(report)
     check_kept(data, report, options.pairs)
     check_length(model, report.longest, "--pairs")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dpo_lab.config import AutoPrecision, DPOConfig, LoRAConfig, LossName, SFTConfig, TrackerName
+from dpo_lab.config import AutoPrecision, DPOConfig, LoRAConfig, LossName, ScoreTurns, SFTConfig, TrackerName
 from dpo_lab.workbench.runs.settings import HeldOutSettings, PassSettings, ReadingSettings, RowSettings
 from dpo_lab.workbench.sweeps.settings import SweepSettings
 
@@ -212,6 +212,8 @@ class InspectOptions(RowSettings):
     """Rows shown as tokens."""
     max_length: int = 1024
     """Most tokens of prompt plus one completion, as in training."""
+    score_turns: ScoreTurns = "assistant"
+    """Of an answer of several turns: score those of the assistant, also what users and tools say (`all`), or `last`."""
     sft: bool = False
     """As `dpo-lab sft` reads it: good answers, in place of pairs."""
     limit: int | None = None

@@ -19,7 +19,7 @@ from torch import nn
 from dpo_lab.batching import Layout, make_batch, row_lengths, split_passes
 from dpo_lab.logprobs import Scorer, usable_layout
 from dpo_lab.preferences.encoding import common_prefix, decode, token_texts
-from dpo_lab.preferences.token_data import TokenData
+from dpo_lab.preferences.token_data import TokenData, plain
 from dpo_lab.workbench.evaluation.pairs import dpo_beta, usable_pairs
 
 
@@ -70,16 +70,19 @@ def token_rewards(
     found = []
     for index in range(len(data)):
         row = data.row(index)
+        scored = [own >= 0 for own in row.completions]
+        for is_scored in scored:
+            is_scored[0] &= len(row.prompt) > 0  # nothing predicts the first token of all
         answers = []
         for k, completion in enumerate(row.completions):
             logps, reference_logps = policy[index][k], frozen[index][k]
-            texts = token_texts(tokenizer, completion, before=row.prompt)[len(completion) - len(logps) :]
+            texts = token_texts(tokenizer, plain(completion), before=row.prompt)
+            texts = [texts[place] for place in np.flatnonzero(scored[k])]
             rewards = scale * (logps.astype(np.float64) - reference_logps)
             answers.append(TokenRewards(texts, rewards, logps, reference_logps))
-        num_unscored = len(row.completions[0]) - len(answers[0].tokens)
-        num_shared = common_prefix(*row.completions) - num_unscored
+        num_shared = int(scored[0][: common_prefix(*row.completions)].sum())
         prompt = decode(tokenizer, row.prompt)
-        found.append(PairTokens(int(data.source_rows[index]), prompt, answers[0], answers[1], max(num_shared, 0)))
+        found.append(PairTokens(int(data.source_rows[index]), prompt, answers[0], answers[1], num_shared))
     return found
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from dpo_lab.config import Precision
+from dpo_lab.config import Precision, ScoreTurns
 
 Settings = TypeVar("Settings", bound=Any)
 
@@ -59,6 +59,8 @@ class PassSettings:
 
     max_length: int = 1024
     """Most tokens of prompt plus one completion, as in training."""
+    score_turns: ScoreTurns = "assistant"
+    """Of an answer of several turns: score those of the assistant, also what users and tools say (`all`), or `last`."""
     precision: Precision = "float32"
     """Arithmetic of the forward pass, as in training."""
     device: str = "auto"

@@ -135,6 +135,7 @@ class SweepSettings(PassSettings, ReadingSettings):
             **values,
             seed=self.seed,
             max_length=self.max_length,
+            score_turns=self.score_turns,
             precision=self.precision,
             device=self.device,
             evaluate_every=evaluate_every,

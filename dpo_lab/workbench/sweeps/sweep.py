@@ -122,8 +122,8 @@ def check_losses(settings: SweepSettings, space: Space) -> None:
 
 def train_line(values: dict[str, Value], settings: SweepSettings) -> str:
     """The line of `dpo-lab train` that trains with these values on all the pairs."""
-    names = ("seed", "max_length", "precision", "device", "model", "pairs", "split", "limit", "on_bad_row",
-             "columns", "pairing", "trust_remote_code")  # fmt: skip
+    names = ("seed", "max_length", "score_turns", "precision", "device", "model", "pairs", "split", "limit",
+             "on_bad_row", "columns", "pairing", "trust_remote_code")  # fmt: skip
     default = SweepSettings()
     own = [(name, getattr(settings, name)) for name in names
            if getattr(settings, name) != getattr(default, name) or _settles_otherwise(name, settings)]  # fmt: skip
@@ -163,7 +163,13 @@ class _Data:
         )
         train, held = split_rows(list(rows), settings.validation, settings.seed)
         tokens, validation = (
-            tokenize_pairs(part, tokenizer, max_length=settings.max_length, on_bad_row=settings.on_bad_row)[0]
+            tokenize_pairs(
+                part,
+                tokenizer,
+                max_length=settings.max_length,
+                score_turns=settings.score_turns,
+                on_bad_row=settings.on_bad_row,
+            )[0]
             for part in (train, held)
         )
         if not len(tokens) or not len(validation):
