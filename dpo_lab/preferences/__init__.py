@@ -29,7 +29,7 @@ __getattr__, __dir__ = face(__name__, {
     "inspection": "inspect_data",
     "layouts": "EXAMPLE_LAYOUTS LAYOUTS UNPAIRED_LAYOUTS",
     "reading":
-        "load_examples load_preferences read_examples read_preferences split_rows stream_examples "
+        "load_examples load_preferences read_examples read_pairs read_preferences split_rows stream_examples "
         "stream_preferences",
     "reports": "BadRow Place ReadReport TokenReport",
     "token_data": "TokenData TokenRow",

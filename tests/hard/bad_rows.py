@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 WORDS = ("cat", "the mat", "é ü ß", "猫", "🙂", "a\nb", "\t", "«»", "ع", "0", "null", "<b>", "\\", '"')
 NO_TEXT = (0, 1, -1.5, True, {}, [], [1], [None], {"a": 1}, [["a"]], 10**30, [{}], [{"role": "user"}])
-NO_ROLE = (None, 3, "", "boss", "User", ["user"], {"a": 1}, "developer", "system ", True)
+NO_ROLE = (None, 3, "", "boss", "Narrator", ["user"], {"a": 1}, "narrator", "system ", True)
 
 
 def good_row(random: Random) -> Row:
@@ -71,7 +71,7 @@ def _turns(row: Row, random: Random) -> None:
 def _sharegpt(row: Row, random: Random) -> None:
     row.clear()
     row.update(chosen="a", rejected="b", conversations=random.choice((
-        [{"from": "boss", "value": "x"}], [{"from": 3, "value": "x"}], [{"from": "human"}], "x", [], [{}],
+        [{"from": "boss", "value": "x"}], [{"from": 3, "value": "x"}], [{"from": "human"}], 7, [], [{}],
         {"from": "human"}, [{"from": "function_call", "value": random.choice(("{", "[" * 5000))}],
         [{"from": ["human"], "value": "x"}],
         [{"from": "human", "value": {"a": 1}}])))  # fmt: skip
@@ -98,7 +98,7 @@ def _tools(row: Row, random: Random) -> None:
 
 
 def _system(row: Row, random: Random) -> None:
-    row["system"] = random.choice((7, ["x"], {"a": 1}, True, "\ud800", 1.5))
+    row["system"] = random.choice((7, [7], {"a": 1}, True, "\ud800", 1.5))
 
 
 def _unpaired(row: Row, random: Random) -> None:
