@@ -226,7 +226,11 @@ def test_the_folder_lies_beside_the_cache(tmp_path, monkeypatch):
 
 def test_the_settings_are_the_command_lines_options():
     options = set(RunOptions.__dataclass_fields__)
-    assert set(DataSettings.__dataclass_fields__) - options == {"seed", "max_length", "score_turns"}  # those of the training
+    assert set(DataSettings.__dataclass_fields__) - options == {
+        "seed",
+        "max_length",
+        "score_turns",
+    }  # those of the training
     recipe = Recipe(pairs="here.jsonl", limit=20, validation=0.3)
     assert recipe.data == DataSettings(
         pairs="here.jsonl", limit=20, validation=0.3, max_length=recipe.config.max_length
