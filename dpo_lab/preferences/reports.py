@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dpo_lab.config import ScoreTurns
+
 
 @dataclass(frozen=True)
 class Place:
@@ -159,7 +161,7 @@ class TokenReport:
     """What became of every row on its way to token ids. `rows` = `kept` + dropped + identical."""
 
     max_length: int
-    score_turns: str = "assistant"
+    score_turns: ScoreTurns = "assistant"
     rows: int = 0
     kept: int = 0
     dropped: list[BadRow] = field(default_factory=list)
