@@ -120,6 +120,10 @@ def inspect_data(
     return Inspection(read, report, shown)
 
 
+def _fate(is_scored: bool) -> Fate:
+    return "scored" if is_scored else "prompt"
+
+
 def _parts(tokenizer: Any, names: list[str], whole: TokenRow, kept: TokenRow) -> dict[str, list[Part]]:
     """Prompt and answers before they were shortened, with what of them was kept."""
     lost, head = len(whole.prompt) - len(kept.prompt), common_prefix(whole.prompt, kept.prompt)
@@ -130,8 +134,8 @@ def _parts(tokenizer: Any, names: list[str], whole: TokenRow, kept: TokenRow) ->
     for name, ids, short in zip(names, whole.completions, kept.completions, strict=True):
         texts = token_texts(tokenizer, plain_ids(ids), before=whole.prompt)
         is_scored = [place >= unscored and token >= 0 for place, token in enumerate(short.tolist())]
-        fates: list[Fate] = ["scored" if scored else "prompt" for scored in is_scored]
-        fates += ["cut"] * (len(texts) - len(fates))
+        cut: list[Fate] = ["cut"] * (len(texts) - len(short))
+        fates = [*(_fate(scored) for scored in is_scored), *cut]
         runs = groupby(zip(fates, texts, strict=True), key=itemgetter(0))
         parts[name] = [Part(fate, [text for _, text in run]) for fate, run in runs]
     return parts
