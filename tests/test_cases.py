@@ -134,11 +134,11 @@ def test_a_case_gives_what_its_table_says(models, capsys, tmp_path, name):
 
     case = CASES[name]
     folder = models(case.model)
-    told = dpo_lab(capsys, "train", "--model", folder, "--pairs", CASES_FOLDER / case.file, "--samples", 0,
+    outcome = dpo_lab(capsys, "train", "--model", folder, "--pairs", CASES_FOLDER / case.file, "--samples", 0,
                    "--max-steps", 1, "--kl-prompts", 0, "--device", "cpu", "--cache", tmp_path / "reference.sqlite",
                    "--run", tmp_path / "run", *case.arguments)  # fmt: skip
-    output = " ".join(f"{told.out} {told.err}".split())
-    assert told.status == case.status, output
+    output = " ".join(f"{outcome.out} {outcome.err}".split())
+    assert outcome.status == case.status, output
     for piece in case.say:
         assert " ".join(piece.split()) in output, output
     if case.status == 0:
@@ -148,7 +148,7 @@ def test_a_case_gives_what_its_table_says(models, capsys, tmp_path, name):
         if case.answers is not None:
             assert tuple(map(tokenizer.decode, row.completions)) == case.answers
     with capsys.disabled():
-        print(f"  {case.file:<36} {name}: {'as the table says' if case.status == 0 else told.message[:150]}")
+        print(f"  {case.file:<36} {name}: {'as the table says' if case.status == 0 else outcome.message[:150]}")
 
 
 def test_a_model_stops_in_plain_transformers_where_it_was_trained_to_stop(models, capsys, tmp_path):
@@ -157,10 +157,10 @@ def test_a_model_stops_in_plain_transformers_where_it_was_trained_to_stop(models
 
     models("chat")  # skips where the inputs are absent
     base = saved_model(tmp_path / "base", tiny_llama(400), bpe(template=CHATML, eos="<eos>"))
-    told = dpo_lab(capsys, "sft", "--model", base, "--pairs", CASES_FOLDER / "stop_where_trained.jsonl",
+    outcome = dpo_lab(capsys, "sft", "--model", base, "--pairs", CASES_FOLDER / "stop_where_trained.jsonl",
                    "--validation", 0, "--samples", 0, "--epochs", 40, "--learning-rate", 1e-2, "--schedule", "constant",
                    "--device", "cpu", "--cache", tmp_path / "reference.sqlite", "--run", tmp_path / "run")  # fmt: skip
-    assert told.status == 0, told.err
+    assert outcome.status == 0, outcome.err
     folder = tmp_path / "run" / "model"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     [saved] = tmp_path.glob("reference.sqlite-tokens/*/train")

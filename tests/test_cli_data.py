@@ -43,8 +43,8 @@ def test_columns_under_other_names_train_the_same_and_stay_with_the_run(tell, tm
     assert without_seconds(plain.metrics) == without_seconds(other.metrics)
     assert other.config["settings"]["columns"] == ["prompt=question", "chosen=good", "rejected=bad"]
     assert tell("train", "--run", "other", "--resume").status == 0
-    told = tell("train", "--run", "other", "--resume", "--columns", "prompt=bad")
-    assert (told.status, "was begun with" in told.message) == (2, True)
+    outcome = tell("train", "--run", "other", "--resume", "--columns", "prompt=bad")
+    assert (outcome.status, "was begun with" in outcome.message) == (2, True)
 
 
 def test_other_commands_take_columns_too(tell):
@@ -52,13 +52,13 @@ def test_other_commands_take_columns_too(tell):
     assert tell("cache", *reads).status == 0
     assert tell("evaluate", *reads, "--reference", "SHELF/model", "--kl-prompts", 0).status == 0
     assert tell("sample", *reads, "--limit", 1, "--max-new-tokens", 2).status == 0
-    told = tell("sample", *reads[:4])
-    assert told.message.startswith(
+    outcome = tell("sample", *reads[:4])
+    assert outcome.message.startswith(
         "dpo-lab: other.jsonl, line 1: field 'chosen' is missing; the row has question, good, bad"
     )
-    assert "--columns" in told.message
-    told = tell("cache", *reads[:4], "--columns", "prompt:question")
-    assert "columns are given as NAME=COLUMN, got 'prompt:question'; write prompt=question" in told.message
+    assert "--columns" in outcome.message
+    outcome = tell("cache", *reads[:4], "--columns", "prompt:question")
+    assert "columns are given as NAME=COLUMN, got 'prompt:question'; write prompt=question" in outcome.message
 
 
 def test_a_sweep_writes_down_and_reads_back_its_columns(tmp_path):
@@ -78,37 +78,39 @@ def test_a_sweep_writes_down_and_reads_back_its_columns(tmp_path):
 def test_escape_codes_of_data_do_not_reach_the_terminal(tell):
     evil = {"prompt": "\x1b[2J\x1b]0;owned\x07hi\x9b31m", "chosen": "yes", "rejected": "no"}
     write_rows(path := Path("evil.jsonl"), [evil, {"\x1b[31mprompt": 1}])
-    told = tell("sample", "--model", "SHELF/model", "--pairs", path, "--on-bad-row", "skip", "--max-new-tokens", 1)
-    assert told.status == 0
-    assert "␛[2J" in told.out
+    outcome = tell("sample", "--model", "SHELF/model", "--pairs", path, "--on-bad-row", "skip", "--max-new-tokens", 1)
+    assert outcome.status == 0
+    assert "␛[2J" in outcome.out
     refused = tell("sample", "--model", "SHELF/model", "--pairs", path)
     assert "␛[31mprompt" in refused.err
-    assert not set("\x1b\x07\x9b") & set(told.out + told.err + refused.out + refused.err)
+    assert not set("\x1b\x07\x9b") & set(outcome.out + outcome.err + refused.out + refused.err)
 
 
 def test_inspect_shows_layout_reports_and_rows_as_tokens(tell):
-    told = tell("inspect", "SHELF/other.jsonl", "--model", "SHELF/model", *COLUMNS, "--rows", 2, "--max-length", 40)
-    assert told.status == 0, told
-    assert "12 rows read, 12 kept (layout: explicit)" in told.out
-    assert "chat template: none; end token: <|im_end|>" in told.out
-    assert told.out.count("    prompt ") == told.out.count("  rejected |") == 2
-    assert "other.jsonl, line 1" in told.out
+    outcome = tell("inspect", "SHELF/other.jsonl", "--model", "SHELF/model", *COLUMNS, "--rows", 2, "--max-length", 40)
+    assert outcome.status == 0, outcome
+    assert "12 rows read, 12 kept (layout: explicit)" in outcome.out
+    assert "chat template: none; end token: <|im_end|>" in outcome.out
+    assert outcome.out.count("    prompt ") == outcome.out.count("  rejected |") == 2
+    assert "other.jsonl, line 1" in outcome.out
     assert tell("inspect", "embedded", "--rows", 1, "--limit", 5).status == 0
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.json"])
 def test_convert_writes_a_file_that_reads_back_as_the_same_rows(tell, tmp_path, name):
-    told = tell("convert", "SHELF/other.jsonl", name, *COLUMNS)
-    assert told.status == 0, told
-    assert "12 rows written as trl: out.json" in told.out
+    outcome = tell("convert", "SHELF/other.jsonl", name, *COLUMNS)
+    assert outcome.status == 0, outcome
+    assert "12 rows written as trl: out.json" in outcome.out
     assert read_preferences(tmp_path / name)[0] == ROWS
     assert f"{name} is there already, and no data are written over" in tell("convert", "embedded", name).message
     name = f"other-{name}"
-    told = tell("convert", "SHELF/pairs.jsonl", name, "--to", "openai")
-    assert "line 1: cannot be written as openai (it is not a pair of answers to turns); write it as trl" in told.message
+    outcome = tell("convert", "SHELF/pairs.jsonl", name, "--to", "openai")
+    assert (
+        "line 1: cannot be written as openai (it is not a pair of answers to turns); write it as trl" in outcome.message
+    )
     assert tell("convert", "embedded", name, "--to", "openai", "--limit", 5, "--on-bad-row", "skip").status == 0
-    told = tell("convert", "SHELF/pairs.jsonl", "out.xlsx")
-    assert "out.xlsx must end in .jsonl or .json" in told.message
+    outcome = tell("convert", "SHELF/pairs.jsonl", "out.xlsx")
+    assert "out.xlsx must end in .jsonl or .json" in outcome.message
 
 
 def test_the_layouts_of_convert_are_those_that_are_written():

@@ -312,31 +312,31 @@ def rows(tmp_path):
 def test_the_command_trains_on_rows_and_a_loss_of_pairs_names_both_remedies(rows, tmp_path, capsys):
     model = saved_model(tmp_path / "model")
     words = ["train", "--model", model, "--pairs", rows, "--samples", 0, "--batch-size", 4, "--device", "cpu"]
-    told = dpo_lab(capsys, *words, "--loss", "kto", "--run", tmp_path / "run")
-    assert told.status == 0, told
+    outcome = dpo_lab(capsys, *words, "--loss", "kto", "--run", tmp_path / "run")
+    assert outcome.status == 0, outcome
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["loss"] == "kto"
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert metrics[0]["eval_loss"] == pytest.approx(0.5, abs=1e-5)
-    told = dpo_lab(capsys, *words, "--run", tmp_path / "other")
-    assert told.status == 2
+    outcome = dpo_lab(capsys, *words, "--run", tmp_path / "other")
+    assert outcome.status == 2
     for piece in ("rows.jsonl, line 1", "--loss kto", "to a row with chosen and rejected"):
-        assert piece in told.message
+        assert piece in outcome.message
 
 
 def test_the_command_takes_a_sum_as_words(tmp_path, capsys):
-    told = dpo_lab(capsys, "train", "--loss", "dpo:1", "sft:0.1", "--limit", 16, "--max-steps", 1, "--samples", 0,
+    outcome = dpo_lab(capsys, "train", "--loss", "dpo:1", "sft:0.1", "--limit", 16, "--max-steps", 1, "--samples", 0,
                    "--kl-prompts", 0, "--run", tmp_path / "run")  # fmt: skip
-    assert told.status == 0, told
+    assert outcome.status == 0, outcome
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["loss"] == "dpo:1+sft:0.1"
 
 
 @pytest.mark.skipif(not CASE.is_file(), reason="the folder of cases (../shared/cases) is absent")
 def test_the_case_of_unpaired_labels(tmp_path, capsys):
     words = ["train", "--pairs", CASE, "--validation", 0, "--kl-prompts", 0, "--samples", 0, "--run", tmp_path / "run"]
-    told = dpo_lab(capsys, *words)
-    assert told.status == 2
-    assert "--loss kto" in told.message
-    assert "chosen and rejected" in told.message
+    outcome = dpo_lab(capsys, *words)
+    assert outcome.status == 2
+    assert "--loss kto" in outcome.message
+    assert "chosen and rejected" in outcome.message
     assert dpo_lab(capsys, *words, "--loss", "kto").status == 0
 
 
