@@ -281,9 +281,10 @@ class Schedule:
 
 
 def deciding_settings(config: TrainingConfig) -> dict[str, Any]:
-    """Every setting that decides the numbers; not when to look or how numbers are rounded."""
-    watching = {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "device", "compile"}
-    return {name: value for name, value in vars(config).items() if name not in watching}
+    """Every setting that decides the numbers; not when to look or how numbers are rounded. `score_turns` decides the
+    tokens, which an identity has by their content."""
+    others = {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "device", "compile", "score_turns"}
+    return {name: value for name, value in vars(config).items() if name not in others}
 
 
 def num_steps(config: TrainingConfig, steps_per_epoch: int) -> int:
