@@ -299,7 +299,7 @@ def saved(path: Path | None) -> Iterator[tuple[Task | None, tuple[Demand, ...], 
     tasks = draw("train", settings["tasks"], seed=settings["seed"])
     with gzip.open(REAL / "answers.jsonl.gz", "rt", encoding="utf-8") as lines:
         for row in map(json.loads, lines):
-            for answer in [*row["answers"], *row["after_an_example"]]:
+            for answer in row["answers"]:
                 yield tasks[row["task"]], tasks[row["task"]].demands, answer
 
 

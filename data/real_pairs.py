@@ -1,14 +1,11 @@
 """Preference pairs of a real model's own answers: `python data/real_pairs.py`.
 
 Tasks of the train split of `dpo_lab.worlds.instructions` go to SmolLM2-135M-Instruct, several times each. The judge
-scores the answers, and two that differ in score make a pair. Function calls, which the model never gets right, also go
-to it with a worked example in front, and what it then gets right is chosen; the pair's prompt never has the example.
-Where the answers to another task give no pair, one that a rule has rewritten (small letters, an ending) is chosen
-beside itself as it was: `--no-revised` leaves that out.
-`--hints all` does so everywhere: then many chosen answers speak as the example does, and a policy that learnt from
-them learnt its short, childish sentences and not the demands. Written whole or not at all:
+scores the answers, and two that differ in score make a pair. Where the answers to a task give none, one that a rule has
+rewritten (small letters, an ending, the right function call) is chosen beside itself as it was: `--no-revised` leaves
+that out. Written whole or not at all:
 
-    data/real/answers.jsonl.gz   a line per task: its number, the answers to it, and those after an example
+    data/real/answers.jsonl.gz   a line per task: its number, and the answers to it
     data/real/pairs.jsonl.gz     a line per pair: prompt, chosen, rejected, and what the judge said
     data/real/manifest.json      settings, sums, where the model came from, and what share of the tasks gave a pair
 """
@@ -43,52 +40,42 @@ REAL = Path(__file__).resolve().parent / "real"
 Answers = dict[int, list[str]]  # by the task's number
 
 
-def has_hint(arguments: argparse.Namespace, task: Task) -> bool:
-    return arguments.hints == "all" or (arguments.hints == "tools" and task.section == "tools")
-
-
-def sample(arguments: argparse.Namespace, part: int, threads: int) -> tuple[Answers, Answers, str]:
-    """Answers to every second task, as it is and after its worked example; and where the model came from."""
+def sample(arguments: argparse.Namespace, part: int, threads: int) -> tuple[Answers, str]:
+    """Answers to every second task, and where the model came from."""
     torch.set_num_threads(threads)
     model, tokenizer = load_policy(arguments.model)
     own = list(enumerate(draw("train", arguments.tasks, seed=arguments.seed)))[part::2]
-    helped = [(number, task) for number, task in own if has_hint(arguments, task)]
-    answers = []
-    for place, (chosen, prompts) in enumerate(
-        ((own, [task.row() for _, task in own]), (helped, [task.hinted() for _, task in helped]))
-    ):
-        texts = generate(
-            model, tokenizer, prompts, seed=4 * arguments.seed + 2 * place + part, num_samples=arguments.samples,
-            temperature=arguments.temperature, max_new_tokens=arguments.tokens, batch_size=arguments.batch_size,
-            precision=arguments.precision,
-        )  # fmt: skip
-        answers.append({number: row for (number, _), row in zip(chosen, texts, strict=True)})
-    return *answers, origin_of(model)  # pyright: ignore[reportReturnType]
+    texts = generate(
+        model, tokenizer, [task.row() for _, task in own], seed=4 * arguments.seed + part,
+        num_samples=arguments.samples, temperature=arguments.temperature, max_new_tokens=arguments.tokens,
+        batch_size=arguments.batch_size, precision=arguments.precision,
+    )  # fmt: skip
+    return {number: row for (number, _), row in zip(own, texts, strict=True)}, origin_of(model)  # pyright: ignore[reportReturnType]
 
 
-def sample_side_by_side(arguments: argparse.Namespace) -> tuple[list[list[str]], list[list[str]], str]:
+def sample_side_by_side(arguments: argparse.Namespace) -> tuple[list[list[str]], str]:
     """Both halves of the tasks, in a process each: two with half of the cores are faster than one with all."""
     threads = max(torch.get_num_threads() // 2, 1)
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         parts = [pool.submit(sample, arguments, part, threads) for part in (0, 1)]
-        (plain, hinted, source), (more, more_hinted, _) = (part.result() for part in parts)
-    plain, hinted = plain | more, hinted | more_hinted
-    return [plain[i] for i in range(arguments.tasks)], [hinted.get(i, []) for i in range(arguments.tasks)], source
+        (some, source), (others, _) = (part.result() for part in parts)
+    answers = some | others
+    return [answers[i] for i in range(arguments.tasks)], source
 
 
-def about(tasks: Sequence[Task], plain: Sequence[Any], hinted: Sequence[Any], pairs: Sequence[Any]) -> dict[str, Any]:
-    """Per section: tasks, the share that gave a pair, and the demands met with and without an example."""
+def about(tasks: Sequence[Task], answers: Sequence[Any], pairs: Sequence[Any]) -> dict[str, Any]:
+    """Per section: tasks, the share that gave a pair, and the demands met."""
     found: dict[str, Any] = {}
     with_pair = Counter(tasks[number].section for number in {row["task"] for row in pairs})
     for section in SECTIONS:
         own = [i for i, task in enumerate(tasks) if task.section == section]
         if own:
-            met = lambda texts, own=own: [bit for i in own for one in texts[i] for bit in judge(tasks[i], one).met]
-            share = lambda bits: round(sum(bits) / len(bits), 3) if bits else None
+            met = [bit for i in own for one in answers[i] for bit in judge(tasks[i], one).met]
             found[section] = {
                 "tasks": len(own), "tasks_with_a_pair": round(with_pair[section] / len(own), 3),
-                "pairs": sum(row["section"] == section for row in pairs), "demands_met": share(met(plain)),
-                "demands_met_after_an_example": share(met(hinted)),
+                "pairs": sum(row["section"] == section for row in pairs),
+                "revised": sum(row["section"] == section and row["source"] == "revised" for row in pairs),
+                "demands_met": round(sum(met) / len(met), 3),
             }  # fmt: skip
     return found
 
@@ -102,16 +89,10 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", default="smollm2")
     options.add_argument("--tasks", type=int, default=640, help="tasks of the train split (default: %(default)s)")
-    options.add_argument("--samples", type=int, default=8, help="answers to each, and as many after an example")
+    options.add_argument("--samples", type=int, default=8, help="answers to each (default: %(default)s)")
     options.add_argument("--tokens", type=int, default=96, help="most tokens of an answer")
     options.add_argument("--temperature", type=float, default=0.7)
     options.add_argument("--how", choices=HOW, default="near_length", help="which answers make a pair")
-    options.add_argument(
-        "--hints",
-        choices=("none", "tools", "all"),
-        default="tools",
-        help="where there are answers after an example too (default: function calls)",
-    )
     options.add_argument(
         "--revised", action=argparse.BooleanOptionalAction, default=True,
         help="where answers give no pair, choose some that a rule has rewritten (default: yes)",
@@ -129,27 +110,24 @@ def main() -> None:
     if arguments.from_answers:
         with gzip.open(arguments.out / "answers.jsonl.gz", "rt", encoding="utf-8") as lines:
             saved = [json.loads(line) for line in lines]
-        plain, hinted = [row["answers"] for row in saved], [row["after_an_example"] for row in saved]
+        answers = [row["answers"] for row in saved]
         sampled = json.loads(manifest.read_text())["sampled"]
     else:
-        plain, hinted, source = sample_side_by_side(arguments)
+        answers, source = sample_side_by_side(arguments)
         sampled = {
             "model": source, "seconds": round(time.perf_counter() - began), "threads": torch.get_num_threads(),
             "made": made_with(shlex.join(["python", "data/real_pairs.py", *sys.argv[1:]])),
         }  # fmt: skip
-    helped = [own if has_hint(arguments, task) else [] for task, own in zip(tasks, hinted, strict=True)]
     pairs = pair_answers(
-        tasks, plain, hinted=helped, how=arguments.how, pairs_per_task=arguments.pairs_per_task,
-        revised=arguments.revised, seed=arguments.seed,
+        tasks, answers, how=arguments.how, pairs_per_task=arguments.pairs_per_task, revised=arguments.revised,
+        seed=arguments.seed,
     )  # fmt: skip
-    texts = [
-        {"task": i, "answers": a, "after_an_example": b} for i, (a, b) in enumerate(zip(plain, hinted, strict=True))
-    ]
+    texts = [{"task": i, "answers": own} for i, own in enumerate(answers)]
     parts = {"answers.jsonl.gz": zipped(texts), "pairs.jsonl.gz": zipped(pairs)}
     arguments.out.mkdir(parents=True, exist_ok=True)
     settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "from_answers")}
     facts = {
-        "sampled": sampled, "settings": settings, "sections": about(tasks, plain, hinted, pairs),
+        "sampled": sampled, "settings": settings, "sections": about(tasks, answers, pairs),
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
     }  # fmt: skip
     for name, content in parts.items():

@@ -357,7 +357,6 @@ def test_a_system_task_has_its_demands_in_the_system_turn_and_half_of_those_with
 def test_a_hint_meets_the_demands_and_never_stands_in_the_prompt():
     for task in draw("train", 300) + draw("test", 300):
         assert task.row() == {"prompt": task.prompt}
-        assert task.hinted()["prompt"] == [*task.prompt[:-1], *task.hint, task.prompt[-1]]
         examples = [turn["content"] for turn in task.hint if turn["role"] == "assistant"]
         assert not any(example in turn["content"] for example in examples for turn in task.prompt)
         if task.section == "format":
@@ -391,8 +390,6 @@ def test_mistakes_are_answered_with_the_value_the_rule_and_the_remedy():
         pair_answers([], [], how="best")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"1 tasks and answers to 2; give one list of answers per task"):
         pair_answers([topical("lowercase")], [[], []])
-    with pytest.raises(ValueError, match=r"1 tasks and hinted answers to 2; give one list of them per task"):
-        pair_answers([topical("lowercase")], [[]], hinted=[[], []])
 
 
 # ── pairs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -457,15 +454,6 @@ def test_least_gap_is_the_least_difference_in_score():
             pair_answers([BOTH], answers, least_gap=wrong)
 
 
-def test_answers_after_an_example_are_only_chosen_and_the_prompt_has_no_example():
-    for seed in range(20):
-        rows = pair_answers([BOTH], [[HALF]], hinted=[[FULL, NONE]], how="random", seed=seed)
-        assert chosen_and_rejected(rows) == [(FULL, HALF)]
-        assert rows[0]["prompt"] == BOTH.prompt
-    assert pair_answers([BOTH], [[FULL]], hinted=[[HALF, NONE]]) == []
-    assert pair_answers([BOTH], [[HALF]], hinted=[[FULL.replace("flour", "umbrellas")]]) == []
-
-
 SAID = "Bread is made of flour, salt and 2 eggs. We eat bread, as you know, each day. It smells good"
 REVISED = {
     "max_words": ({"most": 11}, "Bread is made of flour, salt and 2 eggs."),
@@ -491,7 +479,7 @@ REVISED = {
 
 
 def test_every_revision_meets_its_demand_and_changes_nothing_else():
-    assert {*REVISED} == {*REPAIRS}
+    assert {*REVISED} == {kind for kind in REPAIRS if not kind.startswith("tool_")}
     for kind, (values, wanted) in REVISED.items():
         task = topical(kind, **values)
         assert not judge(task, SAID).all_met, kind
@@ -509,6 +497,17 @@ def test_revised_answers_are_chosen_beside_themselves_and_only_where_sampling_ga
     assert [row["source"] for row in pair_answers([BOTH], [[HALF, NONE]], revised=True)] == ["sampled"]
     assert pair_answers([BOTH], [[NONE, SAID]]) == []
     assert pair_answers([BOTH], [[NOT]], revised=True) == []  # in small letters it still is no answer
+
+
+def test_the_right_call_replaces_any_answer_to_a_task_that_wants_one():
+    for task in draw("train", 20, sections=["tools"]):
+        call = task.demands[0].values["call"]
+        for said in ("I am not sure.", '{"name": "sing", "arguments": {}}'):
+            assert json.loads(revise(task, said)) == call
+        right = json.dumps(call, indent=1)
+        assert revise(task, right) == right
+        (row,) = pair_answers([task], [["I am not sure."]], revised=True)
+        assert (row["score_chosen"], row["score_rejected"], row["source"]) == (1.0, 0.0, "revised")
 
 
 def test_another_judge_may_be_given():

@@ -84,7 +84,7 @@ class Lab:
         self.base, self.tokenizer = load_policy(arguments.model, device=arguments.device)
         with gzip.open(REAL / "answers.jsonl.gz", "rt", encoding="utf-8") as lines:
             saved = [json.loads(line) for line in lines]
-        self.answers = [row["answers"] for row in saved], [row["after_an_example"] for row in saved]
+        self.answers = [row["answers"] for row in saved]
         drawn = draw(
             "train", len(saved) + 64, seed=json.loads((REAL / "manifest.json").read_text())["settings"]["seed"]
         )
@@ -98,9 +98,8 @@ class Lab:
 
     def pairs(self, method: str) -> list[Result]:
         """The pairs that a method learns from: the saved ones, or others of the same answers, as many at most."""
-        options: dict[str, Any] = {"hinted": self.answers[1], "pairs_per_task": 2}
-        options |= {"judge": crude} if method == "RPO, crude judge" else {}
-        found = pair_answers(self.tasks, self.answers[0], **options) if method in ONCE else self.saved
+        options: dict[str, Any] = {"judge": crude} if method == "RPO, crude judge" else {}
+        found = pair_answers(self.tasks, self.answers, pairs_per_task=2, **options) if method in ONCE else self.saved
         return found[: self.arguments.pairs]
 
     def run(self, cell: Cell) -> list[Result]:
@@ -226,7 +225,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", default="smollm2")
     options.add_argument("--prompts", type=int, default=320, help="tasks of the test split")
-    options.add_argument("--pairs", type=int, default=1000, help="pairs to learn from, at most")
+    options.add_argument("--pairs", type=int, default=560, help="pairs to learn from, at most")
     options.add_argument("--epochs", type=float, default=1.0)
     options.add_argument("--batch-size", type=int, default=8)
     options.add_argument("--learning-rate", type=float, default=5e-5)

@@ -81,22 +81,15 @@ def measured(model: Any, base: Any, tokenizer: Any, tasks: Sequence[Task], optio
 
 
 def sampled_pairs(model: Any, tokenizer: Any, options: RealOptions) -> list[dict[str, Any]]:
-    """New pairs: tasks of the train split, answered eight times, judged, paired. Function calls, which a small model
-    gets right only after an example, are answered after one too."""
+    """New pairs: tasks of the train split, answered eight times, judged, paired."""
     tasks = draw("train", options.sample, seed=options.seed)
-    calls = [task for task in tasks if task.section == "tools"]
     console.print(f"{len(tasks)} train tasks are answered eight times each: this takes the most time.")
     sampling: dict[str, Any] = {
         "num_samples": 8, "temperature": TEMPERATURE, "max_new_tokens": MAX_NEW_TOKENS, "batch_size": 128,
         "precision": options.precision,
     }  # fmt: skip
-    plain = generate(model, tokenizer, [task.row() for task in tasks], seed=options.seed, **sampling)
-    hinted = iter(
-        generate(model, tokenizer, [task.hinted() for task in calls], seed=options.seed + 1, **sampling)
-        if calls else ()
-    )  # fmt: skip
-    after_example: Any = [next(hinted) if task.section == "tools" else [] for task in tasks]
-    pairs = pair_answers(tasks, plain, hinted=after_example, pairs_per_task=2, revised=True, seed=options.seed)  # pyright: ignore[reportArgumentType]
+    answers: Any = generate(model, tokenizer, [task.row() for task in tasks], seed=options.seed, **sampling)
+    pairs = pair_answers(tasks, answers, pairs_per_task=2, revised=True, seed=options.seed)
     num = len({row["task"] for row in pairs})
     if num < 2:  # some are held out, by prompt
         raise ValueError(f"{num or 'none'} of {len(tasks)} tasks gave a pair, and two must: all answers to each of the "

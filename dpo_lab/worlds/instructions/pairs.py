@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from math import log
 from random import Random
@@ -15,43 +14,36 @@ from dpo_lab.worlds.instructions.text import words
 
 How = Literal["near_length", "best_worst", "random"]
 HOW: tuple[How, ...] = ("near_length", "best_worst", "random")
-COPIED = re.compile("umbrella|athens", re.IGNORECASE)  # what the worked examples are about
 
 
 def pair_answers(
     tasks: Sequence[Task], answers: Sequence[Sequence[str]],
-    *, how: How = "near_length", pairs_per_task: int = 1, hinted: Sequence[Sequence[str]] | None = None,
-    revised: bool = False, least_gap: float = 0.3, seed: int = 0, judge: Callable[[Task, str], Verdict] = judge,
+    *, how: How = "near_length", pairs_per_task: int = 1, revised: bool = False, least_gap: float = 0.3, seed: int = 0,
+    judge: Callable[[Task, str], Verdict] = judge,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Rows with prompt, chosen and rejected for `load_preferences` and `train_dpo`, and what the judge said of each.
 
     answers: of each task, several sampled answers.
-    hinted: more answers, sampled after a worked example; the row's prompt has none. They can only be chosen, and those
-        that copied from the example are left out.
     revised: where the answers give no pair, those that a rule can rewrite so that they meet more (`revising.revise`)
         are chosen beside themselves as they were: what the model never does, sampling can't show.
     how: which of the better answers goes with which of the worse. "near_length" takes the two that are nearest in
         words, so that length says nothing; "best_worst" the highest and the lowest score; "random" any two.
     least_gap: the least difference in score, of at most 1. The chosen one must also be an answer.
     judge: another one than the world's.
-    A row's `source` says where its chosen answer is from: "sampled", "after an example" or "revised".
+    A row's `source` says where its chosen answer is from: "sampled" or "revised".
     No answer stands in two pairs of a task. A task all of whose answers score alike gives no pair.
     """
     if how not in HOW:
         raise ValueError(f"how {how!r} is not known; choose one of {', '.join(HOW)}")
     if len(tasks) != len(answers):
         raise ValueError(f"{len(tasks)} tasks and answers to {len(answers)}; give one list of answers per task")
-    if hinted is not None and len(hinted) != len(tasks):
-        raise ValueError(f"{len(tasks)} tasks and hinted answers to {len(hinted)}; give one list of them per task")
     if not 0 < least_gap <= 1:
         raise ValueError(f"least_gap must be above 0 and at most 1, got {least_gap}; 0.3 is the usual start")
     rng, rows = Random(seed), []
     for number, (task, texts) in enumerate(zip(tasks, answers, strict=True)):
         own = [(text, judge(task, text), "sampled") for text in dict.fromkeys(texts)]
-        after_example = [text for text in (hinted[number] if hinted else ()) if not COPIED.search(text)]
-        more = [(text, judge(task, text), "after an example") for text in dict.fromkeys(after_example)]
         options = [
-            (good, bad) for good in own + more if good[1].answers
+            (good, bad) for good in own if good[1].answers
             for bad in own if good[1].score - bad[1].score >= least_gap
         ]  # fmt: skip
         if revised and not options:

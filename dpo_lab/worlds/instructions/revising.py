@@ -1,10 +1,11 @@
 """An answer rewritten by rule so that it meets a demand of form: what a model never does by itself, it can't be shown
 by sampling. What is added is the demand's own; all other words stay the model's, so a pair of an answer and its
-revision teaches no other way to speak.
+revision teaches no other way to speak. A function call has no words of its own: the right one replaces the answer.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from dpo_lab.worlds.instructions.judging import check_demand
 from dpo_lab.worlds.instructions.tasks import Task
 from dpo_lab.worlds.instructions.text import lines, sentences, words
+from dpo_lab.worlds.instructions.tools import PARTS
 
 
 def revise(task: Task, answer: str) -> str:
@@ -72,5 +74,6 @@ REPAIRS: dict[str, Callable[..., str]] = {
     "begin": lambda answer, start, **_: f"{start} {answer}",
     "end": lambda answer, end, **_: f"{_finished(answer)} {end}",
     "question": lambda answer, topic, **_: f"{_finished(answer)} What do you think about {topic}?",
+    **{f"tool_{part}": lambda answer, call, **_: json.dumps(call) for part in PARTS},
 }
 """By kind of demand. Each takes the answer, the topic, and the demand's values."""

@@ -64,17 +64,14 @@ class Task:
     topic_seen: bool
     topic_words: tuple[str, ...] = ()
     hint: tuple[dict[str, str], ...] = ()
-    """An exchange that meets the same demands on another topic. Never a part of `prompt`; see `hinted`."""
+    """A worked example: an exchange that meets the same demands on another topic. Never a part of `prompt`; put before
+    its last turn it makes answers follow the demands more often, and a copy of it is no answer."""
     tools: None = None
     """Always None: the functions stand in the system turn, since not every chat template takes them."""
 
     def row(self) -> dict[str, Any]:
         """What `dpo_lab.generate` takes."""
         return {"prompt": self.prompt}
-
-    def hinted(self) -> dict[str, Any]:
-        """The same with the worked example before the last turn: answers to it follow the demands more often."""
-        return {"prompt": [*self.prompt[:-1], *self.hint, self.prompt[-1]]}
 
 
 def draw(split: Split, num: int, *, seed: int = 0, sections: Sequence[Section] | None = None) -> list[Task]:
@@ -221,6 +218,7 @@ def _is_text(task: Task) -> bool:
 
 
 GROUPS: dict[str, Callable[[Task], bool]] = {
+    "trained, on new topics": lambda task: not task.topic_seen and (task.kinds_seen or not _is_text(task)),
     "known kinds, known topics": lambda task: _is_text(task) and task.kinds_seen and task.topic_seen,
     "known kinds, new topics": lambda task: _is_text(task) and task.kinds_seen and not task.topic_seen,
     "new kinds, new topics": lambda task: _is_text(task) and not task.kinds_seen,
@@ -228,4 +226,5 @@ GROUPS: dict[str, Callable[[Task], bool]] = {
     "function calls": lambda task: task.section == "tools",
     "declining and helping": lambda task: task.section == "safety",
 }
-"""Groups of test tasks, reported apart. Known is what the train split has too; the first three are texts only."""
+"""Groups of test tasks, reported apart; they overlap. Known is what the train split has too. The first has whatever was
+trained (texts, function calls, declining), but every topic, function and request is new; the next three are texts."""
