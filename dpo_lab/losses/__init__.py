@@ -16,5 +16,5 @@ __getattr__, __dir__ = face(__name__, {
         "DIVERGENCES Divergence alpha_divergence discount_tail divergence_named forward_kl jensen_shannon "
         "reverse_kl under_divergence wpo_weights",
     "table": "LOSSES LossSpec SYMBOLS UNPAIRED_LOSSES loss_of reward_beta",
-    "unpaired": "UnpairedScores apo_zero_unpaired bco kto",
+    "unpaired": "UnpairedScores apo_zero_unpaired bco kto midpoint",
 })  # fmt: skip
