@@ -42,7 +42,7 @@ from dpo_lab.worlds.instructions.judging import check_demand
 
 REAL = Path(__file__).resolve().parents[1] / "real"
 PRECISION = "bfloat16"
-TOKENS_PER_PASS = 4096  # several processes share the memory
+TOKENS_PER_PASS = 2048  # several processes share the memory: they peaked at 11 GB each with 4096
 TEST_SEED, MAX_NEW_TOKENS, TEMPERATURE = 0, 96, 0.7
 KL_TASKS = 48  # answered once more at temperature 1, where the mean log-ratio is a KL
 METHODS = ("RPO", "DPO", "SFT + DPO", "RPO, LoRA")
