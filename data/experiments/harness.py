@@ -1,8 +1,8 @@
 """What the experiments of this folder share: cells run on several processes, each saved as it is done, then a table.
 
 An experiment is a list of cells, small dictionaries that name one run each (method, knob, seed), and a `Lab` class
-whose `run(cell)` returns the row or rows that the cell measured. A lab is built once in every process and holds what
-its cells share (data, prompts, the reference):
+whose `run(cell)` returns the row or rows that the cell measured. With several workers every cell has a process of its own,
+in which the lab is built: what cells need (data, prompts, the reference):
 
     class Lab:
         def __init__(self, arguments): ...
@@ -117,7 +117,9 @@ def ran(cells: Sequence[Cell], lab: Callable[[argparse.Namespace], Any],
         return
     threads = max((os.cpu_count() or 1) // workers, 1)
     spawn = multiprocessing.get_context("spawn")  # torch's threads don't survive a fork
-    with ProcessPoolExecutor(workers, spawn, initializer=begin, initargs=(lab, arguments, threads)) as pool:
+    # one process a cell: what a training leaves behind in memory ends with it
+    with ProcessPoolExecutor(workers, spawn, initializer=begin, initargs=(lab, arguments, threads),
+                             max_tasks_per_child=1) as pool:  # fmt: skip
         futures = [pool.submit(run_cell, cell) for cell in cells]
         try:
             for future in as_completed(futures):
