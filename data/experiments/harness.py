@@ -1,8 +1,8 @@
 """What the experiments of this folder share: cells run on several processes, each saved as it is done, then a table.
 
 An experiment is a list of cells, small dictionaries that name one run each (method, knob, seed), and a `Lab` class
-whose `run(cell)` returns the row or rows that the cell measured. With several workers every cell has a process of its own,
-in which the lab is built: what cells need (data, prompts, the reference):
+whose `run(cell)` returns the row or rows that the cell measured. A lab holds what cells need (data, prompts, the
+reference). With several workers every cell has a process of its own, in which the lab is built anew:
 
     class Lab:
         def __init__(self, arguments): ...

@@ -6,7 +6,7 @@ Every policy starts from SmolLM2-135M-Instruct and learns from pairs that it did
     DPO                        on the pairs, all weights
     SFT                        cross-entropy on the chosen answers of the same pairs
     DPO, flipped               a share of the training labels is turned round
-    robust, flipped            the loss that undoes flips, told their share (only on the last of the sets)
+    robust, flipped            the loss that undoes flips, given their share (only on the last of the sets)
     DPO, high rate             the learning rate × 10 (only on the last of the sets: give the one with short pairs last)
 
 Each is judged on held-out pairs, other ones for each seed, and on plain text. Of a pair only numbers are saved: the
@@ -54,6 +54,7 @@ from dpo_lab.workbench.evaluation.intervals import Measured, ratio, share
 from dpo_lab.workbench.labels.results import wilson
 
 PRECISION = "bfloat16"
+TOKENS_PER_PASS = 2048  # two processes fit into 24 GB
 FOR_ALL = ("base", "DPO", "SFT", "DPO, flipped")
 FOR_THE_LAST = ("robust, flipped", "DPO, high rate")
 TURNS = re.compile(r"\n\n(Human|Assistant):")
@@ -207,6 +208,7 @@ class Lab:
         shared: dict[str, Any] = {
             "seed": cell["seed"], "device": options.device, "precision": PRECISION, "epochs": options.epochs,
             "batch_size": options.batch_size, "max_steps": options.max_steps, "max_length": options.max_length,
+            "tokens_per_pass": TOKENS_PER_PASS,
         }  # fmt: skip
         began = time.perf_counter()
         if method == "SFT":
