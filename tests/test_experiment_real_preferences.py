@@ -228,11 +228,15 @@ def test_what_the_notebooks_are_said_to_print_is_what_they_print(experiment):
 # ── read back ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_rows_are_read_back(tmp_path):
+def test_rows_are_read_back(experiment, tmp_path):
     rows = made_rows()
     path = tmp_path / "it.json"
-    path.write_text(json.dumps({"made": {"commit": "abc"}, "settings": SETTINGS, "rows": rows}))
-    made, found = read_real_preferences(path)
+    lessons = experiment.saved_lessons(rows, SETTINGS)
+    path.write_text(json.dumps({"made": {"commit": "abc"}, "settings": SETTINGS, "rows": rows, "lessons": lessons}))
+    made, found, read = read_real_preferences(path)
+    assert read == lessons
+    assert len(read) == len(experiment.LESSONS)
+    assert {"text", "verdict", "value", "low"} <= read[0]["sets"]["made"].keys()
     assert (made["commit"], made["beta"]) == ("abc", 0.1)
     margins = margins_of(found, "made", "DPO", made["beta"])
     assert margins.shape == (60,)

@@ -242,7 +242,7 @@ def main() -> None:
     settings["answers"] = json.loads((REAL / "manifest.json").read_text())["sha256"]["answers.jsonl.gz"][:16]
     columns = ["pairs", "demands_met", *GROUPS, "words", "kl",
                "repeated_4grams", "seconds"]  # fmt: skip
-    lead = "What each row is: data/experiments/real_model.py."
+    lead = "What each row is: data/experiments/real_model.py. Seconds are of cells that ran two at a time, each on one core."
     about = Experiment("real_model", "DPO on a real model", lead, columns, settings,
                        group_by=("method", "loss", "rate", "beta"), model=arguments.model)  # fmt: skip
     carry_out(about, cells(arguments.seeds), Lab, arguments)

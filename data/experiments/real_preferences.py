@@ -20,6 +20,7 @@ import argparse
 import copy
 import gc
 import hashlib
+import json
 import math
 import re
 import time
@@ -593,6 +594,17 @@ def page(rows: Sequence[Result], settings: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
+def saved_lessons(rows: Sequence[Result], settings: Result) -> list[Result]:
+    """The table of lessons for a notebook, which reads the saved rows without this file."""
+    return [
+        {"notebook": one["lesson"].notebook, "lesson": one["lesson"].claim, "holds": range_text(one["lesson"]),
+         "measured": one["lesson"].measured.format(**settings), "verdict": one["together"],
+         "sets": {name: {**found, "text": number_text(found, one["lesson"].unit), "verdict": one["verdicts"][name]}
+                  for name, found in one["measured"].items()}}
+        for one in lessons_of(rows, settings)
+    ]  # fmt: skip
+
+
 def range_text(lesson: Lesson) -> str:
     low, high = lesson.holds
     scale, mark = (100, " %") if lesson.unit == "%" else (1, lesson.unit)
@@ -649,7 +661,10 @@ def main() -> None:
     about = Experiment("real_preferences", "DPO on preferences of people with a real model", lead, columns, settings,
                        group_by=("set", "method"), model=arguments.model)  # fmt: skip
     rows = carry_out(about, cells(arguments.seeds, [set_name(path) for path in arguments.sets]), Lab, arguments)
-    written = Path(arguments.out or RESULTS / "real_preferences.json").with_suffix(".md")
+    saved = Path(arguments.out or RESULTS / "real_preferences.json")
+    content = json.loads(saved.read_text()) | {"lessons": saved_lessons(rows, settings)}
+    saved.write_text(json.dumps(content, indent=1) + "\n")
+    written = saved.with_suffix(".md")
     written.write_text(written.read_text().split(LESSONS_BEGIN)[0].rstrip() + "\n" + page(rows, settings))
 
 

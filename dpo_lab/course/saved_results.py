@@ -196,10 +196,11 @@ def read_map(path: str | Path | None = None) -> tuple[Result, list[Result], dict
 # A real model on preferences of people.
 
 
-def read_real_preferences(path: str | Path | None = None) -> tuple[Result, list[Result]]:
-    """How the results on real preferences were made, and their rows: a set, a method and a seed each."""
+def read_real_preferences(path: str | Path | None = None) -> tuple[Result, list[Result], list[Result]]:
+    """How the results on real preferences were made; their rows, a set, a method and a seed each; and the lessons of
+    the course with what each set says of them."""
     saved = read_results("real_preferences.json", "python data/experiments/real_preferences.py --sets FILE…", path)
-    return saved["made"] | saved["settings"], saved["rows"]
+    return saved["made"] | saved["settings"], saved["rows"], saved["lessons"]
 
 
 def numbers(text: str) -> np.ndarray:
