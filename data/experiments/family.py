@@ -62,8 +62,8 @@ MEASURES = ("reward", "success", "well_formed", "kl", "words", "accuracy", "chos
 
 
 def members(kind: str) -> list[str]:
-    """Who takes part: every loss of the table, and on noisy labels the two that know the share of flips."""
-    return [*LOSSES, *(TOLD if kind == "noisy" else ())]
+    """Who takes part: every loss with something to set, and on noisy labels the two that know the share of flips."""
+    return [*(name for name, spec in LOSSES.items() if spec.knobs), *(TOLD if kind == "noisy" else ())]
 
 
 def trials(member: str) -> list[dict[str, float]]:

@@ -113,7 +113,6 @@ class Lab:
             found.append(self.judged(model, seed) | {"method": "SFT", "pairs": len(pairs), "seconds": seconds})
         row = self.dpo(model, pairs, cell)
         model = row.pop("model")
-        row |= {"pairs": len(pairs)}
         row |= self.searched(model, seed) if method == "search" else self.judged(model, seed)
         gc.collect()
         return [*found, row]
@@ -153,8 +152,8 @@ class Lab:
         tail = steps[-max(len(steps) // 4, 1) :]
         mean = lambda name: sum(step[name] for step in tail) / len(tail)
         return {
-            "model": model, "seconds": round(time.perf_counter() - began, 1), "loss": config.loss, "rate": f"{rate:g}",
-            "beta": config.beta,
+            "model": model, "pairs": len(pairs), "seconds": round(time.perf_counter() - began, 1),
+            "loss": config.loss, "rate": f"{rate:g}", "beta": config.beta,
             "steps": len(steps), "train_accuracy": mean("rewards/accuracies"), "train_margin": mean("rewards/margins"),
             "logps_chosen_change": mean("rewards/chosen") / config.beta,
         }  # fmt: skip
@@ -242,7 +241,8 @@ def main() -> None:
     settings["answers"] = json.loads((REAL / "manifest.json").read_text())["sha256"]["answers.jsonl.gz"][:16]
     columns = ["pairs", "demands_met", *GROUPS, "words", "kl",
                "repeated_4grams", "seconds"]  # fmt: skip
-    lead = "What each row is: data/experiments/real_model.py. Seconds are of cells that ran two at a time, each on one core."
+    lead = ("What each row is: data/experiments/real_model.py. Seconds are of cells that ran two at a time, each on a "
+            "core.")  # fmt: skip
     about = Experiment("real_model", "DPO on a real model", lead, columns, settings,
                        group_by=("method", "loss", "rate", "beta"), model=arguments.model)  # fmt: skip
     carry_out(about, cells(arguments.seeds), Lab, arguments)
