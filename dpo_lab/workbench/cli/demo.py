@@ -27,16 +27,21 @@ TITLES = {
     "tools": "tool calls",
 }
 MAX_NEW_TOKENS = 80
+NUM_PAIRS = 6400  # of 10,240; all of them take half as long again and gain little
 
 
 def demo(options: DemoOptions) -> int:
-    """Train on the embedded data with the default settings, and show what it did to answers on unseen prompts."""
+    """Train on embedded pairs with the default settings, and show what it did to answers on unseen prompts."""
     began = time.perf_counter()
     folder = options.run or dated_folder("demo")
     rows, _ = read_preferences("embedded", split="test")
     prompts = [Conversation.from_row(row) for row in rows]
     texts = {"before": _answers("embedded", rows, options)}
-    status = train(TrainOptions(run=folder, seed=options.seed, device=options.device, max_new_tokens=MAX_NEW_TOKENS))
+    status = train(
+        TrainOptions(
+            run=folder, limit=NUM_PAIRS, seed=options.seed, device=options.device, max_new_tokens=MAX_NEW_TOKENS
+        )
+    )
     if status:
         return status
     run = Run.load(folder)
