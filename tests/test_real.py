@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from dpo_lab import load_policy
+from dpo_lab.storage.embedded import embedded_path
 from dpo_lab.workbench.cli import main, real
+from dpo_lab.workbench.evaluation import run_suites
 from dpo_lab.workbench.runs import Run
 from tests.command_line import chat_model, dpo_lab
 
@@ -31,6 +34,21 @@ def test_a_real_model_is_trained_on_the_saved_pairs_and_shown_before_and_after(
     assert results["real/kl/before"] == pytest.approx(0.0, abs=1e-6)  # the base is its own reference
     assert 0 <= results["real/demands_met/after"] <= 1
     assert results["real/perplexity/after"] == pytest.approx(results["real/perplexity/before"], rel=0.1)
+
+
+@pytest.mark.slow
+def test_the_defaults_do_not_ruin_a_real_model(smollm2, at_120_columns, tmp_path):
+    """With nothing but a model and pairs: held-out pairs are ranked better, and plain text is as likely as before."""
+    pairs = embedded_path("real", "pairs.jsonl.gz")
+    run = str(tmp_path / "run")
+    assert main(["train", "--model", str(smollm2), "--pairs", str(pairs), "--limit", "240", "--run", run]) == 0
+    evaluations = [row for row in Run.load(tmp_path / "run").metrics if row["kind"] == "evaluation"]
+    assert evaluations[-1]["eval_rewards/accuracies"] > 0.55  # a tie, as every pair is at the start, counts half
+    assert evaluations[-1]["eval_loss"] < evaluations[0]["eval_loss"]
+    model, tokenizer = load_policy(tmp_path / "run" / "model")
+    base, _ = load_policy(str(smollm2))
+    found = run_suites(model, tokenizer, "perplexity", reference=base, num_tokens=4000, precision="bfloat16")
+    assert all(own["ratio_to_reference"]["value"] < 1.05 for own in found["perplexity"].values())
 
 
 @pytest.mark.parametrize(("pairs", "number"), [([], "none"), ([{"task": 0}, {"task": 0}], "1")])

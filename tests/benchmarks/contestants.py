@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def part_of(data: TokenData, part: int, parts: int) -> TokenData:
     return data.select(np.sort(by_length[part::parts]))
 
 
-def dpo_lab(data: TokenData, load: Workload, work: Path, precision: str) -> dict[str, float]:
+def dpo_lab(
+    data: TokenData, load: Workload, work: Path, precision: str, *, is_compiled: bool = False
+) -> dict[str, float]:
     """Twice: with an empty cache (the cache pass and one epoch), then again with the cache filled."""
     from dpo_lab.config import DPOConfig
     from dpo_lab.loop import Step
@@ -48,7 +51,7 @@ def dpo_lab(data: TokenData, load: Workload, work: Path, precision: str) -> dict
 
     config = DPOConfig(
         epochs=1, batch_size=BATCH, learning_rate=LEARNING_RATE, max_length=load.max_length, precision=precision,
-        device="cpu",
+        device="cpu", compile=is_compiled,
     )  # fmt: skip
 
     def train(name: str, pairs: TokenData, kept: str) -> dict[str, float]:
@@ -118,6 +121,7 @@ def sampling(data: TokenData, load: Workload, work: Path, precision: str, *, pla
 
 CONTESTANTS: dict[str, Callable[..., dict[str, float]]] = {
     "dpo_lab": dpo_lab,
+    "dpo_lab_compiled": partial(dpo_lab, is_compiled=True),
     "trl_precomputed": lambda *where: trl(*where, is_live=False),
     "trl_live": lambda *where: trl(*where, is_live=True),
     "trl_precomputed_grouped": lambda *where: trl(*where, is_live=False, is_grouped=True),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpo_lab.workbench.plots import Picture, add_title, dress, new_figure, to_png
-from dpo_lab.workbench.plots.style import BLUE, ORANGE, PURPLE
+from dpo_lab.workbench.plots.style import BLUE, GREEN, ORANGE, PURPLE
 from tests.benchmarks.machine import KEPT, ROOT, heading, machine
 from tests.benchmarks.speed import draw_bar, measure_rate, run_contestant
 
@@ -36,13 +36,14 @@ class Contestant(NamedTuple):
 
 
 CONTESTANTS = {
-    f"{who} {precision}": Contestant(label, name, precision, pairs, parts, color)
-    for precision, sizes in (("bfloat16", (96, 24, 48)), ("float32", (48, 16, 32)))
-    for (who, label, name, color), (pairs, parts) in zip(
-        (("ours", "DPO Lab", "dpo_lab", BLUE), ("trl", "TRL", "trl_precomputed", ORANGE),
-         ("grouped", "TRL, grouped by length", "trl_precomputed_grouped", PURPLE)),
-        ((sizes[0], 1), (sizes[0], sizes[0] // sizes[1]), (sizes[2], 1)), strict=True)
-}  # fmt: skip
+    "ours bfloat16": Contestant("DPO Lab", "dpo_lab", "bfloat16", 96, 1, BLUE),
+    "compiled bfloat16": Contestant("DPO Lab, compiled", "dpo_lab_compiled", "bfloat16", 96, 1, GREEN),
+    "trl bfloat16": Contestant("TRL", "trl_precomputed", "bfloat16", 96, 4, ORANGE),
+    "grouped bfloat16": Contestant("TRL, grouped by length", "trl_precomputed_grouped", "bfloat16", 48, 1, PURPLE),
+    "ours float32": Contestant("DPO Lab", "dpo_lab", "float32", 48, 1, BLUE),
+    "trl float32": Contestant("TRL", "trl_precomputed", "float32", 48, 3, ORANGE),
+    "grouped float32": Contestant("TRL, grouped by length", "trl_precomputed_grouped", "float32", 32, 1, PURPLE),
+}
 SAMPLING = {
     f"{who} {model}": (name, model, precision)
     for model, precision in (("real", "bfloat16"), ("embedded", "float32"))
@@ -68,8 +69,12 @@ def speed(row: Row, name: str) -> float:
 TARGETS = (
     Target("useful operations in bfloat16 / the measured rate of its products", 0.5,
            lambda row, flops: 3 * flops * speed(row, "ours bfloat16") / row["matrix_rate bfloat16"]),
+    Target("the same, compiled", 0.5,
+           lambda row, flops: 3 * flops * speed(row, "compiled bfloat16") / row["matrix_rate bfloat16"]),
     Target("bfloat16 / our float32", 2.5, lambda row, _: speed(row, "ours bfloat16") / speed(row, "ours float32")),
     Target("bfloat16 / TRL", 10.0, lambda row, _: speed(row, "ours bfloat16") / speed(row, "trl bfloat16")),
+    Target("compiled, bfloat16 / TRL", 10.0,
+           lambda row, _: speed(row, "compiled bfloat16") / speed(row, "trl bfloat16")),
     Target("bfloat16 / TRL grouped by length", 10.0,
            lambda row, _: speed(row, "ours bfloat16") / speed(row, "grouped bfloat16")),
     Target("float32 / TRL", 11.0, lambda row, _: speed(row, "ours float32") / speed(row, "trl float32")),

@@ -13,14 +13,16 @@ import pytest
 
 pytest.importorskip("trl", reason="trl is not installed (it comes with the extra `bench`)")
 
-from tests.benchmarks import speed
+from dpo_lab import load_policy
+from tests.benchmarks import real_speed, speed
 from tests.benchmarks.machine import LATEST
+
+REPETITIONS = int(os.environ.get("DPO_LAB_REPETITIONS", "5"))
 
 
 @pytest.mark.slow
 def test_dpo_lab_is_ahead_of_trl(capsys):
-    repetitions = int(os.environ.get("DPO_LAB_REPETITIONS", "5"))
-    found = speed.measure(repetitions)
+    found = speed.measure(REPETITIONS)
     speed.write(found, LATEST)
     with capsys.disabled():
         print("\n" + speed.table(found))
@@ -28,3 +30,19 @@ def test_dpo_lab_is_ahead_of_trl(capsys):
     for name, (target, what, rule) in speed.TARGETS.items():
         is_close = reached[name] <= target / 0.8 if rule.startswith("at most") else reached[name] >= 0.8 * target
         assert is_close, f"{what}: {reached[name]:.2f}, target {rule.format(target)}"
+
+
+@pytest.mark.slow
+def test_dpo_lab_is_ahead_of_trl_on_a_real_model(capsys):
+    try:
+        load_policy("smollm2", device="cpu")
+    except ValueError as error:
+        pytest.skip(f"the real model is not here. {error}")
+    found = real_speed.measure(REPETITIONS)
+    real_speed.write(found, LATEST)
+    with capsys.disabled():
+        print("\n" + real_speed.table(found))
+    for target, values in zip(real_speed.TARGETS, real_speed.reached(found).values(), strict=True):
+        middle = statistics.median(values)
+        is_close = middle >= 0.8 * target.least if target.least > 0 else middle <= -target.least / 0.8
+        assert is_close, f"{target.what}: {middle:.2f}, to reach {abs(target.least):g}"
