@@ -508,7 +508,7 @@ def test_hh_transcripts_are_trained_on_and_early_splits_reported(tell, real, tmp
     )  # fmt: skip
     assert told.status == 0
     assert "2,312 rows read, 2,312 kept" in told.out
-    assert "split early, the answers part before the last assistant turn: 4 (line 1255" in told.out
+    assert "split early: the two conversations differ before the last assistant turn: 4 (line 1255" in told.out
     assert "completions cut, which have no end token now" in told.out
     assert Run.load(tmp_path / "hh").series("loss")[1][0] == pytest.approx(0.6931, abs=1e-4)
 

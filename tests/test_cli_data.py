@@ -104,10 +104,9 @@ def test_convert_writes_a_file_that_reads_back_as_the_same_rows(tell, tmp_path, 
     assert read_preferences(tmp_path / name)[0] == ROWS
     assert f"{name} is there already, and no data are written over" in tell("convert", "embedded", name).message
     name = f"other-{name}"
-    outcome = tell("convert", "SHELF/pairs.jsonl", name, "--to", "openai")
-    assert (
-        "line 1: cannot be written as openai (it is not a pair of answers to turns); write it as trl" in outcome.message
-    )
+    assert tell("convert", "SHELF/pairs.jsonl", f"turns-{name}", "--to", "openai").status == 0
+    [first, *_] = read_preferences(tmp_path / f"turns-{name}")[0]
+    assert first["prompt"][-1]["role"] == "user", "plain text becomes turns"
     assert tell("convert", "embedded", name, "--to", "openai", "--limit", 5, "--on-bad-row", "skip").status == 0
     outcome = tell("convert", "SHELF/pairs.jsonl", "out.xlsx")
     assert "out.xlsx must end in .jsonl or .json" in outcome.message

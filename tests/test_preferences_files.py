@@ -191,3 +191,69 @@ def test_none_that_arrow_filled_in_is_taken_off_again(tmp_path):
     assert [r["chosen"][0]["tool_calls"][0]["arguments"] for r in rows] == [{"city": "Oslo"}, {"amount": 3}]
     assert "content" not in rows[0]["chosen"][0]
     assert "tool_calls" not in rows[0]["rejected"][0]
+
+
+# ── other people's habits ────────────────────────────────────────────────────────────────────────────────────────────
+
+HEADER = "prompt\tchosen\trejected\n"
+# name → (text, the prompts that are read all the same, what is said of the bad row)
+BAD_TABLE_ROWS = {
+    "open.tsv": (f'{HEADER}Who one?\t"Hmm\tAnn\nWho two?\tx\ty\nWho three?\tyes"\tno\nWho four?\ta\tb\n', ["Who four?"],
+        "open.tsv, line 2: is not CSV: a cell has a tab and a line end in it, as where a quote is not closed, read up to line 4"),
+    "after.tsv": (f'{HEADER}One?\tx\ty\nWho?\t"Tom" he said\tAnn\nTwo?\tx\ty\n', ["One?", "Two?"],
+        "after.tsv, line 3: is not CSV: '\t' expected after '\"', read up to line 3"),
+    "after.csv": ('prompt,chosen,rejected\nOne?,x,y\nWho?,"Tom" he said,Ann\nTwo?,x,"y\nz"\n', ["One?", "Two?"],
+        "after.csv, line 3: is not CSV: ',' expected after '\"', read up to line 3"),
+    "end.csv": ('prompt,chosen,rejected\nOne?,x,y\nWho?,"Tom,Ann\nTwo?,x,y\n', ["One?"],
+        "end.csv, line 3: is not CSV: unexpected end of data, read up to line 4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_TABLE_ROWS)
+def test_one_bad_row_of_a_table_is_refused_with_its_line_or_left_out_and_the_others_are_read(tmp_path, name):
+    text, prompts, message = BAD_TABLE_ROWS[name]
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BadRow, match=re.escape(message)):
+        load_preferences(tmp_path / name)
+    rows, report = read_preferences(tmp_path / name, on_bad_row="skip")
+    assert [row["prompt"] for row in rows] == prompts
+    assert [str(problem).startswith(message) for problem in report.bad] == [True]
+
+
+AS_IS = [{"prompt": "a;;;;;;;;;", "chosen": "b", "rejected": "c"}, {"prompt": "d", "chosen": "e", "rejected": "f"}]
+READ_ALL_THE_SAME = {
+    "list.jsonl": json.dumps(AS_IS).encode(),
+    "list_on_lines.jsonl": json.dumps(AS_IS, indent=1).encode(),
+    "packed.jsonl": gzip.compress(as_lines(AS_IS)),
+    "packed.csv": gzip.compress(as_csv(AS_IS)),
+    "packed.csv.gz": gzip.compress(as_csv(AS_IS)),
+    "excel.csv": b'sep=;\r\nprompt;chosen;rejected\r\n"a;;;;;;;;;";b;c\r\nd;e;f\r\n',
+    "old_mac.csv": as_csv(AS_IS).replace(b"\r\n", b"\r"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READ_ALL_THE_SAME)
+def test_a_file_that_is_not_what_its_name_says_is_read_where_it_can_be(tmp_path, name):
+    (tmp_path / name).write_bytes(READ_ALL_THE_SAME[name])
+    assert read_preferences(tmp_path / name)[0] == AS_IS
+
+
+def test_lines_that_are_lists_are_bad_lines_and_a_packed_table_that_breaks_off_says_so(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"[1, 2]\n" + as_lines())
+    rows, report = read_preferences(tmp_path / "a.jsonl", on_bad_row="skip")
+    assert (rows, [problem.place.line for problem in report.bad]) == (ROWS, [1])
+    (tmp_path / "cut.csv").write_bytes(gzip.compress(as_csv())[:-9])
+    with pytest.raises(ValueError, match=r"cut.csv breaks off before the first row: the gzip stream has no end"):
+        read_preferences(tmp_path / "cut.csv")
+
+
+@pytest.mark.parametrize("kind", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark_and_objects_over_several_lines_are_named(tmp_path, kind):
+    for name, text in (("a.jsonl", as_lines().decode()), ("a.csv", as_csv().decode())):
+        (tmp_path / name).write_bytes(text.encode(kind))
+        with pytest.raises(BadRow, match=rf"{name}, line 1: looks like UTF-16: .*; save the file as UTF-8"):
+            read_preferences(tmp_path / name)
+    for name in ("b.jsonl", "b.json"):
+        (tmp_path / name).write_text("\n".join(json.dumps(row, indent=1) for row in ROWS))
+        with pytest.raises(BadRow, match=r"line 1: is not JSON: .*one JSON object per line \(jq -c . FILE"):
+            read_preferences(tmp_path / name)

@@ -143,6 +143,15 @@ SEVERAL = {
     "a battle": ("comparison",
         {"model_a": "m", "model_b": "n", "winner": "model_b", "conversation_a": [user("q"), said("worst")],
          "conversation_b": [user("q"), said("best")]}, {"all": SAID}),
+    "a battle with a column for each outcome": ("comparison",
+        {"id": 1, "model_a": "m", "model_b": "n", "prompt": '["q"]', "response_a": '["worst"]', "response_b": '["best"]',
+         "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}, {"all": SAID}),
+    "the same as lists, with words": ("comparison",
+        {"prompt": ["q"], "response_a": ["best"], "response_b": ["worst"], "winner_model_a": "True",
+         "winner_model_b": "False"}, {"all": SAID}),
+    "the same as plain text, which may look like a list": ("comparison",
+        {"prompt": "q", "response_a": "best", "response_b": "worst", "winner_model_a": 1.0, "winner_model_b": 0.0,
+         "winner_tie": 0.0}, {"all": SAID}),
 }  # fmt: skip
 
 
@@ -160,9 +169,36 @@ def test_several_answers_to_a_prompt_are_made_into_pairs(case):
 def test_ties_are_left_out_and_counted():
     battle = {"prompt": "q", "response_a": "yes", "response_b": "no", "winner": "model_a"}
     ties = [battle | {"winner": winner} for winner in ("tie", "tie (bothbad)")]
-    rows, report = read_preferences([*ties, battle, {"prompt": "q", "responses": ["a", "b"], "scores": [1, 1]}])
+    outcomes = {"winner": None, "winner_model_a": 0, "winner_model_b": 0, "winner_tie": 1}
+    others = [{"prompt": "q", "responses": ["a", "b"], "scores": [1, 1]}, battle | outcomes]
+    rows, report = read_preferences([*ties, battle, *others])
     assert len(rows) == 1
-    assert "no answer is preferred to the others: 3 (row 0, row 1, row 3)" in report.summary()
+    assert "no answer is preferred to the others: 4 (row 0, row 1, row 3, row 4)" in report.summary()
+
+
+OUTCOMES = {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}
+
+
+def test_lists_of_turns_in_a_battle_are_read_as_a_battle_of_conversations():
+    agree = {"prompt": '["q", "r"]', "response_a": '["a", "yes"]', "response_b": '["a", "no"]', **OUTCOMES, "id": 3}
+    row, report = one(agree)
+    assert row == {"prompt": [user("q"), said("a"), user("r")], "chosen": [said("yes")], "rejected": [said("no")],
+                   "winner": "model_a", "id": 3}  # fmt: skip
+    assert not report.split_early
+    apart = agree | {"response_a": '["a", ""]', "response_b": '["b", "no"]'}
+    row, report = one(apart)
+    conversations = [[user("q"), said("a"), user("r"), said("")], [user("q"), said("b"), user("r"), said("no")]]
+    named = {"conversation_a": conversations[0], "conversation_b": conversations[1], "winner": "model_a", "id": 3}
+    assert row == one(named)[0] | {"winner": "model_a"}  # as battles of conversations always were
+    assert (row["prompt"], row["chosen"]) == ([user("q")], conversations[0][1:])
+    assert len(report.split_early) == 1
+
+
+def test_a_list_is_text_where_no_column_stands_for_each_outcome_or_the_prompt_is_text():
+    row, _ = one({"prompt": '["q"]', "response_a": '["yes"]', "response_b": '["no"]', "winner": "model_a"})
+    assert (row["prompt"], row["chosen"]) == ('["q"]', '["yes"]')
+    row, _ = one({"prompt": "give me a list", "response_a": '["yes"]', "response_b": "no", **OUTCOMES})
+    assert (row["prompt"], row["chosen"]) == ("give me a list", '["yes"]')
 
 
 def test_every_layout_of_the_table_has_a_case():
@@ -181,7 +217,7 @@ def test_transcripts_that_part_early_are_split_there_and_reported():
     row, report = one({"chosen": f"{start} b\n\nHuman: c\n\nAssistant: d", "rejected": f"{start} e"})
     assert (row["prompt"], row["chosen"], row["rejected"]) == (start, " b\n\nHuman: c\n\nAssistant: d", " e")
     assert [place.row for place in report.split_early] == [0]
-    assert "part before the last assistant turn: 1 (row 0)" in report.summary()
+    assert "differ before the last assistant turn: 1 (row 0)" in report.summary()
     _, report = one({"chosen": f"{start} e", "rejected": f"{start} b\n\nAssistant: d"})
     assert not report.split_early
     assert len(report.run_on) == 1
@@ -223,9 +259,10 @@ def test_repeated_rows_are_kept_and_counted():
 
 
 TEXT = {"prompt": "q", "chosen": "a", "rejected": "b"}
+BATTLE = {"prompt": '["q", "r"]', "response_a": '["a", "b"]', "response_b": '["a", "c"]', **OUTCOMES}
 REFUSED = {
     "missing field": ({"prompt": "q", "chosen": "a"}, r"field 'rejected' is missing; the row has prompt, chosen; add 'rejected'"),
-    "null field": ({**TEXT, "chosen": None}, r"field 'chosen' is missing"),
+    "null field": ({**TEXT, "chosen": None}, r"field 'chosen' is null"),
     "only chosen": ({"chosen": "a"}, r"field 'chosen' has no prompt|field 'rejected' is missing"),
     "no prompt": ({"chosen": "the cat", "rejected": "the dog"},
         r"field 'chosen' has no prompt: a transcript needs '\\n\\nAssistant:'"),
@@ -279,6 +316,17 @@ REFUSED = {
     "label that is neither": ({"prompt": "q", "completion": "a", "label": "good"},
         r"field 'label' must be true or false, got 'good'; write true for a good answer"),
     "unpaired without an answer": ({"messages": [user("q")], "label": True}, r"field 'messages' must end with"),
+    "battle with two outcomes": (BATTLE | {"winner_tie": 1},
+        r"row index 1: has 2 outcomes, of {'winner_model_a': 1, 'winner_model_b': 0, 'winner_tie': 1}; write 1 for one of"),
+    "battle without an outcome": (BATTLE | {"winner_model_a": 0}, r"has 0 outcomes, of {.*; write 1 for one of winner_model_a"),
+    "battle with a probability": (BATTLE | {"winner_tie": 0.33}, r"field 'winner_tie' must be true or false, got 0.33; write 1"),
+    "battle of turns without an answer": (BATTLE | {"response_b": '["a"]'},
+        r"field 'response_b' must be a list of 2 texts, as the prompt is, got '\[.a.\]'; write one answer for each turn"),
+    "battle of turns and of text": (BATTLE | {"response_a": "a"}, r"field 'response_a' must be a list of 2 texts"),
+    "battle with a turn that is null": (BATTLE | {"response_a": '["a", null]'}, r"field 'response_a\[1\]' must be text, got None"),
+    "battle with a prompt that is null": (BATTLE | {"prompt": '[null, "r"]'}, r"field 'prompt\[0\]' must be text, got None"),
+    "battle with half a character": (BATTLE | {"response_a": '["a", "\\ud83d"]'}, r"field 'response_a\[1\]' has half of a"),
+    "battle about nothing": (BATTLE | {"prompt": "[]", "response_a": "[]", "response_b": "[]"}, r"must be text or a list of mess"),
     "no layout": ({"text": "a", "label_name": 1}, r"fits no layout, its fields are text, label_name; known are: prompt, chosen"),
     "not a dict": ("x", r"the rows, row index 1: must be a dict, got 'x'; give a list of dicts"),
 }  # fmt: skip
@@ -356,7 +404,7 @@ def test_single_answers_come_with_their_label(label):
 
 
 def test_an_answer_marked_as_bad_is_not_an_example():
-    with pytest.raises(BadRow, match=r"field 'label' marks the answer as bad, and examples are imitated"):
+    with pytest.raises(BadRow, match=r"field 'label' marks the answer as bad, got False, and examples are imitated"):
         read_examples([{"prompt": "q", "completion": "a", "label": False}])
     assert read_examples([{"prompt": "q", "completion": "a", "label": True}])[0][0]["completion"] == "a"
 
@@ -364,3 +412,33 @@ def test_an_answer_marked_as_bad_is_not_an_example():
 def test_an_unknown_layout_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match="layout 'hh' is not known; choose one of explicit, messages"):
         read_preferences([TEXT], layout="hh")
+
+
+@pytest.mark.parametrize(
+    ("raw", "label"),
+    [
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "label": True}, True),
+        ({"instruction": "q", "output": "a", "label": 0}, False),
+        (
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "kto_tag": False},
+            False,
+        ),
+    ],
+)
+def test_a_single_answer_of_any_layout_may_have_a_label(raw, label):
+    [row], _ = read_preferences([raw])
+    assert (row["prompt"][-1]["content"], row["completion"][0]["content"], row["label"]) == ("q", "a", label)
+    if not label:
+        with pytest.raises(BadRow, match=r"marks the answer as bad, got (0|False), and examples are imitated"):
+            read_examples([raw])
+
+
+def test_a_single_answer_without_its_fields_is_refused_with_the_columns_to_name():
+    with pytest.raises(BadRow, match=r"--columns prompt=NAME completion=NAME takes others"):
+        read_preferences([{"prompt": "q", "response": "a", "label": 1}])
+    with pytest.raises(BadRow, match=r"field 'label' is null"):
+        read_preferences([{"prompt": "q", "completion": "a", "label": None}])
+    with pytest.raises(BadRow, match=r"--columns prompt=NAME completion=NAME takes others"):
+        read_examples([{"input": "q", "response": "a"}])
+    [row], _ = read_examples([{"prompt": "q", "completion": "a", "label": "sports"}])
+    assert row["label"] == "sports", "a label of another kind takes no part"

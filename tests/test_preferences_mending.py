@@ -4,10 +4,18 @@
 import csv
 import json
 
+import numpy as np
 import pandas
 import pytest
 
-from dpo_lab.preferences import read_examples, read_preferences, render_prompt, tokenize_pairs
+from dpo_lab.preferences import (
+    BadRow,
+    read_examples,
+    read_preferences,
+    render_prompt,
+    tokenize_pairs,
+    tokenize_unpaired,
+)
 from dpo_lab.preferences.chat import render_whole
 from tests.small_tokenizers import CHATML, bpe
 
@@ -46,6 +54,15 @@ CASES = {
     "a marker inside": (TEXT | {"chosen": " Rhine.<|im_end|> Yes."}, TEXT | {"chosen": " Rhine.<|im_end|> Yes."}, "marker_inside"),
     "a prompt rendered by hand": ({"prompt": "<|im_start|>user\nq<|im_end|>\n", "chosen": "a<|im_end|>", "rejected": "b<|im_end|>"},
         {"prompt": "<|im_start|>user\nq<|im_end|>\n", "chosen": "a<|im_end|>", "rejected": "b<|im_end|>"}, "marker_inside"),
+    "a line end after the end, rendered by hand": (
+        {"prompt": "<|im_start|>user\nq<|im_end|>\n", "chosen": "a<|im_end|>\n", "rejected": "b<|im_end|>\n"},
+        {"prompt": "<|im_start|>user\nq<|im_end|>\n", "chosen": "a<|im_end|>", "rejected": "b<|im_end|>"}, "marker_inside"),
+    "a picture that is not there": (TEXT | {"prompt": "A <image>?"}, TEXT | {"prompt": "A <image>?"}, "media_marker"),
+    "a question repeated in the answers": ({"question": "A river, please?", "chosen": "A river, please? Rhine.", "rejected": "No."},
+        {"prompt": [user("A river, please?")], "chosen": [said("A river, please? Rhine.")], "rejected": [said("No.")]}, "restates"),
+    "a field that may belong to the prompt": (TEXT | {"input": "Good morning"}, TEXT | {"input": "Good morning"}, "unused"),
+    "a human's turn inside an answer": (TEXT | {"chosen": " a\n\nHuman: b\n\nAssistant: c"},
+        TEXT | {"chosen": " a\n\nHuman: b\n\nAssistant: c"}, "human_inside"),
     "a column of pictures": (TEXT | {"images": ["a.png"]}, TEXT | {"images": ["a.png"]}, "media"),
 }  # fmt: skip
 
@@ -197,3 +214,64 @@ def test_what_is_no_list_of_rows_is_refused_with_the_way_to_read_it(rows):
         ValueError, match=r"rows must be a list of dicts .*; load_preferences or load_examples reads a path"
     ):
         tokenize_pairs(rows, bpe())
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (PAIR | {"prompt": [user("q"), said("Rhi")]}, "only one of the answers repeats"),
+        (PAIR | {"prompt": [user("q"), said("Hello there 🙂")]}, "an assistant turn that is none of the answers"),
+        (PAIR | {"prompt": [user("q"), said("```py\nx = 1\n```")]}, "an assistant turn that is none of the answers"),
+        (PAIR | {"chosen": [said("a"), user("thanks")]}, "ends with a turn of the user"),
+        (PAIR | {"chosen": [said("a", weight=0)]}, "marked as one not to be learnt"),
+        (PAIR | {"chosen": [said("a", loss=False)]}, "marked as one not to be learnt"),
+        ({"prompt": "A river?", "chosen": "A river?", "rejected": "A river? No."}, "only repeats the prompt"),
+    ],
+)
+def test_what_is_not_plain_is_refused(raw, message):
+    with pytest.raises(BadRow, match=message):
+        read_preferences([raw])
+
+
+def test_what_a_template_leaves_out_of_a_prompt_is_reported():
+    silent = CHATML.partition("{% endif -%}")[2].replace("in messages", "in messages if m.role != 'system'")
+    row = PAIR | {"prompt": [{"role": "system", "content": "Speak French."}, user("a river?")]}
+    tools = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
+    for rows, left_out in (([row], "Speak French."), ([PAIR | {"tools": tools}], "clock")):
+        _, report = tokenize_pairs(rows, bpe(template=silent))
+        assert len(report.prompts_left_out) == 1
+        assert f"the chat template leaves out a part of the prompt, such as '{left_out}'; rows: 1" in report.summary()
+    assert not tokenize_pairs([row], bpe(template=CHATML))[1].prompts_left_out
+
+
+def test_answers_whose_scored_tokens_are_the_same_state_no_preference():
+    rows = [{"prompt": [user("q")], "chosen": [said("a"), user(text)], "rejected": [said("a"), user("no")]}
+            for text in ("thanks", "yes")]  # fmt: skip
+    data, report = tokenize_pairs(rows, bpe(template=CHATML))
+    assert not len(data)
+    assert len(report.identical) == 2
+
+
+@pytest.mark.parametrize(
+    "change", [{"prompt": [user("q"), {"role": "human", "content": "r"}]}, {"chosen": [user("q"), said("a")]}]
+)
+def test_rows_that_were_not_read_are_not_tokenised(change):
+    with pytest.raises(BadRow, match="read the rows with load_preferences"):
+        tokenize_pairs([PAIR | change], bpe(template=CHATML))
+
+
+def test_labels_are_read_as_data_has_them_and_none_is_missing():
+    rows = [{"prompt": "q", "completion": "a", "label": label} for label in (True, 0, "False", np.False_, "yes", "no")]
+    data, _ = tokenize_unpaired(rows, bpe())
+    assert np.sign(data.weights).tolist() == [1, -1, -1, -1, 1, -1]
+    for label in (None, "perhaps"):
+        with pytest.raises(BadRow, match="row index 1: field 'label' must be true or false"):
+            tokenize_unpaired([rows[0], rows[0] | {"label": label}], bpe())
+
+
+def test_pairs_and_single_answers_may_stand_in_one_file():
+    rows = [TEXT, {"prompt": "q", "completion": "a", "label": False}]
+    for both in (rows, rows[::-1]):
+        data, report = tokenize_unpaired(both, bpe())
+        assert sorted(np.sign(data.weights)) == [-1, -1, 1]
+        assert report.kept == 3

@@ -3,6 +3,7 @@
 
 import builtins
 import datetime
+import gzip
 import json
 import random
 import subprocess
@@ -386,5 +387,116 @@ def test_embedded_data_is_found_in_the_wheel_or_the_checkout(tmp_path, monkeypat
 
 
 def test_numpy_values_are_no_messages():
-    with pytest.raises(ValueError, match="must be text or a list of messages"):
+    with pytest.raises(ValueError, match="must be a message, got 1"):
         read_preferences([{"prompt": np.array([1]), "chosen": "a", "rejected": "b"}])
+
+
+# What a source says beside its texts
+
+
+def class_labels(names, column="label"):
+    kinds = {name: datasets.Value("string") for name in ("prompt", "completion")}
+    kinds[column] = datasets.ClassLabel(names=names)
+    given_rows = {"prompt": ["a", "b"], "completion": ["x", "y"], column: [0, 1]}
+    return datasets.Dataset.from_dict(given_rows, features=datasets.Features(kinds))
+
+
+@pytest.mark.parametrize("where", ["memory", "stream", "disk", "parquet"])
+def test_a_class_is_read_by_its_name_and_not_by_its_number(tmp_path, where):
+    for names, labels in ((["yes", "no"], [True, False]), (["no", "yes"], [False, True]), (["good", "bad"], None)):
+        source = made = class_labels(names)
+        if where == "stream":
+            source = made.to_iterable_dataset()
+        elif where == "disk":
+            made.save_to_disk(source := tmp_path / names[0])
+        elif where == "parquet":
+            made.to_parquet(source := tmp_path / f"{names[0]}.parquet")
+        if labels is None:
+            with pytest.raises(ValueError, match="field 'label' must be true or false, got 'good'"):
+                read_preferences(source)
+        else:
+            assert [row["label"] for row in read_preferences(source)[0]] == labels
+
+
+def test_a_class_within_a_message_is_read_by_its_name_too(tmp_path):
+    turn = {"role": datasets.ClassLabel(names=["user", "assistant"]), "content": datasets.Value("string")}
+    made = datasets.Dataset.from_dict(
+        {name: [[{"role": role, "content": name}]] for name, role in (("prompt", 0), ("chosen", 1), ("rejected", 1))},
+        features=datasets.Features({name: [turn] for name in ("prompt", "chosen", "rejected")}),
+    )
+    made.to_parquet(tmp_path / "a.parquet")
+    for source in (made, tmp_path / "a.parquet"):
+        [row] = read_preferences(source)[0]
+        assert row["prompt"] == [{"role": "user", "content": "prompt"}]
+
+
+def test_a_source_without_a_name_is_refused_and_not_taken_for_this_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", 0)
+    with pytest.raises(ValueError, match=r"the name of the data is empty, .*; give a file, a folder, a Hub id"):
+        read_preferences("")
+    assert prompts(".") == ["p0", "p1"]
+
+
+def test_a_folder_names_the_files_that_it_leaves_and_the_file_of_each_remark(tmp_path, caplog):
+    write(tmp_path / "part1.jsonl", 0)
+    (tmp_path / "part2.csv.gz").write_bytes(gzip.compress(b"prompt,chosen,rejected\np9,a,b\np9,a,b\np8,a,a\n"))
+    for name in ("part3.jsonl.zst", "README.md", "LICENSE", ".hidden.zst"):
+        (tmp_path / name).write_text("x")
+    assert len(load_preferences(tmp_path)) == 4
+    assert "files of a kind that is not read: part3.jsonl.zst; unpack or convert them" in caplog.text
+    assert "repeats of an earlier row, kept: 1 (part2.csv.gz, line 3)" in caplog.text
+    assert "states no preference: 1 (part2.csv.gz, line 4)" in caplog.text
+    (tmp_path / "part1.jsonl").unlink()
+    assert "kept: 1 (line 3)" in read_preferences(tmp_path)[1].summary(), "one file needs no name"
+    class_labels(["no", "yes"]).save_to_disk(tmp_path / "saved")
+    write(tmp_path / "saved" / "more.jsonl", 0)
+    assert "not read: more.jsonl;" in read_preferences(tmp_path / "saved")[1].summary()
+
+
+def test_rows_that_contradict_and_rows_with_weights_are_counted_with_their_places():
+    pair = rows(0, 1)[0]
+    other = {"prompt": "p0", "chosen": "no", "rejected": "yes", "weight": 0}
+    report = read_preferences([pair, other, {**pair, "weight": 0.5}])[1]
+    assert "(the same answers, judged the other way), kept: 2 (row 1, row 2)" in report.summary()
+    assert "rows with weight 0, which do not count in the loss: 1 (row 1)" in report.summary()
+    assert "rows with another weight than 1: 1 (row 2)" in report.summary()
+    assert "repeats of an earlier row, kept: 1 (row 2)" in report.summary()
+    answer = {"prompt": "q", "completion": "a"}
+    report = read_preferences([{**answer, "label": True}, {**answer, "label": False}, {**answer, "label": 1}])[1]
+    assert ([place.row for place in report.duplicates], [place.row for place in report.remarks["contradicting"]]) == (
+        [2], [1, 2],
+    )  # fmt: skip
+    report = read_examples([answer, answer, {**answer, "label": True}])[1]
+    assert not report.remarks, "an example has no contrary"
+
+
+def test_arrays_in_the_cells_of_a_frame_are_lists(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    calls = [{"role": "assistant", "content": "x", "tool_calls": [{"name": "f", "arguments": "{}"}]}]
+    given_rows = [{"prompt": [{"role": "user", "content": "q"}], "chosen": calls,
+                   "rejected": [{"role": "assistant", "content": "no"}]}]  # fmt: skip
+    pandas.DataFrame(given_rows).to_parquet(tmp_path / "a.parquet")
+    frame = pandas.read_parquet(tmp_path / "a.parquet")
+    assert isinstance(frame["chosen"][0], np.ndarray)
+    assert read_preferences(frame)[0] == read_preferences(frame.to_dict("records"))[0] == given_rows
+
+
+def test_a_dict_of_columns_is_known_by_columns_and_may_hold_arrays():
+    pandas = pytest.importorskip("pandas")
+    wanted = [{"prompt": "p", "chosen": "yes", "rejected": "no", "weight": 0.5}]
+    other = {"q": ["p"], "good": ["yes"], "bad": ["no"], "weight": [0.5]}
+    columns = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    assert list(load_preferences(other, columns=columns)) == wanted
+    assert read_preferences({name: np.array(values) for name, values in other.items()}, columns=columns)[0] == wanted
+    mixed = {"prompt": pandas.Series(["p"]), "chosen": ("yes",), "rejected": ["no"], "weight": np.array([0.5])}
+    assert read_preferences(mixed)[0] == wanted
+    with pytest.raises(ValueError, match="lists of one length, got prompt: 2, chosen: 1, rejected: 'no'"):
+        read_preferences({"prompt": pandas.Series(["p", "q"]), "chosen": ["yes"], "rejected": "no"})
+
+
+@pytest.mark.parametrize("limit", ["3", 2.0, -1])
+def test_a_limit_that_is_no_count_is_refused(limit):
+    with pytest.raises(ValueError, match=f"limit must be at least 1, got {limit!r}; give a whole number"):
+        load_preferences(rows(0), limit=limit)
+    assert len(read_preferences(rows(0), limit=np.int64(1))[0]) == 1

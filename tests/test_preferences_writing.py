@@ -36,7 +36,6 @@ ROWS = {
         PAIR | {"prompt": [user("q"), CALL, {"role": "tool", "content": "noon"}]}, ("alpaca",)),
     "answers of several turns": (
         PAIR | {"chosen": [CALL, {"role": "tool", "content": "noon"}, said("noon")]}, ("swift", "alpaca")),
-    "plain text": ({"prompt": "q", "chosen": " yes", "rejected": " no"}, ("openai", "sharegpt", "swift", "alpaca")),
     "a label": (
         {"prompt": "q", "completion": " yes", "label": False}, ("openai", "sharegpt", "swift", "alpaca")),
     "reasoning beside the answer": (
@@ -66,6 +65,16 @@ def test_what_is_written_reads_back_as_the_same(case, to):
         assert ours == theirs or "tool_calls" in str(row), "calls may be wrapped otherwise"
     for name in set(row) - {"prompt", "chosen", "rejected", "system", "tools"}:
         assert back[name] == row[name]
+
+
+@pytest.mark.parametrize("to", WRITERS)
+def test_plain_text_becomes_turns_where_a_layout_knows_turns_alone(to):
+    [raw] = written([{"prompt": "q", "chosen": " yes", "rejected": " no", "messages": [user("of old")]}], to)
+    [back], _ = read_preferences([raw])
+    if to == "trl":
+        assert (back["prompt"], back["chosen"]) == ("q", " yes")
+    else:
+        assert (back["prompt"], back["chosen"]) == ([user("q")], [said(" yes")])
 
 
 def test_an_unknown_layout_is_refused():

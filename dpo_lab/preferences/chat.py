@@ -16,6 +16,7 @@ from dpo_lab.preferences.reports import BadRow, shown
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 _NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 # Plain words, since a model without a template has no tokens for turns. An answer begins exactly where the generation
@@ -137,10 +138,18 @@ def dropped_text(answer: str | list[Message], whole: str) -> str | None:
     """What an answer says and the rendered whole doesn't, such as reasoning, or a call that a template doesn't know."""
     for turn in answer_messages(answer):
         calls = [(call.get("function") or call)["name"] for call in turn.get("tool_calls") or []]
-        for text in (turn.get("content"), turn.get("reasoning_content"), *calls):
+        for text in (*map(turn.get, ("content", *_REASONING)), *calls):
             if text and text.strip() not in whole and _unspaced(text) not in _unspaced(whole):
                 return text
     return None
+
+
+def dropped_from_prompt(row: Mapping[str, Any], prompt: str) -> str | None:
+    """As `dropped_text`, of the turns before the answer and the functions on offer. Earlier reasoning isn't meant to
+    stay."""
+    turns = [{key: value for key, value in turn.items() if key not in _REASONING} for turn in prompt_messages(row)]
+    offered = [{"content": str((tool.get("function") or tool).get("name") or "")} for tool in row.get("tools") or []]
+    return dropped_text([*turns, *offered], prompt)
 
 
 def _unspaced(text: str) -> str:

@@ -10,17 +10,18 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dpo_lab.preferences.reports import BadRow, Place, shown
+from dpo_lab.preferences.reports import BadRow, Place, counted, shown
 
 RawRow = tuple[Place, dict[str, Any] | BadRow]
 
-DATA_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".ndjson", ".ndjson.gz", ".parquet", ".csv", ".tsv")
-_LINES, _TABLES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"), (".csv", ".tsv")
+_LINES, _TABLES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"), (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+DATA_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".ndjson", ".ndjson.gz", ".parquet", *_TABLES)
 ROW_KEYS = {"prompt", "chosen", "rejected", "messages", "conversations", "instruction", "question", "preferred_output"}
 _SEPARATORS = ",;\t|"
 
@@ -47,9 +48,8 @@ def read_file(path: Path) -> Iterator[RawRow]:
         raise ValueError(f"{path} is empty; it should hold rows of preferences")
     if suffix == ".parquet":
         return _parquet(path)
-    if suffix in _TABLES:
-        return _csv(path)
-    return _whole_stream(path, _json_lines(path) if suffix in _LINES else _json(path))
+    read = _csv if suffix in _TABLES else _json_lines if suffix in _LINES else _json
+    return _whole_stream(path, read(path))
 
 
 def has_bom(path: Path) -> bool:
@@ -75,21 +75,28 @@ def _whole_stream(path: Path, rows: Iterator[RawRow]) -> Iterator[RawRow]:
 
 
 def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
+    with path.open("rb") as file:
+        is_gzip = path.name.lower().endswith(".gz") or file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if is_gzip else path.open("rb")
 
 
 def _refuse_utf16(start: bytes, place: Place) -> None:
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise BadRow(None, "begins with a UTF-16 byte order mark", "save the file as UTF-8", place)
+    if (has_mark := start[:2] in (b"\xff\xfe", b"\xfe\xff")) or b"\0" in start[:2]:
+        rule = "begins with a UTF-16 byte order mark" if has_mark else "looks like UTF-16: each second byte is zero"
+        raise BadRow(None, rule, "save the file as UTF-8", place)
 
 
-def _json_lines(path: Path) -> Iterator[RawRow]:
+def _json_lines(path: Path, *, may_be_list: bool = True) -> Iterator[RawRow]:
+    """One object a line; or a JSON list in spite of the name."""
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             place = Place(path.name, line=number)
             if number == 1:
                 _refuse_utf16(line, place)
                 line = line.removeprefix(b"\xef\xbb\xbf")
+                if may_be_list and line.lstrip().startswith(b"["):
+                    yield from _json(path)
+                    return
             if line.strip():
                 yield place, _parsed_line(line, place)
 
@@ -100,8 +107,9 @@ def _parsed_line(line: bytes, place: Place) -> dict[str, Any] | BadRow:
     except UnicodeDecodeError as problem:
         return _not_utf8(line, problem.start, "line", place)
     except json.JSONDecodeError as problem:
+        goes_on = " (jq -c . FILE joins the lines of each)" if line.strip() == b"{" else ""
         return BadRow(None, f"is not JSON: {problem.msg} at column {problem.colno}",
-                      "write one JSON object per line", place)  # fmt: skip
+                      f"write one JSON object per line{goes_on}", place)  # fmt: skip
     except RecursionError:
         return BadRow(None, "is nested too deeply to be a row", "write one JSON object per line", place)
     return _object(row, place)
@@ -139,8 +147,8 @@ def _json(path: Path) -> Iterator[RawRow]:
     try:
         document = json.loads(text)
     except json.JSONDecodeError as problem:
-        if problem.msg == "Extra data" and text.lstrip().startswith("{"):
-            yield from _json_lines(path)
+        if problem.msg == "Extra data" and (text.lstrip().startswith("{") or data_suffix(path) in _LINES):
+            yield from _json_lines(path, may_be_list=False)
             return
         place = Place(path.name, line=problem.lineno)
         rule = "holds no JSON" if not text.strip() else f"is not JSON: {problem.msg} at column {problem.colno}"
@@ -167,29 +175,39 @@ def _rows_of(document: object, path: Path) -> list[Any]:
 
 
 def _csv(path: Path) -> Iterator[RawRow]:
-    """A header and rows; the header shows what stands between the cells."""
+    """A header and rows; the header shows what stands between the cells, or a line before it does, such as sep=; ."""
     text = _decoded(path)
+    own = re.match(r"sep=(.)\s*[\r\n]", text)
+    text, above = (text[own.end() :], 1) if own else (text, 0)
+    separator = own[1] if own else _separator(re.split(r"[\r\n]", text, maxsplit=1)[0])
+    records: list[tuple[Place, list[str] | BadRow]] = []
     limit = csv.field_size_limit(len(text) + 1)  # room for long texts; one setting for all of Python, so put back below
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text.partition("\n")[0]))
-        header = next(reader, None)
-        if not header or len(set(header)) < len(header):
-            raise ValueError(f"{path} needs a header of distinct column names in line 1, got {shown(header)}; "
-                             "write prompt,chosen,rejected")  # fmt: skip
-        rows, places = [], []
-        try:
-            for cells in reader:
-                if cells:
-                    places.append(Place(path.name, line=reader.line_num))
-                    rows.append(cells)
-        except csv.Error as problem:
-            raise BadRow(None, f"is not CSV: {problem}", 'quote texts with " and double the quotes inside',
-                         Place(path.name, line=reader.line_num)) from None  # fmt: skip
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
+        cells: list[str] | BadRow | None = []
+        while cells is not None:
+            place = Place(path.name, line=above + reader.line_num + 1)
+            try:
+                cells = next(reader, None)
+                if separator == "\t" and any("\t" in cell and {*cell} & {"\r", "\n"} for cell in cells or ()):
+                    raise csv.Error("a cell has a tab and a line end in it, as where a quote is not closed")
+            except csv.Error as problem:  # the next row begins on the next line
+                cells = BadRow(None, f"is not CSV: {problem}, read up to line {above + reader.line_num:,}",
+                               'quote texts with " and double the quotes inside, or write .jsonl', place)  # fmt: skip
+            records += [(place, cells)] if cells else []
     finally:
         csv.field_size_limit(limit)
-    for place, cells in zip(places, rows, strict=True):
-        if len(cells) != len(header):
-            yield place, BadRow(None, f"has {len(cells)} cells under a header of {len(header)}",
+    header = records[0][1] if records else None
+    if isinstance(header, BadRow):
+        raise header
+    if not header or len(set(header)) < len(header):
+        raise ValueError(f"{path} needs a header of distinct column names in line 1, got {shown(header)}; "
+                         "write prompt,chosen,rejected")  # fmt: skip
+    for place, cells in records[1:]:
+        if isinstance(cells, BadRow):
+            yield place, cells
+        elif len(cells) != len(header):
+            yield place, BadRow(None, f"has {counted(len(cells), 'cell')} under a header of {len(header)}",
                                 "quote texts that hold commas or line ends", place)  # fmt: skip
         else:
             yield place, dict(zip(header, cells, strict=True))
@@ -220,16 +238,30 @@ def _parquet_rows(path: Path, file: Any) -> Iterator[RawRow]:
             # `datasets` writes mixed structures as arrow's JSON type, which pyarrow hands back as text.
             is_encoded = lambda kind: "json" in str(getattr(kind, "extension_name", ""))
             encoded = [column.name for column in file.schema_arrow if is_encoded(column.type)]
+            about = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+            features = about.get("info", {}).get("features") if "ClassLabel" in str(about) else None
             for batch in file.iter_batches(batch_size=1000):
                 for row in batch.to_pylist():
                     for name in encoded:
                         row[name] = None if row[name] is None else json.loads(row[name])
-                    yield Place(path.name, row=index), row
+                    yield Place(path.name, row=index), with_class_names(row, features)
                     index += 1
-        except (pa.ArrowException, OSError, ValueError, RecursionError) as problem:
+        except (pa.ArrowException, OSError, ValueError, AttributeError, RecursionError) as problem:
             raise _unsound_parquet(path, problem, index) from None
 
 
 def _unsound_parquet(path: Path, problem: Exception, row: int) -> ValueError:
     reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
     return ValueError(f"{path} is not a sound parquet file ({reason}, at row index {row}); copy or download it again")
+
+
+def with_class_names(value: Any, kind: Any) -> Any:
+    """A value with the names of classes in place of their numbers. kind: how `datasets` describes it, in its JSON."""
+    if not kind:
+        return value
+    if isinstance(value, list):
+        return [with_class_names(item, kind[0] if isinstance(kind, list) else kind.get("feature")) for item in value]
+    if isinstance(value, dict):
+        return {name: with_class_names(item, kind.get(name)) for name, item in value.items()}
+    names = kind.get("names") if kind.get("_type") == "ClassLabel" else None
+    return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value

@@ -17,6 +17,7 @@ from dpo_lab.preferences.reports import ReadReport, TokenReport
 from dpo_lab.preferences.token_cache import EXAMPLES, UNPAIRED
 from dpo_lab.preferences.token_data import TokenRow
 from dpo_lab.preferences.token_data import plain as plain_ids
+from dpo_lab.preferences.tokens import single_answers, tokenize_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,16 +108,25 @@ def inspect_data(
     sft: as examples to imitate, in place of preferences. The other arguments are those of `load_preferences` and
     `tokenize_pairs`; rows that cannot be used are listed here unless on_bad_row is "raise".
     """
+    if num_rows < 0:
+        raise ValueError(f"the number of rows to show must not be negative, got {num_rows}; 0 shows the reports alone")
     kind = EXAMPLES if sft else UNPAIRED
     rows, read = kind.read(source, split, on_bad_row=on_bad_row, limit=limit, columns=columns, pairing=pairing)
-    data, report = kind.tokenize(rows, tokenizer, max_length=max_length, score_turns=score_turns, on_bad_row=on_bad_row)
+    tokenize = kind.tokenize
+    if not sft and all("chosen" in row for row in rows):
+        tokenize = tokenize_pairs
+    elif not sft:
+        rows = list(single_answers(rows))
+    data, report = tokenize(rows, tokenizer, max_length=max_length, score_turns=score_turns, on_bad_row=on_bad_row)
     shown = []
     for index in range(min(num_rows, len(data))):
         row = rows[int(data.source_rows[index])]
-        whole, _ = kind.tokenize([row], tokenizer, max_length=_NO_LIMIT, score_turns=score_turns)
-        names = [name for name in ("chosen", "rejected", "completion") if row.get(name) is not None]
-        place = str(getattr(row, "place", f"row {index}"))
-        shown.append(ShownRow(place, _parts(tokenizer, names[: data.num_completions], whole.row(0), data.row(index))))
+        whole, _ = tokenize([row], tokenizer, max_length=_NO_LIMIT, score_turns=score_turns)
+        names = ("chosen", "rejected") if data.num_completions == 2 else ("completion",)
+        facts = {name: row.get(name) for name in ("label", "weight")}
+        more = [f", {name} {fact}".lower() for name, fact in facts.items() if fact is True or fact not in (None, 1)]
+        place = "".join([str(getattr(row, "place", f"row {index}")), *more])
+        shown.append(ShownRow(place, _parts(tokenizer, names, whole.row(0), data.row(index))))
     return Inspection(read, report, shown)
 
 
@@ -124,7 +134,7 @@ def _fate(is_scored: bool) -> Fate:
     return "scored" if is_scored else "prompt"
 
 
-def _parts(tokenizer: Any, names: list[str], whole: TokenRow, kept: TokenRow) -> dict[str, list[Part]]:
+def _parts(tokenizer: Any, names: tuple[str, ...], whole: TokenRow, kept: TokenRow) -> dict[str, list[Part]]:
     """Prompt and answers before they were shortened, with what of them was kept."""
     lost, head = len(whole.prompt) - len(kept.prompt), common_prefix(whole.prompt, kept.prompt)
     texts = token_texts(tokenizer, whole.prompt)

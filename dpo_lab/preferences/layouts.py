@@ -46,6 +46,8 @@ Split = Callable[[Raw, bool], RowParts]
 
 def need(raw: Raw, name: str) -> Any:
     if raw.get(name) is None:
+        if name in raw:
+            raise BadRow(name, "is null", "write it, or leave the row out")
         raise BadRow(name, f"is missing; the row has {', '.join(map(str, raw)) or 'no field'}", _where(name))
     return raw[name]
 
@@ -96,6 +98,8 @@ def _after(prompt: TextOrTurns, name: str, chosen: TextOrTurns, rejected: TextOr
 def _apart(prompt: TextOrTurns, answers: tuple[TextOrTurns, ...], used: tuple[str, ...]) -> RowParts:
     """Prompt and answers that stand apart, without what stands in both."""
     prompt, answers, remarks = taken_once(prompt, answers)
+    if any(isinstance(answer, str) and HUMAN in answer for answer in answers):
+        remarks = (*remarks, "human_inside")
     return RowParts(prompt, answers, used, remarks)
 
 
@@ -103,6 +107,9 @@ def _messages(raw: Raw, arrow: bool) -> RowParts:
     """Turns with both answers beside them; or with the rejected one alone, and the last turn is the chosen one."""
     if raw.get("chosen") is not None:
         return _beside("messages")(raw, arrow)
+    if raw.get("rejected_messages") is not None:
+        both = [check_messages(raw[name], name, from_arrow=arrow) for name in ("messages", "rejected_messages")]
+        return _whole_conversations(*both)._replace(used=("messages", "rejected_messages"))
     turns, [chosen] = _conversation("messages")(raw, arrow)[:2]
     return _after(turns, "messages", chosen, _text_or_turns(need(raw, "rejected"), "rejected", arrow))
 
@@ -146,7 +153,8 @@ def _transcript(raw: Raw, arrow: bool) -> RowParts:
             raise BadRow(name, "ends with a human turn", "end the transcript with the assistant's answer")
     late = [ASSISTANT in answer for answer in answers]
     silent = () if all(answer.strip() for answer in answers) else ("silent",)
-    return RowParts(chosen[:at], answers, ("chosen", "rejected"), _parting(*late) + silent)
+    human = ("human_inside",) if any(HUMAN in answer for answer in answers) else ()
+    return RowParts(chosen[:at], answers, ("chosen", "rejected"), _parting(*late) + silent + human)
 
 
 def _instruction_prompt(raw: Raw) -> tuple[list[Message], tuple[str, ...]]:
@@ -176,7 +184,7 @@ def _answer_turns(raw: Raw, arrow: bool) -> tuple[list[Message], ...]:
 def _instruction(raw: Raw, arrow: bool) -> RowParts:
     """instruction, input, output + chosen and rejected. `output` stays a column; it takes no part."""
     prompt, used = _instruction_prompt(raw)
-    return RowParts(prompt, _answer_turns(raw, arrow), (*used, "chosen", "rejected"))
+    return _apart(prompt, _answer_turns(raw, arrow), (*used, "chosen", "rejected"))
 
 
 def _openai(raw: Raw, arrow: bool) -> RowParts:
@@ -209,7 +217,7 @@ class RowLayout(NamedTuple):
 # The first that applies wins; a field of its own for the prompt says most.
 LAYOUTS: dict[str, RowLayout] = {
     "explicit": RowLayout(_has("prompt"), _beside("prompt"), "prompt, chosen, rejected"),
-    "messages": RowLayout(_has("messages"), _messages, "messages, chosen, rejected"),
+    "messages": RowLayout(_has("messages"), _messages, "messages, chosen, rejected (or rejected_messages)"),
     "sharegpt": RowLayout(_has("conversations"), _beside("conversations"), "conversations, chosen, rejected"),
     "openai": RowLayout(_has("preferred_output"), _openai, "input, preferred_output, non_preferred_output"),
     "instruction": RowLayout(lambda raw: any(map(raw.get, ("instruction", "question", "input"))), _instruction,
@@ -252,14 +260,18 @@ EXAMPLE_LAYOUTS: dict[str, RowLayout] = {
 }
 
 
+def is_example(raw: Raw) -> bool:
+    """Whether a row has a prompt with one answer, in one of the layouts of examples."""
+    return any(layout.applies(raw) for layout in EXAMPLE_LAYOUTS.values())
+
+
 def _labelled(raw: Raw, arrow: bool) -> RowParts:
-    parts = (_completion if _has("prompt", "completion")(raw) else _conversation("messages"))(raw, arrow)
+    layout = next(layout for layout in EXAMPLE_LAYOUTS.values() if layout.applies(raw))
+    parts = layout.split(raw, arrow)
     return parts._replace(used=(*parts.used, "label"))
 
 
 UNPAIRED_LAYOUTS: dict[str, RowLayout] = {
-    "unpaired": RowLayout(
-        lambda raw: _has("label")(raw) and (_has("prompt", "completion")(raw) or _has("messages")(raw)), _labelled,
-        "prompt, completion, label (or messages, label)"),
+    "unpaired": RowLayout(is_example, _labelled, "prompt, completion, label (or messages, label)"),
 }  # fmt: skip
 """One answer with a yes or a no, for the losses that learn from single answers."""

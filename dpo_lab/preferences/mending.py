@@ -19,6 +19,7 @@ END_MARKERS = (
 )  # fmt: skip
 _MARKER = re.compile("|".join(map(re.escape, (*END_MARKERS, "<|im_start|>", "<|start_header_id|>", "<start_of_turn>"))))
 _SENTENCE_ENDS, _CLOSERS = tuple(".!?…。！？"), "\"'”’)]*`"
+_GOES_ON = re.compile(r"[\w,:;(\[{\"'“‘<=/-]\s*$")
 _PLACEHOLDER = re.compile(r"<(image|video|audio)>")
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
@@ -51,7 +52,9 @@ def _without_repeated_prompt(prompt: str, answers: tuple[TextOrTurns, ...]) -> M
         return prompt, answers, ("restates",)
     exact = all(str(answer).startswith(prompt) for answer in answers)
     cut = (lambda answer: answer[len(prompt) :]) if exact else (lambda answer: answer.lstrip()[len(asked) :])
-    return prompt, tuple(map(cut, answers)), ("repeated_prompt",)
+    if not all(map(str.strip, cut_off := tuple(map(cut, answers)))):
+        raise BadRow(None, f"has an answer that only repeats the prompt, {shown(asked)}", "write what is answered")
+    return prompt, cut_off, ("repeated_prompt",)
 
 
 def _going_on(prompt: list[Message], answers: list[list[Message]]) -> Mended:
@@ -59,8 +62,12 @@ def _going_on(prompt: list[Message], answers: list[list[Message]]) -> Mended:
     begun = prompt[-1].get("content", "")
     texts = [answer[0].get("content", "") if answer else "" for answer in answers]
     repeats = all(text.startswith(begun) for text in texts)
-    is_finished = begun.rstrip().rstrip(_CLOSERS).endswith(_SENTENCE_ENDS)
-    if len(prompt) == 1 or not (repeats or prompt[-1].get("prefix") or not is_finished):
+    if not repeats and any(text.startswith(begun) for text in texts):
+        raise BadRow("prompt", f"ends with a beginning, {shown(begun)}, that only one of the answers repeats",
+                     "let both begin with it, or neither")  # fmt: skip
+    said = begun.rstrip().rstrip(_CLOSERS)
+    is_begun = _GOES_ON.search(begun) and not said.endswith(_SENTENCE_ENDS)
+    if len(prompt) == 1 or not (repeats or prompt[-1].get("prefix") or is_begun):
         raise BadRow("prompt", f"ends with an assistant turn that is none of the answers, got {shown(begun)}",
                      'take it out; or write "prefix": true into it, if the answers go on where it ends')  # fmt: skip
     if repeats:
@@ -82,6 +89,8 @@ def without_end_markers(prompt: TextOrTurns, answers: list[TextOrTurns]) -> tupl
 
     def bare(text: str) -> str:
         said = text.rstrip()
+        if by_hand and said.endswith(END_MARKERS):
+            text = said  # a line end after it would bring a second one
         while said.endswith(END_MARKERS) and not by_hand and "<s>" not in said:
             said = said[: said.rindex("<")].rstrip()
         if said and said != text.rstrip():
@@ -101,12 +110,11 @@ def without_end_markers(prompt: TextOrTurns, answers: list[TextOrTurns]) -> tupl
 
 
 def check_media(raw: Mapping[str, Any], prompt: TextOrTurns, answers: list[TextOrTurns]) -> set[str]:
-    """Pictures are not seen: BadRow where a text has a place for one, a remark where only a column holds some."""
+    """Pictures are not seen: BadRow where a column belongs to a place in a text, a remark where there is only one."""
     columns = [name for name in _MEDIA if raw.get(name) not in (None, "", [], {})]
-    if not columns:
-        return set()
     texts = [turn.get("content", "") for part in (prompt, *answers) for turn in as_turns(part, "user")]
-    for place in filter(None, map(_PLACEHOLDER.search, texts)):
-        raise BadRow(columns[0], f"belongs to the {place[0]} in the text, and only text is trained on",
+    places = [place[0] for place in map(_PLACEHOLDER.search, texts) if place]
+    if columns and places:
+        raise BadRow(columns[0], f"belongs to the {places[0]} in the text, and only text is trained on",
                      "leave the row out")  # fmt: skip
-    return {"media"}
+    return {"media"} if columns else {"media_marker"} if places else set()

@@ -130,14 +130,14 @@ def _without_none(value: Any) -> Any:
 
 
 def _call_of_text(text: object, field: str) -> list[Any]:
-    calls, why = _parsed(text)
+    calls, why = value_of_text(text)
     if calls is None:
         raise BadRow(field, f"must be the JSON of a function call ({why}), got {shown(text)}",
                      'write {"name": ..., "arguments": {...}}')  # fmt: skip
     return calls if isinstance(calls, list) else [calls]
 
 
-def _parsed(text: object) -> tuple[Any, str]:
+def value_of_text(text: object) -> tuple[Any, str]:
     """The value of a text of JSON, or of Python as `repr` and pandas write it; None and why not where it is neither."""
     if not isinstance(text, str):
         return None, "no text"
@@ -158,7 +158,7 @@ def messages_of_text(text: object) -> Any:
     """The message or the list of messages that a text of JSON or of Python is; None where it is something else."""
     if not isinstance(text, str) or not _MESSAGES.match(text):
         return None
-    value, _ = _parsed(text)
+    value, _ = value_of_text(text)
     turns = value if isinstance(value, list) else [value]
     return value if turns and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns) else None
 
@@ -166,7 +166,7 @@ def messages_of_text(text: object) -> Any:
 def check_tools(value: object, *, from_arrow: bool = False) -> list[dict[str, Any]]:
     """The functions on offer: a list of objects, or the text of one."""
     if isinstance(value, str):
-        value, why = _parsed(text := value)
+        value, why = value_of_text(text := value)
         if value is None:
             raise BadRow("tools", f"must be a list or the JSON of one ({why}), got {shown(text)}",
                          "write a list of function descriptions")  # fmt: skip

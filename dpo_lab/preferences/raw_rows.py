@@ -11,7 +11,7 @@ from numbers import Number
 from typing import Any, Literal, NamedTuple
 
 from dpo_lab.preferences.layouts import COLUMNS, Raw
-from dpo_lab.preferences.messages import messages_of_text
+from dpo_lab.preferences.messages import Message, messages_of_text, text_of, value_of_text
 from dpo_lab.preferences.reports import BadRow, shown
 
 Pairing = Literal["best_worst", "best_each", "all"]
@@ -28,6 +28,8 @@ _SCORES = ("score", "overall_score", "rating", "reward")
 _ANSWERS = ("chosen", "rejected")
 _ONE_OF_TWO = re.compile(r"(response|answer|completion|output|conversation)_?([0-9abAB])")
 _BETTER = ("better_response_id", "winner", "better", "preferred")
+_OUTCOMES = {"winner_model_a": "model_a", "winner_model_b": "model_b", "winner_tie": "tie"}
+_YES_OR_NO = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
 _MAY_BE_TURNS = {"prompt", "completion", "messages", "conversations", "input"}
 
 
@@ -148,8 +150,61 @@ def _text_of_item(item: Any) -> Any:
     return next((item[name] for name in _TEXTS if item.get(name) is not None), None)
 
 
+def perhaps(value: Any) -> bool | None:
+    """As `yes_or_no`; None for anything else."""
+    return _YES_OR_NO.get(str(value).strip().lower())
+
+
+def yes_or_no(value: Any, field: str, remedy: str) -> bool:
+    """From true and false, 1 and 0, and their words, as CSV files have them."""
+    said = perhaps(value)
+    if said is None:
+        raise BadRow(field, f"must be true or false, got {shown(value)}", remedy)
+    return said
+
+
+def _battle(raw: Raw) -> Raw:
+    """A battle that has a column for each outcome, with one `winner` in their place. Where the prompt is a list of the
+    user's turns, also as JSON, prompt and answers become the two conversations."""
+    remedy = f"write 1 for one of {', '.join(_OUTCOMES)}, and 0 for the others"
+    marks = {name: yes_or_no(raw[name], name, remedy) for name in _OUTCOMES if raw.get(name) is not None}
+    if not marks or raw.get("winner") is not None:
+        return raw
+    marked = [_OUTCOMES[name] for name, is_marked in marks.items() if is_marked]
+    if len(marked) != 1:
+        raise BadRow(None, f"has {len(marked)} outcomes, of {shown({name: raw[name] for name in marks}, 90)}", remedy)
+    raw = {name: value for name, value in raw.items() if name not in marks} | {"winner": marked[0]}
+    asked = _list_of_texts(raw.get("prompt"))
+    if asked is None or marked == ["tie"]:
+        return raw
+    is_answer = lambda name, value: value is not None and _ONE_OF_TWO.fullmatch(str(name))
+    return {name: _conversation(asked, value, name) if is_answer(name, value) else value
+            for name, value in raw.items() if name != "prompt"}  # fmt: skip
+
+
+def _list_of_texts(value: Any) -> list[Any] | None:
+    """A list of texts, in which some may be missing (None), also where it is written as text; None for another."""
+    found = value_of_text(value)[0] if isinstance(value, str) and value.lstrip().startswith("[") else value
+    if isinstance(found, list) and all(text is None or isinstance(text, str) for text in found):
+        return found
+    return None
+
+
+def _conversation(asked: list[Any], value: Any, name: str) -> list[Message]:
+    said = _list_of_texts(value)
+    if said is None or len(said) != len(asked):
+        raise BadRow(name, f"must be a list of {len(asked)} texts, as the prompt is, got {shown(value)}",
+                     "write one answer for each turn of the prompt")  # fmt: skip
+    return [
+        {"role": role, "content": text_of(text, f"{field}[{index}]")}
+        for index, texts in enumerate(zip(asked, said, strict=True))
+        for role, text, field in zip(("user", "assistant"), texts, ("prompt", name), strict=True)
+    ]
+
+
 def _compared(raw: Raw) -> Judged | None:
     """Two answers, and which is better: by its number or name, or by a number that is negative for the first."""
+    raw = _battle(raw)
     matches = {name: _ONE_OF_TWO.fullmatch(str(name)) for name, value in raw.items() if value is not None}
     two = {match[2].lower(): name for name, match in matches.items() if match}
     better = next((name for name in _BETTER if raw.get(name) is not None), None)
@@ -186,7 +241,7 @@ class Several(NamedTuple):
 SEVERAL = {
     "candidates": Several(_labelled, "messages whose last turn has candidates with preferenceLabel"),
     "completions": Several(_scored, "prompt, completions with score or rank"),
-    "comparison": Several(_compared, "prompt, response_1, response_2, better_response_id or overall_preference"),
+    "comparison": Several(_compared, "prompt, response_a, response_b, winner, winner_model_a or overall_preference"),
 }
 
 

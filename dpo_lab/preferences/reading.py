@@ -12,11 +12,12 @@ import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from dpo_lab.preferences.layouts import EXAMPLE_LAYOUTS, LAYOUTS, UNPAIRED_LAYOUTS
 from dpo_lab.preferences.raw_rows import PAIRINGS, Pairing, Raw, check_columns, raw_rows
-from dpo_lab.preferences.reports import BadRow, Place, ReadReport
+from dpo_lab.preferences.reports import BadRow, Place, ReadReport, counted
 from dpo_lab.preferences.rows import ParsedRow, PlacedRow, example_row, pair_row, preference_row
 from dpo_lab.preferences.sources import Source, open_source
 
@@ -29,6 +30,16 @@ OnBadRow = Literal["raise", "skip"]
 Rows = TypeVar("Rows", bound="Sequence[dict[str, Any]] | datasets.Dataset")
 
 
+def _prompt_row(raw: Raw, layout: str | None = None, *, from_arrow: bool = False) -> ParsedRow:
+    """For sampling: of a row that has a prompt and no two answers beside it, the prompt alone."""
+    if raw.get("prompt") is None or all(raw.get(name) is not None for name in ("chosen", "rejected")):
+        return preference_row(raw, layout, from_arrow=from_arrow)
+    beside = {name: raw[name] for name in ("prompt", "system", "tools") if name in raw}
+    row = example_row({**beside, "completion": "none"}, from_arrow=from_arrow)
+    del row.fields["completion"]
+    return replace(row, layout="prompt")
+
+
 class RowKind(NamedTuple):
     """What a source is read for: how a row is parsed, under which layouts, and the splits read first."""
 
@@ -39,6 +50,7 @@ class RowKind(NamedTuple):
 
 PREFERENCES = RowKind(preference_row, LAYOUTS | UNPAIRED_LAYOUTS, ("train",))
 PAIRS = RowKind(pair_row, LAYOUTS, ("train",))  # of which every row must be a pair
+PROMPTS = RowKind(_prompt_row, LAYOUTS | UNPAIRED_LAYOUTS, ("train",))
 EXAMPLES = RowKind(example_row, EXAMPLE_LAYOUTS | LAYOUTS, ("sft", "train"))
 
 
@@ -55,7 +67,7 @@ def load_preferences(
 ) -> datasets.Dataset | list[dict[str, Any]]:
     """Rows of prompt, chosen, rejected; the report is logged where anything was left out or split early.
 
-    `source` is a file (.jsonl, .ndjson, .json, also with .gz; .parquet, .csv, .tsv), a folder of such files, a Hub id
+    `source` is a file (.jsonl, .ndjson, .json, .csv, .tsv, also with .gz; .parquet), a folder of such files, a Hub id
     (`owner/name` or `owner/name:configuration`), "embedded", a `datasets.Dataset`, a mapping of splits, a list of
     dicts, a dict of columns, or a data frame. Without `split`, the training split is read. `layout` is found row by row
     (see `LAYOUTS`) unless given.
@@ -112,15 +124,17 @@ def read_rows(
     columns: Mapping[str, str] | None = None, pairing: Pairing = "best_worst",
 ) -> tuple[list[dict[str, Any]], ReadReport]:  # fmt: skip
     """All rows of a source, and the report on what was left out; arguments as in `load_preferences`."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}; None keeps all rows")
+    if limit is not None and (not isinstance(limit, Integral) or limit < 1):
+        raise ValueError(f"limit must be at least 1, got {limit!r}; give a whole number, or None keeps all rows")
     opened, report = _open(kind, source, split, layout, on_bad_row, columns, pairing)
     rows: list[dict[str, Any]] = []
     seen: set[bytes] = set()
     for place, fields in _usable(opened, report, kind.parse, layout, on_bad_row, columns, pairing):
-        fingerprint = _fingerprint(fields)
+        fingerprint, contrary = _fingerprints(fields)
         if fingerprint in seen:
             report.duplicates.append(place)
+        if contrary in seen:
+            report.remark("contradicting", place)
         seen.add(fingerprint)
         rows.append(fields)
     if limit is not None and limit < len(rows):
@@ -157,6 +171,7 @@ def stream_rows(
 
 
 read_preferences, read_pairs, read_examples = (partial(read_rows, kind) for kind in (PREFERENCES, PAIRS, EXAMPLES))
+read_prompts = partial(read_rows, PROMPTS)
 stream_preferences, stream_pairs, stream_examples = (
     partial(stream_rows, kind) for kind in (PREFERENCES, PAIRS, EXAMPLES)
 )
@@ -177,8 +192,8 @@ def _open(
     check_columns(columns or {})
     if pairing not in PAIRINGS:
         raise ValueError(f"pairing must be one of {', '.join(PAIRINGS)}, got {pairing!r}; best_worst makes one pair")
-    opened = open_source(source, split, kind.splits)
-    return opened, ReadReport(opened.name, opened.split, notes=opened.notes)
+    opened = open_source(source, split, kind.splits, (columns or {}).values())
+    return opened, ReadReport(opened.name, opened.split, unread=opened.unread, notes=opened.notes)
 
 
 def _usable(
@@ -211,6 +226,8 @@ def _usable(
                 report.identical.append(place)
                 continue
             report.layouts[row.layout] += 1
+            if (weight := row.fields.get("weight", 1)) != 1:
+                row.remarks.add("weighted" if weight else "weightless")
             for remark in sorted(row.remarks):
                 report.remark(remark, place)
             num_usable += 1
@@ -227,9 +244,13 @@ def _parsed(
     return replace(row, layout=made_of or row.layout, remarks=row.remarks | remarks)
 
 
-def _fingerprint(fields: dict[str, Any]) -> bytes:
-    names = ("prompt", "chosen", "rejected", "completion", "system", "tools")
-    return hashlib.blake2b(_content([fields.get(name) for name in names]), digest_size=16).digest()
+def _fingerprints(fields: dict[str, Any]) -> tuple[bytes, bytes]:
+    """Of what a row says; and of the contrary, its answers the other way round or its answer with the other label."""
+    rest = [fields.get(name) for name in ("prompt", "completion", "system", "tools")]
+    pair, label = [fields.get("chosen"), fields.get("rejected")], fields.get("label")
+    says = (pair, pair[::-1]) if "rejected" in fields else ([label], [label is False])
+    own, contrary = (hashlib.blake2b(_content([*rest, *one]), digest_size=16).digest() for one in says)
+    return own, contrary
 
 
 def _content(value: Any) -> bytes:
@@ -317,8 +338,8 @@ def split_rows(rows: Rows, validation: float = 0.1, seed: int = 0) -> tuple[Rows
         groups.setdefault(key, []).append(index)
     if len(groups) < 2:
         raise ValueError(
-            f"{len(prompts)} rows with {len(groups)} distinct prompt(s) cannot be split: the same prompt would stand "
-            "on both sides; hold nothing out with --validation 0, add other prompts, or give --held-out data of its own"
+            f"{counted(len(prompts), 'row')} with {len(groups)} distinct prompt(s) cannot be split: the same one would "
+            "stand on both sides; hold nothing out with --validation 0, add other prompts, or give --held-out data"
         )
     ordered = [groups[key] for key in sorted(groups)]
     target = round(validation * len(prompts))

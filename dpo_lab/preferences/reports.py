@@ -18,6 +18,8 @@ class Place:
     source: str
     line: int | None = None
     row: int | None = None
+    of_several: bool = field(default=False, compare=False)
+    """Whether the rows come from several files, so that the number alone does not say where it is."""
 
     def __str__(self) -> str:
         if self.line is not None:
@@ -26,7 +28,9 @@ class Place:
 
     @property
     def short(self) -> str:
-        """Only the number, for lists."""
+        """Only the number, for lists, where one file is read."""
+        if self.of_several:
+            return str(self)
         return f"line {self.line}" if self.line is not None else f"row {self.row}"
 
 
@@ -54,7 +58,7 @@ def shown(value: object, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def _counted(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
@@ -68,12 +72,12 @@ def _placed(what: str, places: Sequence[Place]) -> list[str]:
     return [f"{what}: {len(places):,} ({_listed([place.short for place in places])})"] if places else []
 
 
-def _left_out(bad: Sequence[BadRow], where: str) -> list[str]:
-    """The lines of a summary about rows that cannot be used: how many, and the first five."""
+def _left_out(bad: Sequence[BadRow], most: int | None) -> list[str]:
+    """The lines of a summary about rows that cannot be used: how many, and the first ones (None: all)."""
     if not bad:
         return []
-    more = [f"  and {len(bad) - 5:,} more in `{where}`"] if len(bad) > 5 else []
-    return [f"left out, unusable: {len(bad):,}", *(f"  {problem}" for problem in bad[:5]), *more]
+    more = [f"  and {len(bad) - most:,} more"] if most is not None and len(bad) > most else []
+    return [f"left out, unusable: {len(bad):,}", *(f"  {problem}" for problem in bad[:most]), *more]
 
 
 READ_AS = {
@@ -86,7 +90,13 @@ READ_AS = {
     "end_marker": "end markers typed at the end of answers, taken off",
     "marker_inside": "markers of turns or of the end inside answers, kept",
     "media": "rows with images, video or audio beside the text, which are not looked at",
+    "media_marker": "texts that speak of an <image>, <video> or <audio>, learnt as these words",
+    "human_inside": "answers with a human's turn inside, which is learnt as well (as messages it would not be)",
+    "unused": "columns that took no part and look like a part of the prompt or of an answer",
     "tied": "left out, no answer is preferred to the others",
+    "contradicting": "rows that contradict an earlier row (the same answers, judged the other way), kept",
+    "weightless": "rows with weight 0, which do not count in the loss",
+    "weighted": "rows with another weight than 1",
 }
 """What a remark says of the rows that it counts."""
 
@@ -119,6 +129,8 @@ class ReadReport:
     """Rows that repeat an earlier row word for word: kept, and so counted twice in training."""
     not_drawn: int = 0
     """Usable rows beyond `limit`."""
+    unread: list[str] = field(default_factory=list)
+    """Files of a folder that may hold rows, of kinds that are not read."""
     notes: list[str] = field(default_factory=list)
     """What else a reader should know about the source, such as splits that were not read."""
 
@@ -126,24 +138,25 @@ class ReadReport:
     def is_remarkable(self) -> bool:
         """Whether anything was left out or read in a way that the reader might not expect."""
         # Some answers do take up the question; where many do, a tool has put it there.
-        usual = {"restates"} if len(self.remarks.get("restates", ())) <= self.rows_read / 50 else set()
-        own = self.bad, self.identical, self.split_early, self.run_on, self.silent, self.wrapped
+        usual = {"weighted", *(["restates"] if len(self.remarks.get("restates", ())) <= self.rows_read / 50 else [])}
+        own = self.bad, self.identical, self.split_early, self.run_on, self.silent, self.wrapped, self.unread
         return any(own) or not self.remarks.keys() <= usual
 
     def remark(self, name: str, place: Place) -> None:
         own = getattr(self, name, None)
         (self.remarks.setdefault(name, []) if own is None else own).append(place)
 
-    def summary(self) -> str:
+    def summary(self, most: int | None = 5) -> str:
+        """All of it as text, with the first `most` of the rows that cannot be used (None: all of them)."""
         layouts = ", ".join(f"{name} {count:,}" if len(self.layouts) > 1 else name for name, count in
                             self.layouts.most_common())  # fmt: skip
         split = f" [{self.split}]" if self.split else ""
-        lines = [f"{self.source}{split}: {_counted(self.rows_read, 'row')} read, {self.rows_kept:,} kept"
+        lines = [f"{self.source}{split}: {counted(self.rows_read, 'row')} read, {self.rows_kept:,} kept"
                  + (f" (layout: {layouts})" if layouts else "")]  # fmt: skip
-        lines += _left_out(self.bad, "report.bad")
+        lines += _left_out(self.bad, most)
         for places, what in (
             (self.identical, "left out, chosen = rejected states no preference"),
-            (self.split_early, "split early, the answers part before the last assistant turn"),
+            (self.split_early, "split early: the two conversations differ before the last assistant turn"),
             (self.run_on, "rejected answer runs on into a further turn"),
             (self.silent, "answers that are an empty turn"),
             (self.wrapped, "plain prompts made a user turn, to carry a system or tools column"),
@@ -152,7 +165,9 @@ class ReadReport:
         ):
             lines += _placed(what, places)
         if self.not_drawn:
-            lines.append(f"not drawn, beyond the limit: {self.not_drawn:,}")
+            lines.append(f"left out by the limit, drawn at random: {self.not_drawn:,}")
+        if self.unread:
+            lines.append(f"files of a kind that is not read: {_listed(self.unread)}; unpack or convert them")
         return "\n".join([*lines, *self.notes])
 
 
@@ -177,6 +192,10 @@ class TokenReport:
     num_left_out: int = 0
     """Answers of which the chat template leaves out text; `left_out` holds what, of the first."""
     left_out: str = ""
+    prompts_left_out: list[Place] = field(default_factory=list)
+    """Rows of whose prompt the chat template leaves out a turn, a call or a function on offer; the first stands in
+    `prompt_left_out`."""
+    prompt_left_out: str = ""
     prompts_shortened: int = 0
     completions_cut: int = 0
     """Completions, not rows: a pair can have two. A cut completion has no end token."""
@@ -215,21 +234,22 @@ class TokenReport:
         self.longest = int((prompts + completions.max(axis=1)).max())
         self.empty_prompts = int((prompts == 0).sum())
 
-    def summary(self) -> str:
+    def summary(self, most: int | None = 5) -> str:
+        """All of it as text, with the first `most` of the rows that were dropped (None: all of them)."""
         end = " or ".join(self.end_tokens) or "none: the tokenizer has no end token"
         lines = [
-            f"{_counted(self.rows, 'row')} tokenised, {self.kept:,} kept",
+            f"{counted(self.rows, 'row')} tokenised, {self.kept:,} kept",
             f"prompt: {self.mean_prompt:.0f} tokens on average, at most {self.longest_prompt:,}; "
             f"completion: {self.mean_completion:.0f}, at most {self.longest_completion:,}; "
             f"together at most {self.longest:,} of the {self.max_length:,} allowed",
             f"chat template: {self.template}; end token: {end}",
-        ]
+        ][: None if self.kept else 1]
         for count, what in (
             (self.prompts_shortened, "prompts shortened at their oldest part"),
             (self.completions_cut, "completions cut, which have no end token now"),
             (self.empty_prompts, "empty prompts: nothing predicts the first completion token, so it is not scored"),
             (self.border_moved, "prompts whose last token merges with the completion and is scored with it"),
-            (self.unstable_prompts, "prompts that the template renders otherwise once an answer follows"),
+            (self.unstable_prompts, "prompts that the chat template changes when an answer follows"),
             (
                 self.foreign_turns,
                 "completions with a tool's or user's turn inside, which is "
@@ -241,12 +261,16 @@ class TokenReport:
         for places, what in (
             (
                 self.leaving_out,
-                f"the chat template leaves out text of {_counted(self.num_left_out, 'answer')}, "
+                f"the chat template leaves out text of {counted(self.num_left_out, 'answer')}, "
                 f"such as {shown(self.left_out)}; rows",
+            ),
+            (
+                self.prompts_left_out,
+                f"the chat template leaves out a part of the prompt, such as {shown(self.prompt_left_out)}; rows",
             ),
             (self.identical, "left out, both answers have the same tokens"),
             (self.alike_by_cutting, f"  alike since they are cut at max_length = {self.max_length:,}, raise it"),
             (self.alike_by_template, "  alike since the chat template leaves out where they differ"),
         ):
             lines += _placed(what, places)
-        return "\n".join(lines + _left_out(self.dropped, "report.dropped"))
+        return "\n".join(lines + _left_out(self.dropped, most))

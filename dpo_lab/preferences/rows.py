@@ -13,12 +13,16 @@ from dpo_lab.preferences.layouts import (
     Raw,
     RowLayout,
     RowParts,
+    is_example,
     need,
 )
 from dpo_lab.preferences.mending import check_media, without_end_markers
 from dpo_lab.preferences.messages import TextOrTurns, as_turns, check_tools, is_empty, joined_text
-from dpo_lab.preferences.raw_rows import SEVERAL
+from dpo_lab.preferences.raw_rows import SEVERAL, perhaps, yes_or_no
 from dpo_lab.preferences.reports import BadRow, Place, shown
+
+_OF_A_PROMPT = ("input", "instruction", "question", "query", "context", "history", "system_prompt", "functions")
+"""Fields that a layout which takes no part of them leaves beside the pair."""
 
 Row = dict[str, Any]
 """A row in our shape: prompt with chosen and rejected, or with completion (and label), and the columns beside them."""
@@ -47,12 +51,13 @@ class ParsedRow:
 
 def preference_row(raw: Raw, layout: str | None = None, *, from_arrow: bool = False) -> ParsedRow:
     """A pair as `pair_row` gives it, or an answer with its label: prompt, completion, label (True is good)."""
+    raw = _with_label(raw)
     if layout not in UNPAIRED_LAYOUTS and (layout is not None or not _is_unpaired(raw)):
         return pair_row(raw, layout, from_arrow=from_arrow)
     layout = layout or _find(raw, UNPAIRED_LAYOUTS)
     parts = UNPAIRED_LAYOUTS[layout].split(raw, from_arrow)
     row = _finished(raw, layout, parts, ("completion",), from_arrow)
-    row.fields["label"] = check_label(need(raw, "label"))
+    row.fields["label"] = yes_or_no(need(raw, "label"), "label", "write true for a good answer, else false")
     return row
 
 
@@ -73,21 +78,28 @@ def example_row(raw: Raw, layout: str | None = None, *, from_arrow: bool = False
         del row.fields["rejected"]
         row.fields = {("completion" if name == "chosen" else name): value for name, value in row.fields.items()}
         return row
-    if raw.get("label") is False:
-        raise BadRow("label", "marks the answer as bad, and examples are imitated", "leave the row out")
+    raw = _with_label(raw)
+    if perhaps(raw.get("label")) is False:
+        raise BadRow("label", f"marks the answer as bad, got {shown(raw['label'])}, and examples are imitated",
+                     "leave the row out, or give a label of another kind another name")  # fmt: skip
     layout = layout or _find(raw, EXAMPLE_LAYOUTS)
     return _finished(raw, layout, EXAMPLE_LAYOUTS[layout].split(raw, from_arrow), ("completion",), from_arrow)
 
 
+def _with_label(raw: Raw) -> Raw:
+    """With `kto_tag`, as LLaMA-Factory calls the label, under its usual name."""
+    return raw if "label" in raw or "kto_tag" not in raw else {**raw, "label": raw["kto_tag"]}
+
+
 def _is_unpaired(raw: Raw) -> bool:
-    has_two = "chosen" in raw or "rejected" in raw or "preferred_output" in raw
-    return not has_two and "label" in raw and ("completion" in raw or "messages" in raw)
+    has_two = any(name in raw for name in ("chosen", "rejected", "rejected_messages", "preferred_output"))
+    return not has_two and "label" in raw and (is_example(raw) or perhaps(raw["label"]) is not None)
 
 
 def unpaired_problem() -> BadRow:
     """Why a row of a single answer with a label cannot be used where two answers are compared."""
     return BadRow("label", "marks single answers as good or bad, and here two answers to one prompt are compared",
-                  "train on single answers with an unpaired loss (--loss kto), or join a good and a bad answer of each "
+                  "take an unpaired loss for single answers (--loss kto), or join a good and a bad answer of each "
                   "prompt to a row with chosen and rejected")  # fmt: skip
 
 
@@ -102,9 +114,11 @@ def _find(raw: Raw, layouts: dict[str, RowLayout]) -> str:
             need(raw, missing[0])
         got = shown(raw["chosen"])
         raise BadRow("chosen", f"must be text or a list of messages, got {got}", "write the answer as text")
-    known = "; ".join(layout.fields for layout in (*layouts.values(), *SEVERAL.values()))
+    several = SEVERAL.values() if layouts is LAYOUTS else ()
+    known = "; ".join(layout.fields for layout in (*layouts.values(), *several))
+    others = "chosen=NAME rejected=NAME" if layouts is LAYOUTS else "completion=NAME"
     raise BadRow(None, f"fits no layout, its fields are {', '.join(map(str, raw)) or 'none'}",
-                 f"known are: {known}. --columns prompt=NAME chosen=NAME rejected=NAME takes others")  # fmt: skip
+                 f"known are: {known}. --columns prompt=NAME {others} takes others")  # fmt: skip
 
 
 def _finished(raw: Raw, layout: str, parts: RowParts, names: tuple[str, ...], from_arrow: bool) -> ParsedRow:
@@ -123,7 +137,10 @@ def _finished(raw: Raw, layout: str, parts: RowParts, names: tuple[str, ...], fr
         _check_answer(answer, name, may_be_silent="silent" in remarks)
     fields = {"prompt": prompt, **dict(zip(names, answers, strict=True)), **extras}
     known = {*fields, *parts.used, "system", "tools", "weight"}
-    return ParsedRow(fields | {key: value for key, value in raw.items() if key not in known}, layout, remarks)
+    others = {key: value for key, value in raw.items() if key not in known}
+    if any(others.get(name) for name in _OF_A_PROMPT):
+        remarks.add("unused")
+    return ParsedRow(fields | others, layout, remarks)
 
 
 def _check_answer(answer: TextOrTurns, name: str, *, may_be_silent: bool) -> None:
@@ -133,6 +150,11 @@ def _check_answer(answer: TextOrTurns, name: str, *, may_be_silent: bool) -> Non
         raise BadRow(name, "has no turn after the prompt", "add the assistant's answer")
     elif answer[0]["role"] != "assistant":
         raise BadRow(name, f"begins with a turn of the {answer[0]['role']}", "begin the answer with an assistant turn")
+    elif answer[-1]["role"] in ("user", "system"):
+        raise BadRow(name, f"ends with a turn of the {answer[-1]['role']}", "end the answer with an assistant turn")
+    elif any(turn.get("weight") in (0, "0") or turn.get("loss") is False for turn in answer):
+        raise BadRow(name, "has a turn marked as one not to be learnt (weight 0, or loss false)",
+                     "leave the row out, or end the conversation before that turn")  # fmt: skip
     else:
         empty = all(is_empty(turn) for turn in answer)
     if empty:
@@ -152,17 +174,6 @@ def _extras(raw: Raw, prompt: TextOrTurns, from_arrow: bool) -> dict[str, Any]:
     if raw.get("weight") not in (None, ""):
         extras["weight"] = check_weight(raw["weight"])
     return extras
-
-
-_LABELS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
-
-
-def check_label(value: Any) -> bool:
-    """True for a good answer; from true and false, 1 and 0, and their words, as CSV files have them."""
-    label = _LABELS.get(str(value).strip().lower())
-    if label is None:
-        raise BadRow("label", f"must be true or false, got {shown(value)}", "write true for a good answer, else false")
-    return label
 
 
 def check_weight(value: Any) -> float:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dpo_lab.preferences.files import DATA_SUFFIXES, ROW_KEYS, RawRow, data_suffix, has_bom, read_file
+from dpo_lab.preferences.files import DATA_SUFFIXES, ROW_KEYS, RawRow, data_suffix, has_bom, read_file, with_class_names
 from dpo_lab.preferences.reports import BadRow, Place, shown
 from dpo_lab.storage.embedded import embedded_path
 
@@ -35,17 +35,22 @@ class Source:
     from_arrow: bool = False
     """Whether structs may have been filled up with None fields, as arrow tables do."""
     notes: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
 
 
-def open_source(source: object, split: str | None, prefer: Sequence[str] = ("train",)) -> Source:
-    """The rows of one split of a path, Hub id, `datasets` object, mapping of splits, or iterable of dicts."""
+def open_source(source: object, split: str | None, prefer: Sequence[str] = ("train",), names: Any = ()) -> Source:
+    """The rows of one split of a path, Hub id, `datasets` object, mapping of splits, or iterable of dicts. A dict of
+    columns is known by our fields, and by `names`."""
     if isinstance(source, str | os.PathLike):
+        if not os.fspath(source):
+            raise ValueError("the name of the data is empty, as with a shell variable that is not set; give a file, a "
+                             "folder, a Hub id, or 'embedded'")  # fmt: skip
         if source == "embedded":
             return _folder(embedded_path("pairs"), split, prefer, name="embedded pairs")
         return _path_or_hub(os.fspath(source), split, prefer, may_be_hub=isinstance(source, str))
     if is_frame(source):
         source = _rows_of_frame(source)
-    if isinstance(source, Mapping) and ROW_KEYS & source.keys():
+    if isinstance(source, Mapping) and {*ROW_KEYS, *names} & source.keys():
         source = _rows_of_columns(source)
     if isinstance(source, Mapping):
         chosen, notes = _choose_split("the mapping", source, split, prefer)
@@ -68,16 +73,24 @@ def is_frame(source: object) -> bool:
 
 
 def _rows_of_frame(frame: Any) -> list[dict[str, Any]]:
-    """Its rows, arrays as lists, without the cells that hold nothing."""
+    """Its rows, without the cells that hold nothing."""
     rows = frame.to_dicts() if hasattr(frame, "to_dicts") else frame.to_dict("records")
     is_missing = lambda value: value is None or (isinstance(value, float) and value != value)
-    plain = lambda value: value.tolist() if hasattr(value, "tolist") else value
-    return [{str(name): plain(value) for name, value in row.items() if not is_missing(value)} for row in rows]
+    return [{str(name): _plain(value) for name, value in row.items() if not is_missing(value)} for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists, also those within others, as pandas reads nested columns."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _rows_of_columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A mapping of columns, each a list, as rows."""
-    sizes = {name: len(values) for name, values in columns.items() if isinstance(values, list | tuple)}
+    """A mapping of columns, each a list or an array, as rows."""
+    is_column = lambda values: isinstance(values, Collection) and not isinstance(values, str | bytes | Mapping)
+    sizes = {name: len(values) for name, values in columns.items() if is_column(values)}
     if len(sizes) < len(columns) or len(set(sizes.values())) > 1:
         got = ", ".join(f"{name}: {sizes.get(name, shown(columns[name]))}" for name in columns)
         raise ValueError(f"a dict of columns needs lists of one length, got {got}; give a list of dicts, one per row")
@@ -104,11 +117,20 @@ def _data_files(folder: Path, suffixes: tuple[str, ...] = DATA_SUFFIXES) -> list
     ]
 
 
+def _unread(folder: Path, read: tuple[str, ...]) -> list[str]:
+    """Names of its files that may hold rows and are of other kinds than those that are read."""
+    others = [path for path in _data_files(folder, ("",)) if not path.name.lower().endswith((*read, ".md", ".py"))]
+    return [path.name for path in others if path.stem not in ("LICENSE", "README")]
+
+
 def _numbered(rows: Iterable[object], name: str) -> Iterator[RawRow]:
+    features: Any = getattr(rows, "features", None)
+    kinds = features.to_dict() if hasattr(features, "to_dict") and "ClassLabel" in str(features) else None
     for index, row in enumerate(rows):
         place = Place(name, row=index)
         if isinstance(row, Mapping):
-            yield place, dict(row)
+            plain = {key: _plain(value) if hasattr(value, "tolist") else value for key, value in row.items()}
+            yield place, with_class_names(plain, kinds)
         else:
             yield place, BadRow(None, f"must be a dict, got {shown(row)}", "give a list of dicts", place)
 
@@ -206,8 +228,11 @@ def _folder(folder: Path, split: str | None, prefer: Sequence[str], *, name: str
     chosen, notes = _choose_split(str(folder), splits, split, prefer)
     parts = [_file(path, None) for path in splits[chosen]]
     rows = (item for part in parts for item in part.rows)
+    if len(parts) > 1:
+        rows = ((replace(place, of_several=True), row) for place, row in rows)
     from_arrow = any(part.from_arrow for part in parts)
-    return Source(name, rows, chosen, from_arrow, [note for part in parts for note in part.notes] + notes)
+    notes = [note for part in parts for note in part.notes] + notes
+    return Source(name, rows, chosen, from_arrow, notes, _unread(folder, DATA_SUFFIXES))
 
 
 def _saved_by_datasets(folder: Path, split: str | None, prefer: Sequence[str]) -> Source:
@@ -215,7 +240,7 @@ def _saved_by_datasets(folder: Path, split: str | None, prefer: Sequence[str]) -
     for state in folder.rglob("state.json"):
         _check_names(state)
     opened = open_source(datasets.load_from_disk(str(folder)), split, prefer)
-    opened.name = folder.name
+    opened.name, opened.unread = folder.name, _unread(folder, (".arrow", ".json"))
     return opened
 
 

@@ -38,7 +38,7 @@ from dpo_lab.preferences.reading import (
 from dpo_lab.preferences.rows import Row
 from dpo_lab.preferences.sources import source_files
 from dpo_lab.preferences.token_data import TokenData
-from dpo_lab.preferences.tokens import check_kept, tokenize_examples, tokenize_pairs, tokenize_unpaired
+from dpo_lab.preferences.tokens import check_kept, single_answers, tokenize_examples, tokenize_pairs, tokenize_unpaired
 from dpo_lab.storage import token_files
 from dpo_lab.storage.files import sha256_of_file
 
@@ -101,8 +101,13 @@ class DataSettings:
     def held_out_source(self) -> tuple[str, str | None] | None:
         """Source and split of the held-out rows; None where they are split off, or there are none."""
         if self.held_out is not None:
-            own = "test" if self.held_out in ("embedded", self.pairs) else None
-            return self.held_out, self.held_out_split or own
+            ours, theirs = (os.path.realpath(os.path.expanduser(name)) for name in (self.pairs, self.held_out))
+            is_same = ours == theirs
+            split = self.held_out_split or ("test" if is_same or self.held_out == "embedded" else None)
+            if is_same and (split == self.train_split or (self.train_split is None and os.path.isfile(ours))):
+                raise ValueError(f"--held-out {self.held_out} is --pairs: the same rows would be learnt and judged; "
+                                 "leave it out (--validation holds rows out), or name two splits")  # fmt: skip
+            return self.held_out, split
         if self.held_out_split is not None:
             raise ValueError(f"held_out_split is {self.held_out_split!r} without --held-out; name the source as well")
         return ("embedded", "test") if self.pairs == "embedded" and self.split != "test" else None
@@ -110,6 +115,11 @@ class DataSettings:
 
 def reading(settings: Any, source: str) -> dict[str, Any]:
     """How settings or options of these names say that the rows of a source are read."""
+    given = [entry.partition("=")[0] for entry in settings.columns]
+    if len({*given}) < len(given):
+        raise ValueError(f"--columns names a field more than once, got {' '.join(settings.columns)}; name each once")
+    if given and {vars(settings).get(name) for name in ("data", "pairs", "held_out")} <= {None, "embedded"}:
+        raise ValueError(f"--columns {settings.columns[0]} has no effect on the embedded data; leave it out")
     columns = {} if source == "embedded" else columns_of(settings.columns)
     return {"on_bad_row": settings.on_bad_row, "columns": columns, "pairing": settings.pairing}
 
@@ -153,14 +163,14 @@ def prepare(
         settings.pairs, split=settings.train_split, limit=settings.limit, seed=settings.seed,
         **reading(settings, settings.pairs),
     )  # fmt: skip
-    log_and_save(report.summary())
+    log_and_save(report.summary(None))
     held = read_held_out(settings, kind, log_and_save)
     if held is None:
         rows, held = split_rows(list(rows), settings.validation, settings.seed) if settings.validation else (rows, [])
     check()
     train, report = kind.tokenize(rows, tokenizer, **settings.tokens)
-    log_and_save(report.summary())
     check_kept(train, report, settings.pairs)
+    log_and_save(report.summary(None))
     check()
     data = PreparedData(train, *tokenize_held_out(held, settings, tokenizer, kind, log_and_save))
     # A file that changed while it was read is not what the key says.
@@ -178,7 +188,7 @@ def read_held_out(settings: DataSettings, kind: Kind, log: Callable[[str], None]
         return None
     held, report = kind.read(source[0], split=source[1], **reading(settings, source[0]))
     if settings.held_out is not None:
-        log(report.summary())
+        log(report.summary(None))
     return list(held)
 
 
@@ -191,8 +201,10 @@ def tokenize_held_out(
         return None, []
     tokens, report = kind.tokenize(rows, tokenizer, **settings.tokens)
     if report.dropped or report.identical:
-        log(report.summary())
-    return tokens, [rows[index] for index in tokens.source_rows]
+        log(report.summary(None))
+    singles = single_answers if kind is UNPAIRED else list  # of a pair two
+    of = [index for index, row in enumerate(rows) for _ in singles([row])]
+    return tokens, [rows[index] for index in dict.fromkeys(of[place] for place in tokens.source_rows)]
 
 
 def _key(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, kind: Kind) -> str | None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from dpo_lab.config import ScoreTurns
 from dpo_lab.preferences.chat import (
+    dropped_from_prompt,
     dropped_text,
     has_own_template,
     is_conversation,
@@ -25,9 +26,11 @@ from dpo_lab.preferences.chat import (
     render_whole,
 )
 from dpo_lab.preferences.encoding import Encoder, common_prefix
+from dpo_lab.preferences.messages import ROLES
+from dpo_lab.preferences.raw_rows import yes_or_no
 from dpo_lab.preferences.reading import OnBadRow, check_on_bad_row
 from dpo_lab.preferences.reports import BadRow, Place, TokenReport, shown
-from dpo_lab.preferences.rows import check_weight, unpaired_problem
+from dpo_lab.preferences.rows import PlacedRow, check_weight, unpaired_problem
 from dpo_lab.preferences.sources import is_frame
 from dpo_lab.preferences.token_data import Collector, TokenData
 
@@ -49,6 +52,7 @@ class Texts(NamedTuple):
     wholes: list[str]
     dropped: list[str]
     """Texts of its answers that the template leaves out."""
+    dropped_from_prompt: str | None
 
 
 def tokenize_pairs(
@@ -99,13 +103,22 @@ def tokenize_examples(
 def tokenize_unpaired(
     rows: Iterable[Mapping[str, Any]] | datasets.Dataset, tokenizer: PreTrainedTokenizerBase, **options: Any
 ) -> tuple[TokenData, TokenReport]:
-    """Rows of prompt, completion, label → token ids with K = 1; a bad answer has a weight below zero. Rules and options
-    as in `tokenize_pairs`. Pairs become pairs: `unpaired.taken_apart` makes two rows of each.
+    """Rows of prompt, completion, label → token ids with K = 1; a bad answer has a weight below zero. A pair becomes
+    two rows, a good and a bad one. Rules and options as in `tokenize_pairs`.
     """
-    stream = iter(cast("Iterable[Mapping[str, Any]]", rows))
-    first = list(islice(stream, 1))
-    is_pair = bool(first) and first[0].get("chosen") is not None
-    return (tokenize_pairs if is_pair else tokenize_examples)(chain(first, stream), tokenizer, **options)
+    singles = single_answers(cast("Iterable[Mapping[str, Any]]", rows))
+    return _tokenize(singles, ("completion",), tokenizer, needs_label=True, **options)
+
+
+def single_answers(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Rows of single answers as they are; of a pair two, the chosen answer as a good one, the rejected as a bad one."""
+    for index, row in enumerate(rows):
+        if row.get("chosen") is None:
+            yield row
+            continue
+        for name, label in (("chosen", True), ("rejected", False)):
+            rest = {field: value for field, value in row.items() if field not in ("chosen", "rejected")}
+            yield PlacedRow.at(_place(row, index), rest | {"completion": row[name], "label": label})
 
 
 def check_kept(data: TokenData, report: TokenReport, name: str) -> None:
@@ -154,10 +167,12 @@ def _tokenize(
     rows: Iterable[Mapping[str, Any]],
     names: tuple[str, ...],
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    score_turns: ScoreTurns,
-    on_bad_row: OnBadRow,
-    folder: str | os.PathLike[str] | None,
+    max_length: int = 1024,
+    score_turns: ScoreTurns = "assistant",
+    on_bad_row: OnBadRow = "raise",
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    needs_label: bool = False,
 ) -> tuple[TokenData, TokenReport]:
     check_on_bad_row(on_bad_row)
     if isinstance(rows, str | os.PathLike | Mapping) or is_frame(rows):
@@ -184,7 +199,7 @@ def _tokenize(
             chunk = []
             for index, row in items:
                 try:
-                    chunk.append(_rendered(index, row, names, encoder))
+                    chunk.append(_rendered(index, row, names, encoder, needs_label))
                 except BadRow as problem:
                     left_out(problem, _place(row, index))
             for texts, prompt, wholes in _encoded(chunk, encoder):
@@ -204,7 +219,7 @@ def _tokenize(
     return data, report
 
 
-def _rendered(index: int, row: Mapping[str, Any], names: tuple[str, ...], encoder: Encoder) -> Texts:
+def _rendered(index: int, row: Mapping[str, Any], names: tuple[str, ...], encoder: Encoder, needs_label: bool) -> Texts:
     if "rejected" in names and row.get("rejected") is None and row.get("label") is not None:
         raise unpaired_problem()
     for name in ("prompt", *names):
@@ -215,15 +230,22 @@ def _rendered(index: int, row: Mapping[str, Any], names: tuple[str, ...], encode
         if isinstance(row["prompt"], str) and not isinstance(value, str):
             raise BadRow(name, "is a list of messages after a prompt that is text",
                          "read the rows with load_preferences or load_examples first")  # fmt: skip
+        roles = [turn.get("role") for turn in value] if isinstance(value, list) else []
+        if not set(roles) <= set(ROLES) or (name != "prompt" and roles[:1] not in ([], ["assistant"])):
+            raise BadRow(name, f"has turns of {', '.join(map(str, roles))}; an answer begins with the assistant's, and "
+                         f"the roles are {', '.join(ROLES)}",
+                         "read the rows with load_preferences or load_examples first")  # fmt: skip
     is_chat = is_conversation(row)
     ending = encoder.ending(is_chat=is_chat)
     wholes = [encoder.without_surplus(render_whole(row, name, encoder.tokenizer), ending) for name in names]
     weight = 1.0 if row.get("weight") is None else check_weight(row["weight"])
-    if row.get("label") is False and "completion" in names:
+    label = row.get("label") if "completion" in names else True
+    if (needs_label or label is not None) and not yes_or_no(label, "label", "write true for a good answer, else false"):
         weight = -weight  # the sign says that the answer is bad
     dropped = [dropped_text(row[name], whole) for name, whole in zip(names, wholes, strict=True)] if is_chat else []
     prompt = render_prompt(row, encoder.tokenizer)
-    return Texts(index, row, is_chat, weight, prompt, wholes, [text for text in dropped if text])
+    lost = dropped_from_prompt(row, prompt) if is_chat else None
+    return Texts(index, row, is_chat, weight, prompt, wholes, [text for text in dropped if text], lost)
 
 
 def _encoded(chunk: list[Texts], encoder: Encoder) -> Iterator[tuple[Texts, np.ndarray, list[np.ndarray]]]:
@@ -261,7 +283,10 @@ def _collect(
     place = _place(texts.row, texts.number)
     if texts.dropped:
         report.leave_out(texts.dropped, place)
-    if len(completions) == 2 and np.array_equal(*completions):
+    if texts.dropped_from_prompt:
+        report.prompts_left_out.append(place)
+        report.prompt_left_out = report.prompt_left_out or texts.dropped_from_prompt
+    if len(completions) == 2 and np.array_equal(*map(_up_to_the_last_scored, completions)):
         report.identical.append(place)
         if not np.array_equal(whole_completions[0], whole_completions[1]):
             report.alike_by_cutting.append(place)
@@ -296,6 +321,11 @@ def _marked(
         is_scored[start : len(whole) if place == len(answer) - 1 else end] = True
     is_scored[:border] = True  # of the prompt; it is never marked
     return np.where(is_scored, whole, ~whole)
+
+
+def _up_to_the_last_scored(completion: np.ndarray) -> np.ndarray:
+    scored = np.flatnonzero(completion >= 0)
+    return completion[: scored[-1] + 1 if len(scored) else 0]
 
 
 def _has_several_turns(answer: object) -> bool:

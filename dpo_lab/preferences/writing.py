@@ -1,4 +1,5 @@
-"""Rows in our shape → the layouts of other tools. Every row that is written reads back as the same conversation."""
+"""Rows in our shape → the layouts of other tools. Every row that is written reads back as the same conversation; plain
+text becomes turns where a layout knows turns alone."""
 
 from __future__ import annotations
 
@@ -7,12 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from dpo_lab.preferences.chat import answer_messages, is_conversation, prompt_messages, with_object
-from dpo_lab.preferences.messages import Message
+from dpo_lab.preferences.messages import Message, as_turns
 from dpo_lab.preferences.raw_rows import raw_rows
 from dpo_lab.preferences.reports import BadRow
 from dpo_lab.preferences.rows import Row, preference_row
 
 ANSWERS = ("chosen", "rejected", "completion")
+_OF_LAYOUTS = ("messages", "rejected_messages", "conversations", "instruction", "question", "input", "history",
+               "preferred_output")  # fmt: skip
+"""Columns beside a pair that are left: a reader would take them for its turns."""
+_TURNS = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
 _SHAREGPT = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 
@@ -24,17 +29,24 @@ def written(rows: Iterable[Row], to: str) -> Iterator[Row]:
 
 
 def _checked(row: Row, to: str) -> Row:
-    rest = {name: value for name, value in row.items() if name not in ("prompt", "system", "tools", *ANSWERS)}
-    try:
-        if to != "trl" and ("completion" in row or not is_conversation(row)):
-            raise ValueError("it is not a pair of answers to turns")
-        raw = WRITERS[to](row) | rest
-        [back] = raw_rows(raw)
-        if _said(preference_row(back.raw).fields) != _said(row):
-            raise ValueError("it would read back as something else")
-    except (ValueError, LookupError, AttributeError) as problem:
-        place = getattr(row, "place", None)
-        raise BadRow(None, f"cannot be written as {to} ({problem})", "write it as trl", place) from None
+    ours = ("prompt", "system", "tools", *ANSWERS, *_OF_LAYOUTS)
+    rest = {name: value for name, value in row.items() if name not in ours}
+    place, why, raw = getattr(row, "place", None), "", {}
+    if to != "trl" and "completion" in row:
+        why = "it is a single answer"
+    else:
+        if to != "trl" and not is_conversation(row):  # the others know turns alone
+            row = row | {name: as_turns(row[name], role) for name, role in _TURNS.items()}
+        try:
+            raw = rest | WRITERS[to](row)
+            [back] = raw_rows(raw)
+            is_same = _said(preference_row(back.raw).fields) == _said(row)
+        except (ValueError, LookupError, AttributeError):
+            is_same = False
+        if not is_same:
+            why = "that layout has no place for all that its turns say"
+    if why:
+        raise BadRow(None, f"cannot be written as {to} ({why})", "write it as trl", place)
     return {name: value for name, value in raw.items() if value is not None}
 
 
