@@ -12,7 +12,7 @@ from typing import Literal
 
 LossName = Literal[
     "dpo", "cdpo", "robust", "ipo", "hinge", "sigmoid_norm", "exo_pair", "nca_pair", "bco_pair", "sppo_hard",
-    "apo_zero", "apo_down", "discopop", "dpop", "rpo", "simpo", "orpo", "cpo",
+    "apo_zero", "apo_down", "discopop", "dpop", "rpo", "simpo", "orpo", "cpo", "simper",
 ]  # fmt: skip
 """The keys of `losses.LOSSES`, which this file must not import (a test holds the two together)."""
 UnpairedLossName = Literal["kto", "bco", "apo_zero_unpaired"]
@@ -143,7 +143,8 @@ class DPOConfig(TrainingConfig):
     ld_alpha: float | None = None
     """LD-DPO: what each token beyond the shorter answer's length counts, 0 to 1; None counts it like the others."""
     weighting: Literal["wpo"] | None = None
-    """`wpo` counts a pair more the likelier the policy is to write it; that takes one more pass. None: all alike."""
+    """`wpo` counts a pair more the likelier the policy is to write it; that takes one more pass. None: all alike.
+    Held-out losses stay unweighted."""
     sync_reference: int | None = None
     """TR-DPO: the reference moves to the policy after every so many steps, so it is scored live; None leaves it."""
     sync_mixup: float | None = None

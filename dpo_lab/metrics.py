@@ -20,7 +20,7 @@ Loss = Callable[[PairScores], Tensor]
 
 @dataclass(frozen=True)
 class PairEvaluation:
-    """Metrics over all pairs, and the value of every pair behind them."""
+    """Metrics over all pairs, or single answers, and the value of each behind them."""
 
     metrics: dict[str, float]
     table: dict[str, np.ndarray]  # each (N,): row, loss, reward_chosen, reward_rejected, margin, logp_*, length_*

@@ -74,17 +74,14 @@ def train_dpo(
     config = config or DPOConfig()
     spec, loss, beta = loss_of(config)
     warn_of_rate(model, config.learning_rate, highest=1e-5)
-    tokens_of = unpaired_tokens if config.is_unpaired else pair_tokens
-    data = tokens_of(preferences, "preferences", model, tokenizer, config)
-    held = None if held_out is None else tokens_of(held_out, "held_out", model, tokenizer, config)
+    parts, probes = token_parts(preferences, held_out, model, tokenizer, config)
+    data, held = parts[0], None if held_out is None else parts[1]
     if config.sync_reference and (resume is not None or not spec.needs_reference):
         why = f"and {config.loss} has none" if resume is None else "and no checkpoint holds it, so the run cannot go on"
         raise ValueError(f"sync_reference moves the reference, {why}; leave it out, or begin a new run")
     engine = Engine.open(model, config)
     layout = usable_layout(model, config.layout, data)
 
-    parts = [data] if held is None else [data, held]
-    probes = [mismatched(part, config.max_length) for part in parts] if spec.baseline == "mismatched" else []
     none = [np.zeros((len(part), part.num_completions), np.float32) for part in parts]
     reference_name, logps, frozen = "none", none, model if reference is None else reference
     if spec.needs_reference:  # where not, rewards in the metrics are β·log π
@@ -150,6 +147,18 @@ def train_sft(
     return optimise(model, objective, engine, config, checkpoints=checkpoints, resume=resume, stop=stop)
 
 
+def token_parts(
+    preferences: Rows, held_out: Rows | None, model: nn.Module, tokenizer: Any, config: DPOConfig
+) -> tuple[list[TokenData], list[TokenData]]:
+    """What the reference scores, as token ids: the rows to learn from and those held out, if any; and of each the
+    mismatched answers on which the loss measures its baseline, if it does."""
+    tokens_of = unpaired_tokens if config.is_unpaired else pair_tokens
+    named = [(preferences, "preferences"), (held_out, "held_out")][: 1 if held_out is None else 2]
+    parts = [tokens_of(rows, name, model, tokenizer, config) for rows, name in named]
+    is_mismatched = loss_of(config)[0].baseline == "mismatched"
+    return parts, [mismatched(part, config.max_length) for part in parts] if is_mismatched else []
+
+
 def pair_tokens(rows: Rows, name: str, model: nn.Module, tokenizer: Any, config: TrainingConfig) -> TokenData:
     """Pairs as token ids that fit the model. name: of the argument, for messages."""
     from dpo_lab.preferences.tokens import tokenize_pairs  # whoever brings token ids need not load it
@@ -166,7 +175,9 @@ def unpaired_tokens(rows: Rows, name: str, model: nn.Module, tokenizer: Any, con
 
     data = taken_apart(fitting_tokens(rows, name, model, tokenizer, config, tokenize_unpaired))
     if name == "preferences" and len(set(is_good(data).tolist())) < 2:
-        raise ValueError(f"{name} holds answers of one kind only; an unpaired loss needs good and bad ones (label)")
+        kind = "good" if is_good(data).all() else "bad"
+        raise ValueError(f"all {len(data)} answers of {name} are labelled {kind}; an unpaired loss needs good and bad "
+                         "ones: bring both, or imitate good ones with train_sft (dpo-lab sft)")  # fmt: skip
     return data
 
 

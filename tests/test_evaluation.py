@@ -127,7 +127,7 @@ def test_rows_are_tokenised_and_what_was_cut_is_said(caplog):
 
 def test_mistakes_are_told():
     model, data = tiny_llama(), random_pairs(3)
-    with pytest.raises(ValueError, match=r"loss 'dop' is not known; choose one of dpo, "):
+    with pytest.raises(ValueError, match=r"loss is not known, got 'dop'; choose one of dpo, "):
         evaluate(model, None, data, reference=model, loss="dop")
     with pytest.raises(ValueError, match=r"loss 'dpo' compares with a reference, and none was given; pass reference="):
         evaluate(model, None, data)

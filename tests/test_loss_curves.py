@@ -93,6 +93,7 @@ def test_losses_of_the_gap_rest_where_their_formulas_say(name, knobs, gap):
         ("rpo", {"beta": 0.1}, math.inf, -math.inf),
         ("cpo", {"beta": 0.1}, math.inf, -math.inf),
         ("orpo", {"lam": 0.1}, math.inf, -math.inf),
+        ("simper", {}, math.inf, -math.inf),
     ],
 )
 def test_losses_of_both_sides_rest_where_their_formulas_say(name, knobs, chosen, rejected):
@@ -107,7 +108,7 @@ def test_what_a_loss_sees():
     # The losses of gap.py, and SimPO, whose two answers here have the same length.
     assert gap_only == {name for name, spec in LOSSES.items() if spec.takes_divergence} | {"simpo"}
     lengths = {name for name in LOSSES if reads_lengths(bound(name))}
-    assert lengths == {"ipo", "sigmoid_norm", "simpo", "orpo"}
+    assert lengths == {"ipo", "sigmoid_norm", "simpo", "orpo", "simper"}
 
 
 def test_the_pull_on_badly_wrong_pairs():

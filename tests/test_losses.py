@@ -103,6 +103,8 @@ HAND = [
     ("orpo", {"lam": 0.2}, (1.586998, 3.683022)),
     # ℓ(0.1·(−6 + 10)) + 6/4 = ℓ(0.4) + 1.5, ℓ(0.1·(−9 + 4)) + 9/3 = ℓ(−0.5) + 3
     ("cpo", {"beta": 0.1, "alpha": 1.0}, (2.013015, 3.974077)),
+    # e^(−10/5) − e^(−6/4) = 0.135335 − 0.223130, e^(−4/8) − e^(−9/3) = 0.606531 − 0.049787
+    ("simper", {}, (-0.087795, 0.556744)),
 ]
 
 
@@ -162,6 +164,7 @@ AT_THE_START = [  # policy = reference, one-token pairs with log π = −1 each,
     ("simpo", {"beta": 3.0, "gamma": 0.0}, LOG2),
     ("orpo", {"lam": 0.5}, 1 + 0.5 * LOG2),
     ("cpo", {"beta": 0.3, "alpha": 2.0}, LOG2 + 2),
+    ("simper", {}, 0.0),
 ]
 
 
@@ -388,6 +391,16 @@ def test_orpo_keeps_pushing_a_rejected_completion_of_which_the_policy_is_sure():
     assert (slopes(loss, sure)[1] > 1e4).all()
     below, above = pair_scores((-20, -1.00001e-5, 0, 0, 10, 10)), pair_scores((-20, -0.99999e-5, 0, 0, 10, 10))
     close(loss(above) - loss(below), (2e-5,), tolerance=1e-7)  # no jump where the tangent begins
+
+
+def test_simper_pulls_each_completion_in_proportion_to_its_mean_probability_and_is_the_authors_formula():
+    scores = random_scores()
+    means = [logps / lengths for logps, lengths in zip(scores[:2], scores[4:], strict=True)]
+    torch.testing.assert_close(losses.simper(scores), -means[0].exp() + means[1].exp())
+    for slope, sign, mean, lengths in zip(slopes(losses.simper, scores), (-1, 1), means, scores[4:], strict=True):
+        torch.testing.assert_close(slope, sign * mean.exp() / lengths)
+    sure = pair_scores((0, 1e-6, 0, 0, 1, 1))
+    close(torch.cat(slopes(losses.simper, sure)), (-1.0, 1.0))  # where rounding passes 0, the pull stays
 
 
 # --- Modifiers ------------------------------------------------------------------------------------------------------
@@ -637,6 +650,7 @@ def test_bind_keeps_the_defaults_of_the_table_and_lets_some_be_changed():
         ("rpo", {"alpha": -1.0}, "alpha must not be negative, got -1.0; larger values imitate"),
         ("simpo", {"gamma": -1.0}, "gamma must not be negative, got -1.0; larger values ask for a wider margin"),
         ("orpo", {"beta": 0.1}, "the loss orpo has no knob 'beta', got beta=0.1; its knobs are lam (0.1)"),
+        ("simper", {"beta": 0.1}, "the loss simper has no knob 'beta', got beta=0.1; it has none"),
         (
             "discopop",
             {"gamma": 1.0},

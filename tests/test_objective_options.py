@@ -116,6 +116,16 @@ def test_a_step_of_wpo_is_that_of_its_formula_and_no_gradient_flows_through_the_
     )
 
 
+def test_the_held_out_loss_of_wpo_is_the_plain_one():
+    data, reference = random_pairs(8), tiny_llama(seed=3)
+    evaluations = []
+    for weighting in ("wpo", None):
+        _, events = run(DPOConfig(**SETTINGS, weighting=weighting), data, reference=reference, held_out=data)
+        evaluations.append([event.metrics["eval_loss"] for event in events if isinstance(event, Evaluation)])
+    assert evaluations[0][0] == evaluations[1][0]  # before the first step
+    assert evaluations[0][-1] != evaluations[1][-1]
+
+
 def test_the_scorer_gives_collisions_without_a_gradient_of_its_own_kind():
     policy, batch = tiny_llama(), make_batch(random_pairs(4), range(4))
     plain = own_logits(policy, batch).flatten(0, 1)[batch.predictors].double().softmax(-1).square().sum(-1).log()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_lab import DPOConfig, ReferenceCache, train_dpo
+from dpo_lab import DPOConfig, ReferenceCache, evaluate, train_dpo
 from dpo_lab.batching import separate_rows
 from dpo_lab.config import LossName, UnpairedLossName
 from dpo_lab.logprobs import plain_token_logps, sum_per_sequence
@@ -143,7 +143,7 @@ def test_a_bad_answer_is_not_imitated():
 
 def test_answers_of_one_kind_are_refused():
     good = taken_apart(random_pairs(4)).select([0, 2])
-    with pytest.raises(ValueError, match="preferences holds answers of one kind only"):
+    with pytest.raises(ValueError, match="all 2 answers of preferences are labelled good"):
         run(DPOConfig(loss="kto"), good)
 
 
@@ -195,6 +195,34 @@ def test_training_is_gradient_descent_on_the_formula_however_a_batch_is_cut(name
     np.testing.assert_allclose([metrics["loss"] for metrics in steps_of(events)], losses, atol=1e-5)
     torch.testing.assert_close(weights(model), expected, atol=2e-5, rtol=1e-4)
     assert max(losses) - min(losses) > 1e-3
+
+
+@pytest.mark.parametrize("rows", [range(8), [0, 2, 4, 6, 1]], ids=["as many good as bad", "more good"])
+def test_bco_with_a_running_mean_is_ours_in_a_first_batch_of_as_many_good_as_bad_answers(rows):
+    """δ as TRL's BCOTrainer had it: the mean of all rewards so far. Whole-model gradients, to 1e-5 of their norm."""
+    data = taken_apart(random_pairs(4)).select(list(rows))
+    policy, reference, good = tiny_llama(), tiny_llama(seed=3), torch.tensor(is_good(data))
+    rewards = 0.3 * (logps(policy, data, range(len(data))) - logps(reference, data, range(len(data))).detach())
+    delta = rewards.detach().mean()
+    loss = -torch.nn.functional.logsigmoid(torch.where(good, rewards - delta, delta - rewards)).mean()
+    loss.backward()
+    theirs = torch.cat([weight.grad.flatten() for weight in policy.parameters()])
+    config = DPOConfig(
+        loss="bco", beta=0.3, batch_size=8, max_steps=1, optimizer="sgd", adam_beta1=0.0, learning_rate=1000.0,
+        warmup=0.0, max_grad_norm=None, device="cpu",
+    )  # fmt: skip
+    before = weights(tiny_llama())
+    model, events = run(config, data, reference=reference)
+    # A long step, so that the weights' own rounding does not hide the gradient that moved them.
+    apart = float(((before - weights(model)) / 1000 - theirs).norm() / theirs.norm())
+    midway = (rewards[good].mean() + rewards[~good].mean()).detach() / 2
+    if len(data) == 8:
+        assert abs(steps_of(events)[0]["loss"] - float(loss.detach())) < 1e-5
+        assert apart < 1e-5
+    else:
+        assert abs(float(midway - delta)) > 0.01
+        assert apart > 1e-3
+    assert steps_of(events)[0]["rewards/baseline"] == pytest.approx(float(midway), abs=1e-5)
 
 
 def test_the_metrics_are_means_over_the_good_and_over_the_bad_answers():
@@ -321,6 +349,73 @@ def test_the_command_trains_on_rows_and_a_loss_of_pairs_names_both_remedies(rows
     assert outcome.status == 2
     for piece in ("rows.jsonl, line 1", "--loss kto", "to a row with chosen and rejected"):
         assert piece in outcome.message
+
+
+WORDS = ("--samples", 0, "--kl-prompts", 0, "--batch-size", 4, "--max-steps", 1, "--device", "cpu")
+
+
+@pytest.mark.parametrize(("name", "num"), [("kto", 24), ("bco", 12), ("apo_zero_unpaired", 12)])
+def test_the_cache_is_filled_with_all_that_training_looks_up(name, num, rows, tmp_path, capsys):
+    inputs = ("--model", saved_model(tmp_path / "model"), "--pairs", rows, "--loss", name, "--validation", 0.3)
+    assert dpo_lab(capsys, "cache", *inputs, "--device", "cpu").status == 0
+    # Of KTO also each prompt with a mismatched answer, within its side of the split.
+    assert f"0 rows computed, {num} found" in dpo_lab(capsys, "cache", *inputs, "--device", "cpu").out
+    told = dpo_lab(capsys, "train", *inputs, *WORDS, "--run", tmp_path / "run")
+    assert f"reference: all {num} rows found in the cache, none scored" in told.out, told
+
+
+def test_the_cache_of_pairs_taken_apart_and_of_held_out_data_is_found_too(tmp_path, capsys):
+    pairs = [{"prompt": f"the cat {word}", "chosen": " sat", "rejected": " ran"} for word in ("sat", "ran", "on", "a")]
+    for name, part in (("pairs", pairs[:3]), ("held", pairs[3:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    inputs = ("--model", saved_model(tmp_path / "model"), "--pairs", tmp_path / "pairs.jsonl", "--held-out",
+              tmp_path / "held.jsonl", "--loss", "kto")  # fmt: skip
+    told = dpo_lab(capsys, "cache", *inputs, "--tokens", tmp_path / "tokens", "--device", "cpu")
+    assert told.status == 0, told
+    told = dpo_lab(capsys, "train", *inputs, *WORDS, "--run", tmp_path / "run")
+    assert "reference: all 16 rows found in the cache, none scored" in told.out, told
+
+
+def test_the_cache_has_nothing_to_save_for_a_loss_without_a_reference_and_names_the_loss_for_labels(rows, capsys):
+    told = dpo_lab(capsys, "cache", "--pairs", rows, "--loss", "simpo")
+    assert "the loss simpo needs no reference, so there is nothing to save; train at once" in told.message
+    for command in ("cache", "evaluate"):
+        told = dpo_lab(capsys, command, "--pairs", rows)
+        assert told.status == 2
+        assert "rows.jsonl, line 1" in told.message
+        assert "take an unpaired loss for single answers (--loss kto)" in told.message
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_evaluation_of_answers_is_what_training_logs_of_held_out_ones(name, tmp_path):
+    data, reference = taken_apart(random_pairs(8)).select([0, 1, 2, 4, 6, 7]), tiny_llama(seed=3)
+    config = DPOConfig(loss=name, beta=0.3, batch_size=4, max_steps=2, device="cpu")
+    model, events = run(config, held_out=data, reference=reference)
+    logged = [event for event in events if isinstance(event, Evaluation)][-1].metrics
+    with ReferenceCache(tmp_path / "r.sqlite") as cache:
+        found = evaluate(model, None, data, reference=reference, cache=cache, loss=name, beta=0.3)
+    assert {f"eval_{key}": value for key, value in found.metrics.items()} == pytest.approx(
+        {key: value for key, value in logged.items() if key.startswith("eval_")}, abs=1e-6
+    )
+    table = found.table
+    assert table["row"].tolist() == data.source_rows.tolist()
+    assert table["label"].tolist() == is_good(data).tolist()
+    ratio = (logps(model, data, range(6)) - logps(reference, data, range(6))).detach().numpy()
+    np.testing.assert_allclose(table["reward"], 0.3 * ratio, atol=1e-4)
+    assert table["loss"].mean() == pytest.approx(found.metrics["loss"], abs=1e-6)
+
+
+def test_the_command_evaluates_labelled_answers_with_a_line_for_each(rows, tmp_path, capsys):
+    model = saved_model(tmp_path / "model")
+    words = ["evaluate", "--model", model, "--reference", model, "--pairs", rows, "--device", "cpu", "--loss", "kto"]
+    told = dpo_lab(capsys, *words, "--kl-prompts", 2, "--max-new-tokens", 3, "--table", tmp_path / "table.jsonl")
+    assert told.status == 0, told
+    shown = " ".join(told.out.split())
+    for piece in ("rows 12", "loss 0.5000", "accuracy 0.5000", "KL from the reference, nats 0.00"):
+        assert piece in shown
+    table = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
+    assert [line["label"] for line in table] == [True, False, False, True] * 3
+    assert {*table[0]} == {"row", "label", "loss", "reward", "logp", "length"}
 
 
 def test_the_command_takes_a_sum_as_words(tmp_path, capsys):

@@ -11,7 +11,7 @@ __getattr__, __dir__ = face(__name__, {
     "dpo_lab.loss": "PairScores dpo implicit_rewards log_ratio_gap log_ratios mean_logps",
     "family":
         "apo_down apo_zero bco_pair cdpo cpo discopop dpop exo_pair hinge ipo nca_pair orpo robust rpo sigmoid_norm "
-        "sft simpo sppo_hard",
+        "sft simper simpo sppo_hard",
     "modifiers":
         "DIVERGENCES Divergence alpha_divergence discount_tail divergence_named forward_kl jensen_shannon "
         "reverse_kl under_divergence wpo_weights",

@@ -238,6 +238,18 @@ def cpo(scores: PairScores, *, beta: float, alpha: float) -> Tensor:
     return comparison - alpha * chosen_mean
 
 
+def simper(scores: PairScores) -> Tensor:
+    """−exp(log π(y_w)/|y_w|) + exp(log π(y_l)/|y_l|): compare inverse perplexities. Returns `(B,)`, in [−1, 1].
+
+    A term is the geometric mean of a completion's token probabilities. There is no knob and no reference. A completion
+    is pulled in proportion to its mean, so the pull fades where the policy finds it unlikely, a chosen one too. Equal
+    means cost 0. A mean log-probability above 0, which rounding alone makes, counts along the tangent there.
+    Xiao et al. 2025 (2502.00883); the same as in the authors' code.
+    """
+    chosen, rejected = (torch.exp(mean.clamp(max=0)) + torch.relu(mean) for mean in mean_logps(scores))
+    return rejected - chosen
+
+
 _SUREST = -1e-6
 """Mean log-probability up to which the log-odds are exact: one nat in a million tokens."""
 

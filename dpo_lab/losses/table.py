@@ -97,7 +97,8 @@ class LossSpec:
     def _check(self, knob: str, value: float) -> None:
         if knob not in self.knobs:
             own = ", ".join(f"{name} ({default:g})" for name, default in self.knobs.items())
-            raise ValueError(f"the loss {self.name} has no knob {knob!r}, got {knob}={value!r}; its knobs are {own}")
+            those = f"its knobs are {own}" if own else "it has none"
+            raise ValueError(f"the loss {self.name} has no knob {knob!r}, got {knob}={value!r}; {those}")
         if not isinstance(value, Real) or isinstance(value, bool):
             raise ValueError(f"{knob} must be a number, got {value!r}; {self.knobs[knob]:g} is the usual start")
         holds, rule = _RANGES.get(f"{self.name}.{knob}") or _RANGES[knob]
@@ -283,6 +284,14 @@ LOSSES: dict[str, LossSpec] = {
         paper="2401.08417", equation="Xu et al. 2024, Section 3",
         summary="DPO under a uniform reference, held in place by the cross-entropy of the chosen completion.",
         assumes="Chosen answers are worth imitating; all answers were as likely before.",
+    ),
+    "simper": LossSpec(
+        function=family.simper, needs_reference=False,
+        formula=r"\pi(y_l|x)^{1/|y_l|} - \pi(y_w|x)^{1/|y_w|}",
+        knobs={}, directions={},
+        paper="2502.00883", equation="Xiao et al. 2025, the objective of SimPER",
+        summary="Raise the mean probability per token of the chosen completion, lower that of the rejected one.",
+        assumes="Mean probability per token says how good an answer is; what is unlikely already needs no push.",
     ),
 }  # fmt: skip
 """Every loss of pairs by name; the names are `config.LossName`."""

@@ -55,8 +55,10 @@ def bco(scores: UnpairedScores, *, beta: float) -> Tensor:
 
     r₀ lies midway between the mean log-ratios of good and of bad answers (δ = β·r₀ in the paper), so a common drift of
     both costs nothing. The paper follows δ with a moving average over steps; here it is that of the step's own batch,
-    so a run needs no memory beyond its weights. Unlike in `kto`, a wrong answer pulls the more the further off it is.
-    A smaller `beta` allows more drift. Policy = reference costs log 2. Jung et al. 2024 (2404.04656), Section 4.
+    so a run needs no memory beyond its weights. TRL's BCOTrainer, which 1.16 no longer has, took the mean of all
+    rewards since the run began, good and bad alike: the same in a first batch with as many good answers as bad ones.
+    Unlike in `kto`, a wrong answer pulls the more the further off it is. A smaller `beta` allows more drift. Policy =
+    reference costs log 2. Jung et al. 2024 (2404.04656), Section 4, without its weights for other prompts.
     """
     return -F.logsigmoid(beta * signed_gap(scores))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from dpo_lab.logprobs import sum_per_sequence
 from dpo_lab.losses.unpaired import UnpairedScores, answer_metrics, midpoint
+from dpo_lab.metrics import PairEvaluation, scored_lengths
 from dpo_lab.objectives.base import TokenObjective
 from dpo_lab.preferences.token_data import TokenData
 from dpo_lab.preferences.unpaired import is_good
@@ -30,6 +32,41 @@ class Labelled(NamedTuple):
     probes: TokenData
     probe_logps: np.ndarray  # (N, 1)
 
+    def zero_point(self, baseline: str | None, probe_logps: np.ndarray, rows: np.ndarray | slice) -> Tensor:
+        """r₀ of these rows, nats, from the policy's log-probs (N, 1) of their probes."""
+        if baseline is None:
+            return torch.zeros(())
+        ratios = torch.from_numpy(probe_logps - self.probe_logps[rows])[:, 0]
+        if baseline == "midpoint":
+            return midpoint(ratios, torch.from_numpy(is_good(self.data)[rows]))
+        return ratios.mean().clamp(min=0)  # a KL is never negative; its estimate may be
+
+    def scores(self, policy: Tensor, rows: np.ndarray | slice, zero: Tensor) -> UnpairedScores:
+        """Of these rows, from the policy's log-probs (N,)."""
+        reference, good = torch.from_numpy(self.logps[rows, 0]), torch.from_numpy(is_good(self.data)[rows])
+        return UnpairedScores(policy, *(values.to(policy.device) for values in (reference, good, zero)))
+
+
+def evaluate_answers(
+    part: Labelled, score: Callable[[TokenData], np.ndarray], loss: Callable[[UnpairedScores], Tensor], beta: float,
+    baseline: str | None,
+) -> PairEvaluation:  # fmt: skip
+    """The evaluation of single answers, with one r₀ for all of them. score: the policy's log-probs (N, 1)."""
+    policy, rows = score(part.data), slice(None)
+    probe_logps = policy if part.probes is part.data else score(part.probes)
+    scores = part.scores(torch.from_numpy(policy[:, 0]), rows, part.zero_point(baseline, probe_logps, rows))
+    losses = loss(scores)
+    metrics = answer_metrics(scores, losses, beta, float(is_good(part.data).mean()))
+    table = {
+        "row": part.data.source_rows,
+        "label": is_good(part.data),
+        "loss": losses.numpy(),
+        "reward": beta * (policy - part.logps)[:, 0],
+        "logp": policy[:, 0],
+        "length": scored_lengths(part.data)[:, 0],
+    }
+    return PairEvaluation({name: float(value.double().mean()) for name, value in metrics.items()}, table)
+
 
 @dataclass
 class UnpairedObjective(TokenObjective):
@@ -42,27 +79,17 @@ class UnpairedObjective(TokenObjective):
     reference_name: str
 
     def begin_step(self, examples: np.ndarray) -> tuple[np.ndarray, float]:
-        with self.engine.whole_weights():  # before the step is cut into passes, for the baseline is that of all
-            self.zero = self.zero_point(self.engine.model, self.labelled[0], examples)
+        part, probe_logps = self.labelled[0], np.zeros(())
+        if self.baseline is not None:
+            with self.engine.whole_weights():  # before the step is cut into passes, for the baseline is that of all
+                probe_logps = self.score_held(self.engine.model, part.probes.select(examples))
+        self.zero = part.zero_point(self.baseline, probe_logps, examples)
         self.share_good = float(is_good(self.data)[examples].mean())
         return super().begin_step(examples)
 
-    def zero_point(self, model: nn.Module, part: Labelled, rows: np.ndarray) -> Tensor:
-        """r₀ of these rows, nats."""
-        if self.baseline is None:
-            return torch.zeros(())
-        ratios = torch.from_numpy(self.score_held(model, part.probes.select(rows)) - part.probe_logps[rows])[:, 0]
-        if self.baseline == "midpoint":
-            return midpoint(ratios, torch.from_numpy(is_good(part.data)[rows]))
-        return ratios.mean().clamp(min=0)  # a KL is never negative; its estimate may be
-
-    def scores(self, policy: Tensor, part: Labelled, rows: np.ndarray, zero: Tensor) -> UnpairedScores:
-        reference, good = torch.from_numpy(part.logps[rows, 0]), torch.from_numpy(is_good(part.data)[rows])
-        return UnpairedScores(policy, *(values.to(policy.device) for values in (reference, good, zero)))
-
     def loss(self, scorer: nn.Module, rows: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
         batch = self.make_batch(self.data, rows).to(device)
-        scores = self.scores(sum_per_sequence(scorer(batch), batch)[:, 0], self.labelled[0], rows, self.zero)
+        scores = self.labelled[0].scores(sum_per_sequence(scorer(batch), batch)[:, 0], rows, self.zero)
         losses = self.answer_loss(scores)  # (B,)
         metrics = answer_metrics(scores, losses, self.beta, self.share_good)
         return (losses * batch.weights.abs()).sum(), {name: value.sum() for name, value in metrics.items()}
@@ -70,11 +97,8 @@ class UnpairedObjective(TokenObjective):
     def evaluate(self, model: nn.Module) -> tuple[dict[str, float], tuple[float, ...]]:
         if self.held is None:
             return {}, ()
-        part, rows = self.labelled[1], np.arange(len(self.held))
-        policy, zero = torch.from_numpy(self.score_held(model, self.held)[:, 0]), self.zero_point(model, part, rows)
-        scores = self.scores(policy, part, rows, zero)
-        metrics = answer_metrics(scores, self.answer_loss(scores), self.beta, float(is_good(self.held).mean()))
-        return {name: float(value.double().mean()) for name, value in metrics.items()}, ()
+        score = partial(self.score_held, model)
+        return evaluate_answers(self.labelled[1], score, self.answer_loss, self.beta, self.baseline).metrics, ()
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"reference": self.reference_name}

@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if count > 1 and not isinstance(options, TOGETHER):
             raise ValueError(f"dpo-lab {command} is for one process; start it without torchrun or accelerate launch")
+        if empty := [name for name, value in vars(options).items() if value == "" and name not in ("system", "data")]:
+            raise ValueError(f"--{empty[0].replace('_', '-')} is empty, as with a shell variable that is not set; give "
+                             "a value, or leave the option out")  # fmt: skip
         with _no_collection():
             run = getattr(import_module(f"dpo_lab.workbench.cli.{HOME.get(command, command)}"), command)
         return run(options)

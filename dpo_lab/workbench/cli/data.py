@@ -6,9 +6,9 @@ import json
 
 from rich.text import Text
 
-from dpo_lab.preferences.raw_rows import columns_of
 from dpo_lab.preferences.reading import read_preferences
-from dpo_lab.preferences.reports import BadRow
+from dpo_lab.preferences.reports import BadRow, counted
+from dpo_lab.preferences.token_cache import reading
 from dpo_lab.preferences.writing import written
 from dpo_lab.storage.files import write_whole
 from dpo_lab.workbench.cli.inputs import print_note, print_report
@@ -27,11 +27,12 @@ def inspect(options: InspectOptions) -> int:
     found = inspect_data(
         options.data, load_tokenizer(options.model, trust_remote_code=options.trust_remote_code), options.split,
         num_rows=options.rows, max_length=options.max_length, score_turns=options.score_turns, sft=options.sft,
-        on_bad_row=options.on_bad_row,
-        limit=options.limit, columns=columns_of(options.columns), pairing=options.pairing,
+        limit=options.limit, **reading(options, options.data),
     )  # fmt: skip
     print_report(found.read)
     print_report(found.tokens)
+    if not found.tokens.kept:
+        raise ValueError(f"of {options.data} no row is kept to learn from; the report above says why")
     for row in found.rows:
         console.print(f"\n{row.place}", markup=False, style="bold")
         for name, parts in row.texts.items():
@@ -47,10 +48,7 @@ def convert(options: ConvertOptions) -> int:
     if options.out.exists():
         raise ValueError(f"{options.out} is there already, and no data are written over; name a new file")
     split = options.split or ("train" if options.data == "embedded" else None)
-    rows, report = read_preferences(
-        options.data, split, on_bad_row=options.on_bad_row, limit=options.limit, columns=columns_of(options.columns),
-        pairing=options.pairing,
-    )  # fmt: skip
+    rows, report = read_preferences(options.data, split, limit=options.limit, **reading(options, options.data))
     print_report(report)
     done = []
     for row in rows:
@@ -63,5 +61,5 @@ def convert(options: ConvertOptions) -> int:
     lines = [json.dumps(row, ensure_ascii=False) for row in done]
     text = "[" + ",\n".join(lines) + "]\n" if options.out.suffix == ".json" else "".join(f"{line}\n" for line in lines)
     write_whole(options.out, text.encode(), remedy=REMEDY)
-    console.print(f"{len(done):,} rows written as {options.to}: {options.out}", soft_wrap=True, markup=False)
+    console.print(f"{counted(len(done), 'row')} written as {options.to}: {options.out}", soft_wrap=True, markup=False)
     return 0

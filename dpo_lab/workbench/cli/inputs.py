@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dpo_lab.config import DPOConfig, SFTConfig, TrainingConfig
-from dpo_lab.engine.processes import join
+from dpo_lab.engine.processes import Processes, join
 from dpo_lab.models.gguf import origin_of
 from dpo_lab.models.inside import bfloat16_gain, num_parameters, pick_device
 from dpo_lab.models.loading import load_policy
+from dpo_lab.preferences.reports import counted
 from dpo_lab.preferences.token_cache import (
     DataSettings,
     Kind,
@@ -26,7 +27,7 @@ from dpo_lab.preferences.token_cache import (
 from dpo_lab.preferences.token_data import TokenData
 from dpo_lab.preferences.tokens import check_kept
 from dpo_lab.storage.logp_store import token_cache_folder
-from dpo_lab.workbench.cli.options import CacheOptions, InputOptions, RunOptions
+from dpo_lab.workbench.cli.options import DataOptions, InputOptions
 from dpo_lab.workbench.cli.terminal import console
 from dpo_lab.workbench.runs.settings import shared_fields
 
@@ -112,7 +113,7 @@ def read_rows(options: InputOptions, seed: int, read: Read, *, embedded_split: s
     return list(rows)
 
 
-def training_data(options: RunOptions, config: TrainingConfig, tokenizer: Any, kind: Kind) -> PreparedData:
+def training_data(options: DataOptions, tokenizer: Any, kind: Kind) -> PreparedData:
     """Token ids to train on and to evaluate on, saved for the next run beside the cache of log-probs, or streamed; what
     was left out or shortened is printed."""
     settings = DataSettings(**shared_fields(options, DataSettings))
@@ -120,44 +121,37 @@ def training_data(options: RunOptions, config: TrainingConfig, tokenizer: Any, k
         data = prepare(settings, tokenizer, kind, folder=token_cache_folder(options.cache), log=print_note)
     else:
         held = read_held_out(settings, kind, print_note) or []
-        tokens, report = stream_tokens(options, tokenizer, kind)
-        print_report(report)
+        tokens = stream_tokens(options.tokens, settings, tokenizer, kind, join(pick_device(vars(options)["device"])))
         data = PreparedData(tokens, *tokenize_held_out(held, settings, tokenizer, kind, print_note))
     num_held = 0 if data.held is None else len(data.held)
-    console.print(f"data: {len(data.train):,} rows to train on, {num_held:,} held out")
+    console.print(f"data: {counted(len(data.train), 'row')} to train on, {num_held:,} held out")
+    if options.tokens is not None and not num_held:
+        console.print("nothing is held out: rows are streamed; give --held-out DATA to evaluate on", soft_wrap=True)
     return data
 
 
-def tokens_of(options: Any) -> dict[str, Any]:
-    """How rows become token ids."""
-    return {name: getattr(options, name) for name in ("max_length", "score_turns", "on_bad_row")}
-
-
-def stream_tokens(options: RunOptions | CacheOptions, tokenizer: Any, kind: Kind) -> Any:
-    """(token ids mapped from the folder --tokens, the report on them), of rows that are read one by one.
+def stream_tokens(folder: Path, settings: DataSettings, tokenizer: Any, kind: Kind, processes: Processes) -> TokenData:
+    """Token ids mapped from the folder --tokens, of rows that are read one by one; the reports on them are printed.
 
     Of several processes the main one reads and writes; the others map what it wrote.
     """
-    split = options.split or ("train" if options.pairs == "embedded" else None)
-    folder = options.tokens
-    assert folder is not None
 
     def written() -> Any:
-        rows, read = kind.stream(options.pairs, split=split, **reading(options, options.pairs))
-        _, report = kind.tokenize(rows, tokenizer, **tokens_of(options), folder=folder)
+        rows, read = kind.stream(settings.pairs, split=settings.train_split, **reading(settings, settings.pairs))
+        _, report = kind.tokenize(rows, tokenizer, **settings.tokens, folder=folder)
         print_report(read)
         return report
 
-    device: str = vars(options)["device"]  # of the training's or the scorer's part of the options
-    report = join(pick_device(device)).broadcast_from_main(written)
+    report = processes.broadcast_from_main(written)
     data = TokenData.load(folder, verify=False)
-    check_kept(data, report, options.pairs)
-    return data, report
+    check_kept(data, report, settings.pairs)
+    print_report(report)
+    return data
 
 
 def print_report(report: Any) -> None:
-    """Print the summary of a report."""
-    print_note(report.summary())
+    """Print the summary of a report, with every row that was left out."""
+    print_note(report.summary(None))
 
 
 def print_note(text: str) -> None:

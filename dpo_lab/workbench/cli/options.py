@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dpo_lab.config import AutoPrecision, DPOConfig, LoRAConfig, LossName, ScoreTurns, SFTConfig, TrackerName
-from dpo_lab.workbench.runs.settings import HeldOutSettings, PassSettings, ReadingSettings, RowSettings
+from dpo_lab.workbench.runs.settings import HeldOutSettings, PassSettings, ReadingSettings, RowSettings, SplitSettings
 from dpo_lab.workbench.sweeps.settings import SweepSettings
 
 LossWords = Annotated[str, tyro.constructors.PrimitiveConstructorSpec(
@@ -51,19 +51,36 @@ class ModelOptions(PrecisionOption):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(HeldOutSettings, InputOptions):
-    """What a run leaves behind."""
+class DataOptions(SplitSettings, InputOptions):
+    """What a run learns from, and what it is evaluated on."""
 
-    run: Path | None = None
-    """Folder of the run; None makes runs/COMMAND-DATE-TIME."""
     tokens: Path | None = None
     """Stream the rows, and map their token ids from this folder: for more data than memory holds."""
-    resume: bool = False
-    """Go on with the run in --run from its last checkpoint."""
     held_out: str | None = None
     """Data to evaluate on; None takes the embedded test split, or splits off --validation."""
     held_out_split: str | None = None
     """Which split of --held-out; None takes test where it is the source of --pairs too, else train."""
+
+    def check_data(self) -> None:
+        """A stream is read once, from its beginning to its end."""
+        self.check_split()
+        if self.tokens is not None and self.limit is not None:
+            raise ValueError(f"--tokens streams all rows, and --limit {self.limit} draws among them; leave out one of "
+                             "the two")  # fmt: skip
+        is_given = self.validation not in (0, DataOptions.validation)
+        if self.tokens is not None and self.held_out is None and self.pairs != "embedded" and is_given:
+            raise ValueError(f"--tokens streams all rows, and --validation {self.validation} cannot hold some of them "
+                             "out; give --held-out DATA, or leave --validation out")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(HeldOutSettings, DataOptions):
+    """What a run leaves behind."""
+
+    run: Path | None = None
+    """Folder of the run; None makes runs/COMMAND-DATE-TIME."""
+    resume: bool = False
+    """Go on with the run in --run from its last checkpoint."""
     track: TrackerName | None = None
     """Log the metrics to this experiment tracker as well; tensorboard writes into the run's folder."""
     push_to_hub: str | None = None
@@ -71,7 +88,7 @@ class RunOptions(HeldOutSettings, InputOptions):
 
     def check(self) -> None:
         """ValueError for what would fail only after training."""
-        check_stream(self.tokens, self.limit)
+        self.check_data()
         self.check_held_out()
 
 
@@ -104,28 +121,30 @@ class SFTOptions(ModelOptions, SFTConfig, LoRAConfig, RunOptions):  # pyright: i
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(PrecisionOption, PassSettings, InputOptions):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """How a model is run over pairs."""
+    """How a model is run over rows."""
 
     tokens_per_pass: int = 16384
     """Most tokens that go through the model at a time."""
     seed: int = 0
-    """Seed of --limit."""
+    """Seed of --limit, and of what is held out."""
+    loss: LossWords = "dpo"
+    """The loss that is trained, as `dpo-lab train` takes it. kto, bco and apo_zero_unpaired take rows of prompt,
+    completion and label, and take pairs apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheOptions(ScoreOptions):
-    """Score pairs under the reference once and save the log-probs, so that training starts at once."""
-
-    tokens: Path | None = None
-    """Stream the rows, and map their token ids from this folder: for more data than memory holds."""
+class CacheOptions(ScoreOptions, DataOptions):
+    """Score what a run with these options learns from and holds out under its reference, and save the log-probs, so
+    that training starts at once."""
 
     def __post_init__(self) -> None:
-        check_stream(self.tokens, self.limit)
+        self.check_data()
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(ScoreOptions):
-    """Accuracy, margins, rewards and KL of a model on pairs, against its reference; or suites, or another model."""
+    """Accuracy, margins, rewards and KL of a model on pairs or labelled answers, against its reference; or suites, or
+    another model."""
 
     reference: str | None = None
     """The frozen model that rewards are measured against; None takes `embedded` for pairs, and none for --suite."""
@@ -144,8 +163,6 @@ class EvaluateOptions(ScoreOptions):
     """Plain text for --suite perplexity; None takes the language reference that comes with Python."""
     out: Path | None = None
     """Write all that --suite and --against found to this .json file, every answer included."""
-    loss: LossName = "dpo"
-    """The loss to report, from the table of losses."""
     beta: float | None = None
     """Scale of the implicit rewards; None takes the loss's own."""
     kl_prompts: int = 64
@@ -153,7 +170,7 @@ class EvaluateOptions(ScoreOptions):
     max_new_tokens: int = 128
     """Longest sampled answer, in tokens."""
     table: Path | None = None
-    """Write one line per pair to this .csv or .jsonl file."""
+    """Write one line per pair, or per labelled answer, to this .csv or .jsonl file."""
 
     def __post_init__(self) -> None:
         check_kl_prompts(self.kl_prompts)
@@ -341,12 +358,6 @@ class LabOptions:
     """Port on the loopback address; the next free one is taken if it is in use."""
     browser: bool = True
     """Open the browser."""
-
-
-def check_stream(tokens: Path | None, limit: int | None) -> None:
-    """A stream is read once, from its beginning to its end."""
-    if tokens is not None and limit is not None:
-        raise ValueError(f"--tokens streams all rows, and --limit {limit} draws among them; leave out one of the two")
 
 
 def check_kl_prompts(number: int) -> None:

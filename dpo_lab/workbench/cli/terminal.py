@@ -36,6 +36,7 @@ TITLES = {
     "rewards/margins": "reward margin",
     "rewards/chosen": "reward of chosen",
     "rewards/rejected": "reward of rejected",
+    "rewards/baseline": "baseline of rewards",
     "logps/chosen": "log-prob of chosen",
     "logps/rejected": "log-prob of rejected",
     "perplexity": "perplexity",

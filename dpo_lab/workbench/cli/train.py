@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch
 
 from dpo_lab.config import DPOConfig, SFTConfig
 from dpo_lab.engine.processes import ALONE, Processes, ProcessLost, join, leave
-from dpo_lab.loop import Evaluation, Event, Finished
+from dpo_lab.loop import Evaluation, Event, Finished, num_steps
 from dpo_lab.losses.table import loss_of
 from dpo_lab.models.inside import pick_device
 from dpo_lab.models.loading import load_policy
@@ -66,7 +67,7 @@ def carry_out(command: str, options: TrainOptions | SFTOptions, config: DPOConfi
     with run_folder(command, options, processes) as run:
         with recorded_inputs(options):
             model, tokenizer = load_model(options, config.device)
-            data = training_data(options, config, tokenizer, kind)
+            data = training_data(options, tokenizer, kind)
         model = adapted(model, options, config.seed)
         rows = data.held_rows[: options.samples] if processes.is_main else []
         answers = lambda: answer_rows(model, tokenizer, rows, options, max_length=config.max_length, seed=config.seed)
@@ -85,7 +86,10 @@ def carry_out(command: str, options: TrainOptions | SFTOptions, config: DPOConfi
                 )  # fmt: skip
             if isinstance(config, DPOConfig) and needs_reference:
                 if config.sync_reference:
-                    console.print("reference: it follows the policy, scored in every step without the cache")
+                    steps = num_steps(config, math.ceil(len(data.train) / config.batch_size))
+                    never = f"would move after step {config.sync_reference}, and there are {steps}: it never moves"
+                    how = "follows the policy" if steps > config.sync_reference else never
+                    console.print(f"reference: it {how}, scored in every step without the cache", soft_wrap=True)
                 else:
                     dashboard.report_reference(num_of_reference(config, data))
             if options.resume:

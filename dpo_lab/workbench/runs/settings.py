@@ -68,11 +68,23 @@ class PassSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutSettings:
-    """What is held out, and how the model answers it."""
+class SplitSettings:
+    """What is held out."""
 
     validation: float = 0.1
     """Share of the rows held out for evaluation, by prompt, where no held-out data is named; 0 evaluates nothing."""
+
+    def check_split(self) -> None:
+        """ValueError for a share that is none."""
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation is a share and must lie in [0, 1), got {self.validation}; 0.1 is usual, 0 "
+                             "holds none out")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutSettings(SplitSettings):
+    """What is held out, and how the model answers it."""
+
     samples: int = 8
     """Held-out prompts answered before and after training, in a panel at every evaluation; 0 samples nothing."""
     sample_temperature: float = 0.7
@@ -82,10 +94,7 @@ class HeldOutSettings:
 
     def check_held_out(self) -> None:
         """ValueError for what would fail only after training."""
-        if not 0 <= self.validation < 1:
-            raise ValueError(
-                f"validation is a share and must lie in [0, 1), got {self.validation}; 0.1 is usual, 0 holds none out"
-            )
+        self.check_split()
         if self.samples < 0:
             raise ValueError(f"samples must not be negative, got {self.samples}; 0 samples nothing")
         if not 0 <= self.sample_temperature < math.inf:
