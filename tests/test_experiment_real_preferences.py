@@ -163,10 +163,10 @@ SETTINGS = {"beta": 0.1, "flips": 0.2}
 
 def test_verdicts_are_computed_from_the_rows(experiment):
     found = {one["lesson"].claim: one for one in experiment.lessons_of(made_rows(), SETTINGS)}
-    told = {
+    verdicts = {
         claim: (one["measured"]["made"]["value"], one["together"]) for claim, one in found.items() if one["measured"]
     }
-    starts = lambda text: next(value for claim, value in told.items() if claim.startswith(text))
+    starts = lambda text: next(value for claim, value in verdicts.items() if claim.startswith(text))
     assert starts("A loss of 0.693") == (pytest.approx(2.005), "holds")
     assert starts("A chosen answer need not") == (0.5, "holds")
     assert starts("A negative chosen reward") == (1.0, "holds")
@@ -193,11 +193,11 @@ def test_the_page_tells_every_lesson_with_its_number(experiment):
 
 
 @pytest.mark.parametrize(("low", "high", "holds", "expected"), [
-    (0.2, 0.4, (0.1, math.inf), "holds"), (0.05, 0.4, (0.1, math.inf), "cannot be told"),
-    (0.02, 0.05, (0.1, math.inf), "does not hold"), (-0.2, 0.2, (-0.05, 0.05), "cannot be told"),
+    (0.2, 0.4, (0.1, math.inf), "holds"), (0.05, 0.4, (0.1, math.inf), "open"),
+    (0.02, 0.05, (0.1, math.inf), "does not hold"), (-0.2, 0.2, (-0.05, 0.05), "open"),
     (0.06, 0.2, (-0.05, 0.05), "does not hold"), (-0.04, 0.04, (-0.05, 0.05), "holds"),
-    (0.0, 0.0, (0.0, math.inf), "cannot be told"),
-    (None, None, (0.0, 1.0), "cannot be told"), (math.nan, 1.0, (0.0, 1.0), "cannot be told"),
+    (0.0, 0.0, (0.0, math.inf), "open"),
+    (None, None, (0.0, 1.0), "open"), (math.nan, 1.0, (0.0, 1.0), "open"),
 ])  # fmt: skip
 def test_a_verdict_asks_the_whole_interval(experiment, low, high, holds, expected):
     assert experiment.verdict({"value": 0.0, "low": low, "high": high, "n": 1}, holds) == expected
@@ -208,8 +208,8 @@ def test_verdicts_of_several_sets_together(experiment):
     assert say(["holds", "holds"]) == "holds"
     assert say(["does not hold"]) == "the pocket world's"
     assert say(["holds", "does not hold"]) == "depends on the data"
-    assert say(["holds", "cannot be told"]) == "holds, where it can be told"
-    assert say(["cannot be told"]) == "cannot be told"
+    assert say(["holds", "open"]) == "holds; one set is open"
+    assert say(["open"]) == "open"
 
 
 def test_what_the_notebooks_are_said_to_print_is_what_they_print(experiment):

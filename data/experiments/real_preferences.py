@@ -359,21 +359,21 @@ def verdict(found: Measured, holds: tuple[float, float]) -> str:
     """Does the whole interval agree with the claim, or contradict it?"""
     low, high = found["low"], found["high"]
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
-        return "cannot be told"
+        return "open"
     if holds[0] < low and high < holds[1]:
         return "holds"
-    return "does not hold" if high < holds[0] or holds[1] < low else "cannot be told"
+    return "does not hold" if high < holds[0] or holds[1] < low else "open"
 
 
 def together(verdicts: Sequence[str]) -> str:
     """The verdict over several sets."""
-    told = {one for one in verdicts if one != "cannot be told"}
-    if not told:
-        return "cannot be told"
-    if len(told) == 2:
+    clear = {one for one in verdicts if one != "open"}
+    if not clear:
+        return "open"
+    if len(clear) == 2:
         return "depends on the data"
-    word = {"holds": "holds", "does not hold": "the pocket world's"}[told.pop()]
-    return word if "cannot be told" not in verdicts else f"{word}, where it can be told"
+    word = {"holds": "holds", "does not hold": "the pocket world's"}[clear.pop()]
+    return word if "open" not in verdicts else f"{word}; one set is open"
 
 
 def moves(rows: Rows, method: str) -> np.ndarray | None:
@@ -538,8 +538,8 @@ LESSONS = (
 def number_text(found: Measured, unit: str) -> str:
     """The number and its interval, in per cent where the unit says so."""
     scale, digits, mark = (100, 0, " %") if unit == "%" else (1, 2, unit)
-    told = lambda value: "?" if value is None else f"{scale * value:.{digits}f}"
-    return f"{told(found['value'])}{mark} [{told(found['low'])}, {told(found['high'])}]"
+    text = lambda value: "?" if value is None else f"{scale * value:.{digits}f}"
+    return f"{text(found['value'])}{mark} [{text(found['low'])}, {text(found['high'])}]"
 
 
 def by_set(rows: Sequence[Result]) -> dict[str, Rows]:
@@ -554,9 +554,9 @@ def lessons_of(rows: Sequence[Result], settings: Result) -> list[Result]:
     found = []
     for lesson in LESSONS:
         measured = {name: lesson.measure(own, settings["beta"]) for name, own in by_set(rows).items()}
-        told = {name: one for name, one in measured.items() if one is not None}
-        verdicts = {name: verdict(one, lesson.holds) for name, one in told.items()}
-        found.append({"lesson": lesson, "measured": told, "verdicts": verdicts,
+        known = {name: one for name, one in measured.items() if one is not None}
+        verdicts = {name: verdict(one, lesson.holds) for name, one in known.items()}
+        found.append({"lesson": lesson, "measured": known, "verdicts": verdicts,
                       "together": together(list(verdicts.values())) if verdicts else "not measured"})  # fmt: skip
     return found
 
@@ -577,19 +577,19 @@ def page(rows: Sequence[Result], settings: Result) -> str:
     }  # fmt: skip
     for name, way in ways.items():
         gaps = [way(own) for own in sets.values()]
-        told = ["" if gap is None else number_text(share_of_right(gap), "%") for gap in gaps]
-        lines.append(f"| {name} | " + " | ".join(told) + " |")
+        shares = ["" if gap is None else number_text(share_of_right(gap), "%") for gap in gaps]
+        lines.append(f"| {name} | " + " | ".join(shares) + " |")
     lines += ["", "## Which lessons hold on a real model?", "",
               "A lesson holds where the whole interval lies in the range under \"holds in\", does not where the whole "
-              "interval lies outside, and cannot be told where a limit lies inside it. Intervals: 95 % over pairs, for "
+              "interval lies outside, and is open where a limit lies inside it. Intervals: 95 % over pairs, for "
               "gradient norms and perplexities over seeds. \"The pocket world's\" means: there, and not here.", "",
               *head("lesson (notebook)", "pocket world", "measured here", *sets, "holds in", "verdict")]  # fmt: skip
     for one in lessons_of(rows, settings):
         lesson: Lesson = one["lesson"]
-        told = [f"{number_text(one['measured'][name], lesson.unit)}: {one['verdicts'][name]}"
+        texts = [f"{number_text(one['measured'][name], lesson.unit)}: {one['verdicts'][name]}"
                 if name in one["measured"] else "not measured" for name in sets]  # fmt: skip
         cells = [f"{lesson.claim} ({lesson.notebook})", "; ".join(lesson.pocket), lesson.measured.format(**settings),
-                 *told, range_text(lesson), f"**{one['together']}**"]  # fmt: skip
+                 *texts, range_text(lesson), f"**{one['together']}**"]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
