@@ -199,7 +199,7 @@ HEADER = "prompt\tchosen\trejected\n"
 # name → (text, the prompts that are read all the same, what is said of the bad row)
 BAD_TABLE_ROWS = {
     "open.tsv": (f'{HEADER}Who one?\t"Hmm\tAnn\nWho two?\tx\ty\nWho three?\tyes"\tno\nWho four?\ta\tb\n', ["Who four?"],
-        "open.tsv, line 2: is not CSV: a cell has a tab and a line end in it, as where a quote is not closed, read up to line 4"),
+        "open.tsv, line 2: is not CSV: a quote is not closed, and each of these lines would be a row, read up to line 4"),
     "after.tsv": (f'{HEADER}One?\tx\ty\nWho?\t"Tom" he said\tAnn\nTwo?\tx\ty\n', ["One?", "Two?"],
         "after.tsv, line 3: is not CSV: '\t' expected after '\"', read up to line 3"),
     "after.csv": ('prompt,chosen,rejected\nOne?,x,y\nWho?,"Tom" he said,Ann\nTwo?,x,"y\nz"\n', ["One?", "Two?"],
@@ -257,3 +257,11 @@ def test_utf16_without_a_mark_and_objects_over_several_lines_are_named(tmp_path,
         (tmp_path / name).write_text("\n".join(json.dumps(row, indent=1) for row in ROWS))
         with pytest.raises(BadRow, match=r"line 1: is not JSON: .*one JSON object per line \(jq -c . FILE"):
             read_preferences(tmp_path / name)
+
+
+def test_code_with_tabs_and_line_ends_stands_in_a_quoted_cell(tmp_path):
+    path = tmp_path / "code.tsv"
+    path.write_text('prompt\tchosen\trejected\nWrite f\t"def f():\n\treturn 1"\t"def f(): pass"\n')
+    [row], report = read_preferences(path)
+    assert row["chosen"] == "def f():\n\treturn 1"
+    assert not report.bad

@@ -13,6 +13,7 @@ from dpo_lab.preferences import (
     read_examples,
     read_preferences,
     render_prompt,
+    tokenize_examples,
     tokenize_pairs,
     tokenize_unpaired,
 )
@@ -275,3 +276,20 @@ def test_pairs_and_single_answers_may_stand_in_one_file():
         data, report = tokenize_unpaired(both, bpe())
         assert sorted(np.sign(data.weights)) == [-1, -1, 1]
         assert report.kept == 3
+
+
+def test_usual_rows_are_not_refused_for_what_takes_no_part():
+    called = {"role": "tool", "content": '{"t": 3}', "loss": False}
+    several = [said("", tool_calls=[{"name": "f", "arguments": {}}]), called, said("Three.")]
+    assert read_preferences([PAIR | {"chosen": several}])[0][0]["chosen"] == several
+    short = PAIR | {"prompt": [user("q"), said("R", prefix=True)]}
+    assert read_preferences([short])[1].remarks.keys() == {"prefill"}
+    assert not read_preferences([TEXT | {"question": "Name a river:"}])[1].is_remarkable
+    [row], _ = read_examples([PAIR | {"label": "math"}])
+    assert "label" not in row
+    data, _ = tokenize_examples([{"prompt": "q", "completion": "a", "label": "math"}], bpe())
+    assert data.weights.tolist() == [1]
+    as_json = CHATML.replace("m.content", "(m.content | tojson if m.role == 'tool' else m.content)")
+    row = PAIR | {"prompt": [user("q"), said("<think>\nx\n</think>\n\nB"), called, user("r")]}
+    stripping = as_json.replace("else m.content)", "else m.content.split('</think>')[-1])")
+    assert not tokenize_pairs([row], bpe(template=stripping))[1].prompts_left_out

@@ -403,7 +403,7 @@ def class_labels(names, column="label"):
 
 @pytest.mark.parametrize("where", ["memory", "stream", "disk", "parquet"])
 def test_a_class_is_read_by_its_name_and_not_by_its_number(tmp_path, where):
-    for names, labels in ((["yes", "no"], [True, False]), (["no", "yes"], [False, True]), (["good", "bad"], None)):
+    for names, labels in ((["yes", "no"], [True, False]), (["no", "yes"], [False, True]), (["good", "bad"], [True, False]), (["fine", "poor"], None)):
         source = made = class_labels(names)
         if where == "stream":
             source = made.to_iterable_dataset()
@@ -412,7 +412,7 @@ def test_a_class_is_read_by_its_name_and_not_by_its_number(tmp_path, where):
         elif where == "parquet":
             made.to_parquet(source := tmp_path / f"{names[0]}.parquet")
         if labels is None:
-            with pytest.raises(ValueError, match="field 'label' must be true or false, got 'good'"):
+            with pytest.raises(ValueError, match="field 'label' must be true or false, got 'fine'"):
                 read_preferences(source)
         else:
             assert [row["label"] for row in read_preferences(source)[0]] == labels

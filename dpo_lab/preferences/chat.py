@@ -7,6 +7,7 @@ else is plain text that the model continues, and is never put into a template, w
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from dpo_lab.preferences.reports import BadRow, shown
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
@@ -139,7 +141,7 @@ def dropped_text(answer: str | list[Message], whole: str) -> str | None:
     for turn in answer_messages(answer):
         calls = [(call.get("function") or call)["name"] for call in turn.get("tool_calls") or []]
         for text in (*map(turn.get, ("content", *_REASONING)), *calls):
-            if text and text.strip() not in whole and _unspaced(text) not in _unspaced(whole):
+            if text and text.strip() not in whole and not _is_within(text, whole):
                 return text
     return None
 
@@ -147,9 +149,15 @@ def dropped_text(answer: str | list[Message], whole: str) -> str | None:
 def dropped_from_prompt(row: Mapping[str, Any], prompt: str) -> str | None:
     """As `dropped_text`, of the turns before the answer and the functions on offer. Earlier reasoning isn't meant to
     stay."""
-    turns = [{key: value for key, value in turn.items() if key not in _REASONING} for turn in prompt_messages(row)]
+    turns = [{key: _THOUGHTS.sub("", value) if key == "content" else value for key, value in turn.items()
+              if key not in _REASONING} for turn in prompt_messages(row)]  # fmt: skip
     offered = [{"content": str((tool.get("function") or tool).get("name") or "")} for tool in row.get("tools") or []]
     return dropped_text([*turns, *offered], prompt)
+
+
+def _is_within(text: str, whole: str) -> bool:
+    """Whatever a template does to spaces; and as JSON, as some write what a tool returned."""
+    return any(_unspaced(form) in _unspaced(whole) for form in (text, json.dumps(text, ensure_ascii=False)[1:-1]))
 
 
 def _unspaced(text: str) -> str:

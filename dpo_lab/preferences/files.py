@@ -180,17 +180,20 @@ def _csv(path: Path) -> Iterator[RawRow]:
     own = re.match(r"sep=(.)\s*[\r\n]", text)
     text, above = (text[own.end() :], 1) if own else (text, 0)
     separator = own[1] if own else _separator(re.split(r"[\r\n]", text, maxsplit=1)[0])
+    lines = re.split(r"\r\n|\r|\n", text) if separator == "\t" else []
     records: list[tuple[Place, list[str] | BadRow]] = []
     limit = csv.field_size_limit(len(text) + 1)  # room for long texts; one setting for all of Python, so put back below
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
         cells: list[str] | BadRow | None = []
         while cells is not None:
-            place = Place(path.name, line=above + reader.line_num + 1)
+            begun = reader.line_num
+            place = Place(path.name, line=above + begun + 1)
             try:
                 cells = next(reader, None)
-                if separator == "\t" and any("\t" in cell and {*cell} & {"\r", "\n"} for cell in cells or ()):
-                    raise csv.Error("a cell has a tab and a line end in it, as where a quote is not closed")
+                tabs = [line.count("\t") for line in lines[begun : reader.line_num]]
+                if len(tabs) > 1 and set(tabs) == {lines[0].count("\t")}:
+                    raise csv.Error("a quote is not closed, and each of these lines would be a row")
             except csv.Error as problem:  # the next row begins on the next line
                 cells = BadRow(None, f"is not CSV: {problem}, read up to line {above + reader.line_num:,}",
                                'quote texts with " and double the quotes inside, or write .jsonl', place)  # fmt: skip

@@ -62,7 +62,7 @@ def _going_on(prompt: list[Message], answers: list[list[Message]]) -> Mended:
     begun = prompt[-1].get("content", "")
     texts = [answer[0].get("content", "") if answer else "" for answer in answers]
     repeats = all(text.startswith(begun) for text in texts)
-    if not repeats and any(text.startswith(begun) for text in texts):
+    if not repeats and not prompt[-1].get("prefix") and any(text.startswith(begun) for text in texts):
         raise BadRow("prompt", f"ends with a beginning, {shown(begun)}, that only one of the answers repeats",
                      "let both begin with it, or neither")  # fmt: skip
     said = begun.rstrip().rstrip(_CLOSERS)

@@ -29,7 +29,8 @@ _ANSWERS = ("chosen", "rejected")
 _ONE_OF_TWO = re.compile(r"(response|answer|completion|output|conversation)_?([0-9abAB])")
 _BETTER = ("better_response_id", "winner", "better", "preferred")
 _OUTCOMES = {"winner_model_a": "model_a", "winner_model_b": "model_b", "winner_tie": "tie"}
-_YES_OR_NO = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
+_YES = ("true", "yes", "1", "1.0", "good", "desirable")
+_YES_OR_NO = dict.fromkeys(_YES, True) | dict.fromkeys(("false", "no", "0", "0.0", "-1", "bad", "undesirable"), False)
 _MAY_BE_TURNS = {"prompt", "completion", "messages", "conversations", "input"}
 
 

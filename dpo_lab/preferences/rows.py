@@ -66,6 +66,9 @@ def pair_row(raw: Raw, layout: str | None = None, *, from_arrow: bool = False) -
     if layout is None:
         if _is_unpaired(raw):
             raise unpaired_problem()
+        if "completion" in raw and "chosen" not in raw:
+            raise BadRow("label", "is missing, and a single answer needs one", "write true for a good answer, else "
+                         "false; or bring pairs, with chosen and rejected")  # fmt: skip
         layout = _find(raw, LAYOUTS)
     return _finished(raw, layout, LAYOUTS[layout].split(raw, from_arrow), ("chosen", "rejected"), from_arrow)
 
@@ -75,8 +78,8 @@ def example_row(raw: Raw, layout: str | None = None, *, from_arrow: bool = False
     is_pair = raw.get("chosen") is not None or raw.get("preferred_output") is not None
     if layout in LAYOUTS or (layout is None and is_pair):
         row = pair_row(raw, layout, from_arrow=from_arrow)
-        del row.fields["rejected"]
-        row.fields = {("completion" if name == "chosen" else name): value for name, value in row.fields.items()}
+        row.fields = {("completion" if name == "chosen" else name): value for name, value in row.fields.items()
+                      if name not in ("rejected", "label")}  # fmt: skip
         return row
     raw = _with_label(raw)
     if perhaps(raw.get("label")) is False:
@@ -138,7 +141,8 @@ def _finished(raw: Raw, layout: str, parts: RowParts, names: tuple[str, ...], fr
     fields = {"prompt": prompt, **dict(zip(names, answers, strict=True)), **extras}
     known = {*fields, *parts.used, "system", "tools", "weight"}
     others = {key: value for key, value in raw.items() if key not in known}
-    if any(others.get(name) for name in _OF_A_PROMPT):
+    said = "".join(turn.get("content", "") for turn in as_turns(prompt, "user"))
+    if any(others.get(name) and str(others[name]).strip() not in said for name in _OF_A_PROMPT):
         remarks.add("unused")
     return ParsedRow(fields | others, layout, remarks)
 
@@ -152,7 +156,8 @@ def _check_answer(answer: TextOrTurns, name: str, *, may_be_silent: bool) -> Non
         raise BadRow(name, f"begins with a turn of the {answer[0]['role']}", "begin the answer with an assistant turn")
     elif answer[-1]["role"] in ("user", "system"):
         raise BadRow(name, f"ends with a turn of the {answer[-1]['role']}", "end the answer with an assistant turn")
-    elif any(turn.get("weight") in (0, "0") or turn.get("loss") is False for turn in answer):
+    elif any(turn.get("weight") in (0, "0") or turn.get("loss") is False
+             for turn in answer if turn["role"] == "assistant"):  # fmt: skip
         raise BadRow(name, "has a turn marked as one not to be learnt (weight 0, or loss false)",
                      "leave the row out, or end the conversation before that turn")  # fmt: skip
     else:

@@ -24,6 +24,10 @@ _SPLIT_WORDS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
     "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
+_MAY_HOLD_ROWS = (
+    ".zst", ".zip", ".gz", ".bz2", ".xz", ".tar", ".tgz", ".7z", ".arrow", ".feather", ".xlsx", ".xls", ".pkl", ".avro",
+    ".orc", ".db", ".sqlite", ".txt", ".json", ".jsonl", ".parquet", ".csv", ".tsv",
+)  # fmt: skip
 _NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
@@ -119,8 +123,7 @@ def _data_files(folder: Path, suffixes: tuple[str, ...] = DATA_SUFFIXES) -> list
 
 def _unread(folder: Path, read: tuple[str, ...]) -> list[str]:
     """Names of its files that may hold rows and are of other kinds than those that are read."""
-    others = [path for path in _data_files(folder, ("",)) if not path.name.lower().endswith((*read, ".md", ".py"))]
-    return [path.name for path in others if path.stem not in ("LICENSE", "README")]
+    return [path.name for path in _data_files(folder, _MAY_HOLD_ROWS) if not path.name.lower().endswith(read)]
 
 
 def _numbered(rows: Iterable[object], name: str) -> Iterator[RawRow]:

@@ -27,7 +27,7 @@ from dpo_lab.preferences.chat import (
 )
 from dpo_lab.preferences.encoding import Encoder, common_prefix
 from dpo_lab.preferences.messages import ROLES
-from dpo_lab.preferences.raw_rows import yes_or_no
+from dpo_lab.preferences.raw_rows import perhaps, yes_or_no
 from dpo_lab.preferences.reading import OnBadRow, check_on_bad_row
 from dpo_lab.preferences.reports import BadRow, Place, TokenReport, shown
 from dpo_lab.preferences.rows import PlacedRow, check_weight, unpaired_problem
@@ -239,8 +239,9 @@ def _rendered(index: int, row: Mapping[str, Any], names: tuple[str, ...], encode
     ending = encoder.ending(is_chat=is_chat)
     wholes = [encoder.without_surplus(render_whole(row, name, encoder.tokenizer), ending) for name in names]
     weight = 1.0 if row.get("weight") is None else check_weight(row["weight"])
-    label = row.get("label") if "completion" in names else True
-    if (needs_label or label is not None) and not yes_or_no(label, "label", "write true for a good answer, else false"):
+    label = row.get("label") if "completion" in names else None
+    remedy = "write true for a good answer, else false; load_preferences knows other names of it"
+    if not yes_or_no(label, "label", remedy) if needs_label else perhaps(label) is False:
         weight = -weight  # the sign says that the answer is bad
     dropped = [dropped_text(row[name], whole) for name, whole in zip(names, wholes, strict=True)] if is_chat else []
     prompt = render_prompt(row, encoder.tokenizer)
