@@ -403,7 +403,12 @@ def class_labels(names, column="label"):
 
 @pytest.mark.parametrize("where", ["memory", "stream", "disk", "parquet"])
 def test_a_class_is_read_by_its_name_and_not_by_its_number(tmp_path, where):
-    for names, labels in ((["yes", "no"], [True, False]), (["no", "yes"], [False, True]), (["good", "bad"], [True, False]), (["fine", "poor"], None)):
+    for names, labels in (
+        (["yes", "no"], [True, False]),
+        (["no", "yes"], [False, True]),
+        (["good", "bad"], [True, False]),
+        (["fine", "poor"], None),
+    ):
         source = made = class_labels(names)
         if where == "stream":
             source = made.to_iterable_dataset()
