@@ -30,7 +30,7 @@ _ONE_OF_TWO = re.compile(r"(response|answer|completion|output|conversation)_?([0
 _BETTER = ("better_response_id", "winner", "better", "preferred")
 _OUTCOMES = {"winner_model_a": "model_a", "winner_model_b": "model_b", "winner_tie": "tie"}
 _YES = ("true", "yes", "1", "1.0", "good", "desirable")
-_YES_OR_NO = dict.fromkeys(_YES, True) | dict.fromkeys(("false", "no", "0", "0.0", "-1", "bad", "undesirable"), False)
+_NO = ("false", "no", "0", "0.0", "-1", "bad", "undesirable")
 _MAY_BE_TURNS = {"prompt", "completion", "messages", "conversations", "input"}
 
 
@@ -153,7 +153,8 @@ def _text_of_item(item: Any) -> Any:
 
 def perhaps(value: Any) -> bool | None:
     """As `yes_or_no`; None for anything else."""
-    return _YES_OR_NO.get(str(value).strip().lower())
+    word = str(value).strip().lower()
+    return True if word in _YES else False if word in _NO else None
 
 
 def yes_or_no(value: Any, field: str, remedy: str) -> bool:

@@ -287,7 +287,8 @@ def _collect(
     if texts.dropped_from_prompt:
         report.prompts_left_out.append(place)
         report.prompt_left_out = report.prompt_left_out or texts.dropped_from_prompt
-    if len(completions) == 2 and np.array_equal(*map(_up_to_the_last_scored, completions)):
+    scored = [_up_to_the_last_scored(completion) for completion in completions]
+    if len(scored) == 2 and np.array_equal(scored[0], scored[1]):
         report.identical.append(place)
         if not np.array_equal(whole_completions[0], whole_completions[1]):
             report.alike_by_cutting.append(place)
