@@ -116,3 +116,10 @@ def test_the_layouts_of_convert_are_those_that_are_written():
     from typing import get_args, get_type_hints
 
     assert get_args(get_type_hints(ConvertOptions)["to"]) == tuple(WRITERS)
+
+
+def test_a_single_pair_is_cached_though_none_can_be_held_out(tell, tmp_path):
+    (tmp_path / "one.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    assert "1 pairs computed" in tell("cache", "--pairs", "one.jsonl", "--device", "cpu").out.replace(
+        "1 pair ", "1 pairs "
+    )

@@ -323,6 +323,10 @@ def _survives_json(values: Sequence[Any]) -> bool:
         return False
 
 
+class OnePrompt(ValueError):
+    """All rows answer one prompt, so that none can be held out."""
+
+
 def split_rows(rows: Rows, validation: float = 0.1, seed: int = 0) -> tuple[Rows, Rows]:
     """(train, validation): about that share of the rows, and all rows of a prompt on the same side.
 
@@ -337,7 +341,7 @@ def split_rows(rows: Rows, validation: float = 0.1, seed: int = 0) -> tuple[Rows
         key = hashlib.blake2b(_content([seed, prompt]), digest_size=16).digest()
         groups.setdefault(key, []).append(index)
     if len(groups) < 2:
-        raise ValueError(
+        raise OnePrompt(
             f"{counted(len(prompts), 'row')} with {len(groups)} distinct prompt(s) cannot be split: the same one would "
             "stand on both sides; hold nothing out with --validation 0, add other prompts, or give --held-out data"
         )

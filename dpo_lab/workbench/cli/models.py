@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from dpo_lab.config import DPOConfig
@@ -14,7 +15,7 @@ from dpo_lab.models.inside import check_length, pick_device
 from dpo_lab.models.loading import load_policy, save_policy
 from dpo_lab.models.lora import base_of, merge_adapter
 from dpo_lab.preferences.chat import prompt_text
-from dpo_lab.preferences.reading import read_preferences, read_prompts
+from dpo_lab.preferences.reading import OnePrompt, read_preferences, read_prompts
 from dpo_lab.preferences.token_cache import PAIRS, UNPAIRED, reading
 from dpo_lab.preferences.tokens import check_kept, single_answers
 from dpo_lab.reference import ReferenceCache
@@ -47,7 +48,10 @@ def cache(options: CacheOptions) -> int:
     processes = join(pick_device(options.device))
     console.quiet = not processes.is_main
     model, tokenizer = load_model(options, options.device)
-    data = training_data(options, tokenizer, kind)
+    try:
+        data = training_data(options, tokenizer, kind)
+    except OnePrompt:  # which a run would refuse to split; here they are scored
+        data = training_data(replace(options, validation=0.0), tokenizer, kind)
     parts, probes = token_parts(data.train, data.held, model, tokenizer, config)
     began = time.perf_counter()
     with ReferenceCache(options.cache) as store:
