@@ -80,8 +80,8 @@ def test_python_dash_m_is_the_command():
 
 
 def test_a_run_folder_holds_what_the_contract_says_and_the_output_what_happened(tell, inputs, tmp_path):
-    told = tell("train", *inputs, *QUICK, "--epochs", 1, "--run", "runs/one")
-    assert (told.status, told.err) == (0, "")
+    seen = tell("train", *inputs, *QUICK, "--epochs", 1, "--run", "runs/one")
+    assert (seen.status, seen.err) == (0, "")
     run = Run.load(tmp_path / "runs" / "one")
     assert {path.name for path in run.folder.iterdir()} == {
         "config.json", "metrics.jsonl", "margins.jsonl", "samples.jsonl", "curves.png", "report.html", "checkpoints",
@@ -104,8 +104,8 @@ def test_a_run_folder_holds_what_the_contract_says_and_the_output_what_happened(
         "report: runs/one/report.html",
         "model:  runs/one/model",
     ):
-        assert line in told.out
-    assert "\x1b" not in told.out, "no colours or cursor movements in a file"
+        assert line in seen.out
+    assert "\x1b" not in seen.out, "no colours or cursor movements in a file"
 
 
 def test_the_model_of_a_run_loads_in_plain_transformers_with_the_same_log_probs(tell, inputs, tmp_path):
@@ -149,35 +149,35 @@ def test_another_beta_runs_the_reference_on_nothing(tell, inputs, monkeypatch):
     options = ("--max-steps", 1, "--samples", 0, "--kl-prompts", 0)
     assert "reference: 24 pairs scored" in tell("train", *inputs, *options, "--run", "a").out
     assert len(calls) == 2  # what is trained on, and what is held out
-    told = tell("train", *inputs, *options, "--beta", 0.5, "--learning-rate", 1e-3, "--loss", "ipo", "--run", "b")
-    assert told.status == 0
+    seen = tell("train", *inputs, *options, "--beta", 0.5, "--learning-rate", 1e-3, "--loss", "ipo", "--run", "b")
+    assert seen.status == 0
     assert len(calls) == 2
-    assert "reference: all 24 pairs found in the cache, none scored" in told.out
+    assert "reference: all 24 pairs found in the cache, none scored" in seen.out
 
 
 def test_cache_fills_what_train_then_finds(tell, inputs):
-    told = tell("cache", *inputs, "--cache", "here")
-    assert "24 pairs computed, 0 found" in told.out
-    assert "saved in here" in told.out
+    seen = tell("cache", *inputs, "--cache", "here")
+    assert "24 pairs computed, 0 found" in seen.out
+    assert "saved in here" in seen.out
     assert "0 pairs computed, 24 found" in tell("cache", *inputs, "--cache", "here").out
-    told = tell("train", *inputs, *QUICK, "--max-steps", 1, "--cache", "here", "--run", "r")
-    assert "reference: all 24 pairs found in the cache, none scored" in told.out
+    seen = tell("train", *inputs, *QUICK, "--max-steps", 1, "--cache", "here", "--run", "r")
+    assert "reference: all 24 pairs found in the cache, none scored" in seen.out
 
 
 def test_a_loss_without_reference_scores_none(tell, inputs):
-    told = tell("train", *inputs, *QUICK, "--max-steps", 1, "--loss", "simpo", "--knobs", "gamma", 1, "--run", "r")
-    assert told.status == 0
-    assert "reference" not in told.out
+    seen = tell("train", *inputs, *QUICK, "--max-steps", 1, "--loss", "simpo", "--knobs", "gamma", 1, "--run", "r")
+    assert seen.status == 0
+    assert "reference" not in seen.out
 
 
 def test_held_out_data_of_its_own_and_none(tell, inputs, tmp_path):
     other = write_rows(tmp_path / "other.jsonl", some_rows(5))
-    told = tell("train", *inputs, *QUICK, "--max-steps", 1, "--held-out", other, "--run", "a")
-    assert "data: 24 rows to train on, 5 held out" in told.out
-    told = tell("train", *inputs, *QUICK, "--max-steps", 1, "--validation", 0, "--run", "b")
-    assert "data: 24 rows to train on, 0 held out" in told.out
-    assert "last step" in told.out
-    assert "KL" not in told.out
+    seen = tell("train", *inputs, *QUICK, "--max-steps", 1, "--held-out", other, "--run", "a")
+    assert "data: 24 rows to train on, 5 held out" in seen.out
+    seen = tell("train", *inputs, *QUICK, "--max-steps", 1, "--validation", 0, "--run", "b")
+    assert "data: 24 rows to train on, 0 held out" in seen.out
+    assert "last step" in seen.out
+    assert "KL" not in seen.out
 
 
 def test_a_folder_with_a_test_split_is_evaluated_on_that(tell, inputs, tmp_path):
@@ -185,16 +185,16 @@ def test_a_folder_with_a_test_split_is_evaluated_on_that(tell, inputs, tmp_path)
     folder.mkdir()
     write_rows(folder / "train.jsonl", some_rows(9))
     write_rows(folder / "test.jsonl", some_rows(4))
-    told = tell("train", *inputs[:2], "--pairs", folder, "--held-out", folder, *QUICK, "--max-steps", 1, "--run", "a")
-    assert "data: 9 rows to train on, 4 held out" in told.out
+    seen = tell("train", *inputs[:2], "--pairs", folder, "--held-out", folder, *QUICK, "--max-steps", 1, "--run", "a")
+    assert "data: 9 rows to train on, 4 held out" in seen.out
 
 
 def test_bad_rows_are_skipped_counted_and_listed_when_asked(tell, inputs, tmp_path):
     path = write_rows(tmp_path / "bad.jsonl", [*some_rows(8), {"prompt": "a", "chosen": "", "rejected": "b"}])
-    told = tell("train", *inputs[:2], "--pairs", path, *QUICK, "--max-steps", 1, "--on-bad-row", "skip", "--run", "a")
-    assert told.status == 0
-    assert "9 rows read, 8 kept" in told.out
-    assert "bad.jsonl, line 9: field 'chosen' must not be empty" in told.out
+    seen = tell("train", *inputs[:2], "--pairs", path, *QUICK, "--max-steps", 1, "--on-bad-row", "skip", "--run", "a")
+    assert seen.status == 0
+    assert "9 rows read, 8 kept" in seen.out
+    assert "bad.jsonl, line 9: field 'chosen' must not be empty" in seen.out
 
 
 def test_a_terminal_shows_a_bar_and_a_file_shows_lines(tell, inputs, monkeypatch):
@@ -204,9 +204,9 @@ def test_a_terminal_shows_a_bar_and_a_file_shows_lines(tell, inputs, monkeypatch
     terminal = Console(file=screen, force_terminal=True, width=100, highlight=False)
     for module in ("progress", "train", "inputs"):
         monkeypatch.setattr(f"dpo_lab.workbench.cli.{module}.console", terminal)
-    told = tell("train", *inputs, *QUICK, "--max-steps", 3, "--run", "r")
-    assert told.status == 0
-    assert "scoring the reference: 22 of 22 pairs\n" in told.err
+    seen = tell("train", *inputs, *QUICK, "--max-steps", 3, "--run", "r")
+    assert seen.status == 0
+    assert "scoring the reference: 22 of 22 pairs\n" in seen.err
     shown = screen.getvalue()
     assert "\x1b[" in shown
     for piece in ("step 3/3", "loss 0.", "margin ", "accuracy ", "pairs/s", "held-out after step 3"):
@@ -234,8 +234,8 @@ LONG = (*QUICK, "--epochs", 2, "--learning-rate", 1e-3, "--checkpoint-every", 3,
 def uninterrupted(inputs, tmp_path_factory):
     """The run that no one stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    told = dpo_lab_process("train", *inputs, *LONG, "--run", folder)
-    assert told.status == 0, told.err
+    seen = dpo_lab_process("train", *inputs, *LONG, "--run", folder)
+    assert seen.status == 0, seen.err
     return Run.load(folder)
 
 
@@ -252,22 +252,22 @@ def test_ctrl_c_keeps_a_checkpoint_says_how_to_go_on_and_resuming_changes_nothin
     tell, inputs, uninterrupted, tmp_path
 ):
     before = STRIKE.format(step=7, signal="SIGINT")
-    told = dpo_lab_process("train", *inputs, *LONG, "--run", "my run", before=before, cwd=tmp_path)
-    assert told.status == 130
-    assert "stopping after this step; Ctrl-C again stops at once" in told.err
-    assert "stopped after step 8 of 12; a checkpoint is saved" in told.out
-    assert "go on with: dpo-lab train --run 'my run' --resume" in told.out
+    seen = dpo_lab_process("train", *inputs, *LONG, "--run", "my run", before=before, cwd=tmp_path)
+    assert seen.status == 130
+    assert "stopping after this step; Ctrl-C again stops at once" in seen.err
+    assert "stopped after step 8 of 12; a checkpoint is saved" in seen.out
+    assert "go on with: dpo-lab train --run 'my run' --resume" in seen.out
     run = Run.load(tmp_path / "my run")
     assert not run.model_folder.exists()
     assert "--resume" in (run.folder / "report.html").read_text()
 
-    told = tell("train", "--run", "my run", "--resume", "--epochs", 5)
-    assert told.status == 2
-    assert "--epochs is 5.0, but the run in my run was begun with 2.0; leave it out to go on" in told.err
+    seen = tell("train", "--run", "my run", "--resume", "--epochs", 5)
+    assert seen.status == 2
+    assert "--epochs is 5.0, but the run in my run was begun with 2.0; leave it out to go on" in seen.err
 
-    told = tell("train", "--run", "my run", "--resume")
-    assert told.status == 0
-    assert "going on after step 8, with the settings in my run/config.json" in told.out
+    seen = tell("train", "--run", "my run", "--resume")
+    assert seen.status == 0
+    assert "going on after step 8, with the settings in my run/config.json" in seen.out
     assert_same_run(run, uninterrupted)
 
 
@@ -275,13 +275,13 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_as_if_nothing_had_happene
     tell, inputs, uninterrupted, tmp_path
 ):
     before = STRIKE.format(step=8, signal="SIGKILL")
-    told = dpo_lab_process("train", *inputs, *LONG, "--run", tmp_path / "run", before=before)
-    assert told.status == -9
+    seen = dpo_lab_process("train", *inputs, *LONG, "--run", tmp_path / "run", before=before)
+    assert seen.status == -9
     run = Run.load(tmp_path / "run")
     assert max(row["step"] for row in run.metrics) == 8
-    told = tell("train", "--run", tmp_path / "run", "--resume")
-    assert told.status == 0
-    assert "going on after step 6" in told.out
+    seen = tell("train", "--run", tmp_path / "run", "--resume")
+    assert seen.status == 0
+    assert "going on after step 6" in seen.out
     assert_same_run(run, uninterrupted)
 
 
@@ -289,17 +289,17 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_can_go_on(inputs, tmp_path):
     before = STRIKE.format(step=5, signal="SIGINT").replace(
         "            os.kill", "            os.kill(os.getpid(), 2); os.kill"
     )
-    told = dpo_lab_process("train", *inputs, *LONG, "--run", "run", before=before, cwd=tmp_path)
-    assert told.status == 130
-    assert "go on with: dpo-lab train --run run --resume" in told.err
-    assert told.err.endswith("dpo-lab: interrupted\n")
+    seen = dpo_lab_process("train", *inputs, *LONG, "--run", "run", before=before, cwd=tmp_path)
+    assert seen.status == 130
+    assert "go on with: dpo-lab train --run run --resume" in seen.err
+    assert seen.err.endswith("dpo-lab: interrupted\n")
     assert (tmp_path / "run" / "checkpoints" / "step-00000003").is_dir()
 
 
 def test_two_runs_of_one_seed_keep_the_same_checkpoint_whatever_the_process(inputs, tmp_path):
     for name in ("first", "second"):  # in processes of their own: torch begins each with a state by chance
-        told = dpo_lab_process("train", *inputs, *QUICK, "--max-steps", 2, "--run", tmp_path / name)
-        assert told.status == 0, told.err
+        seen = dpo_lab_process("train", *inputs, *QUICK, "--max-steps", 2, "--run", tmp_path / name)
+        assert seen.status == 0, seen.err
     [one, other] = [next((tmp_path / name / "checkpoints").glob("step-*")) for name in ("first", "second")]
     for name in ("weights.safetensors", "state.pt"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
@@ -311,18 +311,18 @@ def test_a_model_that_a_resumed_run_cannot_find_is_told_with_the_file_that_names
     config = json.loads(path.read_text())
     config["settings"]["model"] = str(tmp_path / "gone")
     path.write_text(json.dumps(config))
-    told = tell("train", "--run", tmp_path / "run", "--resume")
-    assert told.status == 2
-    assert f"no model folder at '{tmp_path / 'gone'}'" in told.err
-    assert f"(as the run was begun, says {path})" in told.err
+    seen = tell("train", "--run", tmp_path / "run", "--resume")
+    assert seen.status == 2
+    assert f"no model folder at '{tmp_path / 'gone'}'" in seen.err
+    assert f"(as the run was begun, says {path})" in seen.err
 
 
 def test_resuming_a_finished_run_changes_nothing(tell, inputs, tmp_path):
     tell("train", *inputs, *QUICK, "--max-steps", 3, "--run", "run")
     run = Run.load(tmp_path / "run")
     metrics, samples = run.metrics, run.samples
-    told = tell("train", "--run", "run", "--resume")
-    assert told.status == 0
+    seen = tell("train", "--run", "run", "--resume")
+    assert seen.status == 0
     assert without_seconds(run.metrics) == without_seconds(metrics)
     assert run.samples == samples
 
@@ -338,53 +338,53 @@ def test_a_mistake_leaves_no_folder_so_the_same_run_can_be_given_again(tell, inp
 
 def test_sft_learns_answers_and_dpo_goes_on_from_its_model(tell, inputs, tmp_path):
     quick = [*QUICK[:4], *QUICK[6:]]
-    told = tell("sft", *inputs, *quick, "--epochs", 3, "--run", "sft")
-    assert (told.status, told.err) == (0, "")
-    assert "perplexity" in told.out
+    seen = tell("sft", *inputs, *quick, "--epochs", 3, "--run", "sft")
+    assert (seen.status, seen.err) == (0, "")
+    assert "perplexity" in seen.out
     evaluations = [row["eval_loss"] for row in Run.load(tmp_path / "sft").metrics if row["kind"] == "evaluation"]
     assert evaluations[-1] < evaluations[0]
-    told = tell("train", "--model", "sft/model", *inputs[2:], *QUICK, "--max-steps", 1, "--run", "dpo")
-    assert told.status == 0
+    seen = tell("train", "--model", "sft/model", *inputs[2:], *QUICK, "--max-steps", 1, "--run", "dpo")
+    assert seen.status == 0
     assert tell("sft", "--run", "dpo", "--resume").status == 2
 
 
 def test_evaluate_prints_metrics_and_writes_a_line_per_pair(tell, inputs, tmp_path):
     tell("train", *inputs, *QUICK, "--max-steps", 4, "--learning-rate", 1e-3, "--run", "run")
     common = ("evaluate", "--model", "run/model", "--reference", *inputs[1:], "--kl-prompts", 4, "--max-new-tokens", 4)
-    told = tell(*common, "--table", "out/pairs.csv")
-    assert told.status == 0
+    seen = tell(*common, "--table", "out/pairs.csv")
+    assert seen.status == 0
     for title in ("pairs", "loss", "accuracy", "reward margin", "KL from the reference, nats", "reference: "):
-        assert title in told.out
+        assert title in seen.out
     with open("out/pairs.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert len(table) == 24
     right = sum(float(row["margin"]) > 0 for row in table) / 24
-    assert f"accuracy {right:.4f}" in " ".join(told.out.split())
+    assert f"accuracy {right:.4f}" in " ".join(seen.out.split())
     assert tell(*common, "--table", "pairs.jsonl").status == 0
     lines = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert [{name: str(value) for name, value in row.items()} for row in lines] == table
 
 
 def test_a_model_evaluated_against_itself_has_earned_nothing(tell, inputs):
-    told = tell("evaluate", *inputs, "--reference", inputs[1], "--kl-prompts", 0)
-    words = told.out.split()
+    seen = tell("evaluate", *inputs, "--reference", inputs[1], "--kl-prompts", 0)
+    words = seen.out.split()
     assert words[words.index("accuracy") + 1] == "0.5000"
     assert words[words.index("loss") + 1] == "0.6931"
 
 
 def test_sample_answers_arguments_lines_of_standard_input_and_rows(tell, inputs, monkeypatch):
     short = ("--max-new-tokens", 5, "--temperature", 0)
-    told = tell("sample", "the cat?", "the dog?", *inputs[:2], *short)
-    assert told.status == 0
-    assert told.out.count("→") == 2
-    assert told.out.index("the cat?") < told.out.index("the dog?")
+    seen = tell("sample", "the cat?", "the dog?", *inputs[:2], *short)
+    assert seen.status == 0
+    assert seen.out.count("→") == 2
+    assert seen.out.index("the cat?") < seen.out.index("the dog?")
 
     monkeypatch.setattr("sys.stdin", io.StringIO("the cat?\n\nthe dog?\n"))
-    assert tell("sample", *inputs[:2], *short).out == told.out, "empty lines are no prompts"
+    assert tell("sample", *inputs[:2], *short).out == seen.out, "empty lines are no prompts"
 
-    told = tell("sample", *inputs, *short, "--limit", 3)
-    assert told.out.count("→") == 3
-    assert told.out.count("What does the cat say") == 3
+    seen = tell("sample", *inputs, *short, "--limit", 3)
+    assert seen.out.count("→") == 3
+    assert seen.out.count("What does the cat say") == 3
 
     several = tell("sample", "the cat?", *inputs[:2], "--num-samples", 4, "--temperature", 1, "--max-new-tokens", 8)
     assert several.out.count("→") == 4
@@ -424,10 +424,10 @@ def two_runs(inputs, tmp_path_factory):
 
 
 def test_compare_shows_what_differs_within_80_columns_and_writes_table_and_figure(tell, two_runs, tmp_path):
-    told = tell("compare", two_runs, "--csv", "t/table.csv", "--figure", "curves.png")
-    assert told.status == 0
-    assert max(map(len, told.out.splitlines())) <= 80
-    rows = {line.split()[0]: line.split()[1:] for line in told.out.splitlines() if line.split()}
+    seen = tell("compare", two_runs, "--csv", "t/table.csv", "--figure", "curves.png")
+    assert seen.status == 0
+    assert max(map(len, seen.out.splitlines())) <= 80
+    rows = {line.split()[0]: line.split()[1:] for line in seen.out.splitlines() if line.split()}
     assert rows["beta"] == ["0.1000", "0.5000"]
     assert "learning_rate" not in rows, "only what differs is listed"
     assert len(rows["eval_loss"]) == 2
@@ -439,19 +439,19 @@ def test_compare_shows_what_differs_within_80_columns_and_writes_table_and_figur
 
 def test_comparing_loads_no_torch(two_runs):
     before = "import atexit; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))"
-    told = dpo_lab_process("compare", two_runs / "beta-0.1", two_runs / "beta-0.5", before=before)
-    assert (told.status, told.err) == (0, "False\n")
+    seen = dpo_lab_process("compare", two_runs / "beta-0.1", two_runs / "beta-0.5", before=before)
+    assert (seen.status, seen.err) == (0, "False\n")
 
 
 def test_losses_lists_every_loss_with_its_knobs_and_source(tell):
     from dpo_lab.losses import LOSSES, UNPAIRED_LOSSES
 
     every = LOSSES | UNPAIRED_LOSSES
-    told = tell("losses")
-    lines = told.out.splitlines()
+    seen = tell("losses")
+    lines = seen.out.splitlines()
     assert [line.split()[0] for line in lines if line[0] != " "] == list(every)
     assert max(map(len, lines)) <= 80
-    text = " ".join(told.out.split())
+    text = " ".join(seen.out.split())
     for spec in every.values():
         assert " ".join(spec.summary.split()) in text
     assert "beta 0.5 · 2305.18290" in text
@@ -489,39 +489,39 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
 
 
 def test_polite_instructions_are_learnt_to_at_least_88_percent(tell, real, tmp_path):
-    told = tell(
+    seen = tell(
         "train", "--model", real / "models/stories260k", "--pairs", real / "preferences/instruction-polite.json",
         "--epochs", 1, "--learning-rate", 1e-4, "--beta", 0.1, "--run", "runs/polite", "--samples", 2,
         "--kl-prompts", 8, "--max-new-tokens", 32,
     )  # fmt: skip
-    assert told.status == 0
-    assert "985 rows to train on, 109 held out" in told.out
+    assert seen.status == 0
+    assert "985 rows to train on, 109 held out" in seen.out
     run = Run.load(tmp_path / "runs" / "polite")
     assert f"{run.series('loss')[1][0]:.4f}" == "0.6931"
     assert run.series("eval_rewards/accuracies")[1][-1] >= 0.88
 
 
 def test_hh_transcripts_are_trained_on_and_early_splits_reported(tell, real, tmp_path):
-    told = tell(
+    seen = tell(
         "train", "--model", real / "models/stories260k", "--pairs", real / "preferences/hh-harmless-base-test.jsonl.gz",
         "--max-steps", 2, "--batch-size", 4, "--max-length", 64, "--run", "hh", "--samples", 0, "--kl-prompts", 0,
     )  # fmt: skip
-    assert told.status == 0
-    assert "2,312 rows read, 2,312 kept" in told.out
-    assert "split early: the two conversations differ before the last assistant turn: 4 (line 1255" in told.out
-    assert "completions cut, which have no end token now" in told.out
+    assert seen.status == 0
+    assert "2,312 rows read, 2,312 kept" in seen.out
+    assert "split early: the two conversations differ before the last assistant turn: 4 (line 1255" in seen.out
+    assert "completions cut, which have no end token now" in seen.out
     assert Run.load(tmp_path / "hh").series("loss")[1][0] == pytest.approx(0.6931, abs=1e-4)
 
 
 def test_sharegpt_conversations_are_trained_on(tell, real, tmp_path):
-    told = tell(
+    seen = tell(
         "train", "--model", real / "models/stories260k", "--pairs", real / "preferences/sharegpt-dpo-en.json",
         "--limit", 40, "--max-steps", 2, "--batch-size", 4, "--max-length", 768, "--run", "sharegpt", "--samples", 1,
         "--kl-prompts", 0, "--max-new-tokens", 8,
     )  # fmt: skip
-    assert told.status == 0
-    assert "chat template: default" in told.out
-    assert "40 kept" in told.out
+    assert seen.status == 0
+    assert "chat template: default" in seen.out
+    assert "40 kept" in seen.out
     assert Run.load(tmp_path / "sharegpt").series("loss")[1][0] == pytest.approx(0.6931, abs=1e-4)
 
 
@@ -533,13 +533,13 @@ def test_minimind_renders_its_conversations_for_a_tiny_model_of_its_vocabulary(t
 
     tokenizer = AutoTokenizer.from_pretrained(real / "tokenizers/minimind")
     folder = saved_model(tmp_path / "model", tiny_llama(len(tokenizer), max_position_embeddings=2048), tokenizer)
-    told = tell(
+    seen = tell(
         "train", "--model", folder, "--pairs", real / "preferences/sharegpt-dpo-en.json", "--limit", 60,
         "--max-steps", 2, "--batch-size", 4, "--max-length", 256, "--run", "m", "--samples", 1, "--kl-prompts", 0,
         "--max-new-tokens", 8,
     )  # fmt: skip
-    assert told.status == 0
-    assert "chat template: tokenizer; end token: <|im_end|>" in told.out
+    assert seen.status == 0
+    assert "chat template: tokenizer; end token: <|im_end|>" in seen.out
     assert Run.load(tmp_path / "m").series("loss")[1][0] == pytest.approx(0.6931, abs=1e-4)
 
 
@@ -569,9 +569,9 @@ def test_auto_takes_bfloat16_for_a_large_model_where_it_is_faster(
 ):
     monkeypatch.setattr(cli_inputs, "bfloat16_gain", lambda device: gain)
     monkeypatch.setattr(cli_inputs, "SMALL", small)
-    told = tell("train", *inputs, *QUICK, "--epochs", 1, "--run", "runs/one")
-    assert told.status == 0
-    assert f"precision: {precision}, since {why}" in told.out
+    seen = tell("train", *inputs, *QUICK, "--epochs", 1, "--run", "runs/one")
+    assert seen.status == 0
+    assert f"precision: {precision}, since {why}" in seen.out
     assert Run.load(tmp_path / "runs" / "one").config["settings"]["precision"] == precision
     said = tell("train", *inputs, *QUICK, "--epochs", 1, "--run", "runs/two", "--precision", "float32")
     assert "precision:" not in said.out
@@ -595,8 +595,8 @@ def test_a_trial_finds_how_much_faster_bfloat16_multiplies():
 )
 def test_the_learning_rate_suits_the_model(tell, inputs, tmp_path, monkeypatch, small, arguments, rate, said):
     monkeypatch.setattr(cli_inputs, "SMALL", small)
-    told = tell("train", *inputs, *QUICK, "--epochs", 1, "--run", "runs/one", *arguments)
-    assert told.status == 0
+    seen = tell("train", *inputs, *QUICK, "--epochs", 1, "--run", "runs/one", *arguments)
+    assert seen.status == 0
     assert Run.load(tmp_path / "runs" / "one").config["settings"]["learning_rate"] == rate
-    assert (said or "") in told.out
-    assert said or "learning rate:" not in told.out
+    assert (said or "") in seen.out
+    assert said or "learning rate:" not in seen.out

@@ -211,7 +211,7 @@ def test_a_second_run_reads_and_tokenises_nothing_and_is_the_same(capsys, tmp_pa
     runs = [Run.load(tmp_path / name) for name in ("one", "two")]
     assert without_seconds(runs[0].metrics) == without_seconds(runs[1].metrics)
     assert runs[0].samples == runs[1].samples
-    said = [[line for line in told.out.splitlines() if "rows" in line] for told in (first, second)]
+    said = [[line for line in seen.out.splitlines() if "rows" in line] for seen in (first, second)]
     assert said[0] == said[1]
     assert said[0]
 
@@ -261,88 +261,88 @@ TRAIN = ("train", "--model", "model", *QUICK, "--max-steps", 1, "--run", "run")
 
 @pytest.mark.parametrize("option", ["--model", "--pairs", "--held-out"])
 def test_an_empty_name_is_refused(tell, option):
-    told = tell(*TRAIN, "--pairs", "pairs.jsonl", option, "")
-    assert (told.status, f"{option} is empty, as with a shell variable that is not set" in told.message) == (2, True)
-    told = tell("inspect", "")
-    assert (told.status, "the name of the data is empty" in told.message) == (2, True)
+    seen = tell(*TRAIN, "--pairs", "pairs.jsonl", option, "")
+    assert (seen.status, f"{option} is empty, as with a shell variable that is not set" in seen.message) == (2, True)
+    seen = tell("inspect", "")
+    assert (seen.status, "the name of the data is empty" in seen.message) == (2, True)
 
 
 def test_a_share_cannot_be_held_out_of_a_stream(tell):
     stream = (*TRAIN, "--pairs", "pairs.jsonl", "--tokens", "tokens")
-    told = tell(*stream, "--validation", 0.2)
-    assert told.status == 2
-    assert "--tokens streams all rows, and --validation 0.2 cannot hold some of them out; give" in told.message
-    told = tell(*stream)
-    assert told.status == 0, told
-    assert "nothing is held out: rows are streamed; give --held-out DATA" in told.out.replace("\n", " ")
+    seen = tell(*stream, "--validation", 0.2)
+    assert seen.status == 2
+    assert "--tokens streams all rows, and --validation 0.2 cannot hold some of them out; give" in seen.message
+    seen = tell(*stream)
+    assert seen.status == 0, seen
+    assert "nothing is held out: rows are streamed; give --held-out DATA" in seen.out.replace("\n", " ")
 
 
 def test_every_row_that_is_left_out_is_listed(tell, tmp_path):
     write_rows(tmp_path / "a.jsonl", [*some_rows(8), *({"prompt": n} for n in range(30))])
     for run in ("first", "again"):  # the second time from what was saved
-        told = tell(*TRAIN, "--pairs", "a.jsonl", "--on-bad-row", "skip", "--run", run)
-        assert told.status == 0, told
-        assert all(f"a.jsonl, line {line}: field 'prompt'" in told.out for line in range(9, 39))
-    told = tell("inspect", "a.jsonl", "--model", "model", "--rows", 0)
-    assert "a.jsonl, line 38: " in told.out
+        seen = tell(*TRAIN, "--pairs", "a.jsonl", "--on-bad-row", "skip", "--run", run)
+        assert seen.status == 0, seen
+        assert all(f"a.jsonl, line {line}: field 'prompt'" in seen.out for line in range(9, 39))
+    seen = tell("inspect", "a.jsonl", "--model", "model", "--rows", 0)
+    assert "a.jsonl, line 38: " in seen.out
 
 
 def test_held_out_data_that_are_the_pairs_are_refused(tell, tmp_path):
     say = "is --pairs: the same rows would be learnt and judged; leave it out (--validation holds rows out)"
     for name in ("pairs.jsonl", "./pairs.jsonl", tmp_path / "pairs.jsonl"):
-        told = tell(*TRAIN, "--pairs", "pairs.jsonl", "--held-out", name)
-        assert (told.status, f"--held-out {name} {say}" in told.message) == (2, True), told
+        seen = tell(*TRAIN, "--pairs", "pairs.jsonl", "--held-out", name)
+        assert (seen.status, f"--held-out {name} {say}" in seen.message) == (2, True), seen
     names = ["test", *["train"] * 8]
     write_rows(tmp_path / "split.jsonl", [row | {"split": name} for row, name in zip(some_rows(9), names, strict=True)])
     both = (*TRAIN, "--pairs", "split.jsonl", "--held-out", "split.jsonl")
     assert say in tell(*both).message, "without --split the test rows are learnt too"
     assert say in tell(*both, "--split", "test").message
-    told = tell(*both, "--split", "train")
-    assert told.status == 0, told
-    assert "8 rows to train on, 1 held out" in told.out
+    seen = tell(*both, "--split", "train")
+    assert seen.status == 0, seen
+    assert "8 rows to train on, 1 held out" in seen.out
 
 
 def test_columns_that_say_nothing_or_two_things_are_refused(tell):
     for command in (("inspect", "embedded"), (*TRAIN, "--pairs", "embedded"), ("cache", "--model", "model")):
-        told = tell(*command, "--columns", "prompt=question")
-        assert told.status == 2
-        assert "--columns prompt=question has no effect on the embedded data; leave it out" in told.message
-    told = tell("inspect", "pairs.jsonl", "--model", "model", "--columns", "prompt=a", "prompt=b")
-    assert (told.status, "--columns names a field more than once, got prompt=a prompt=b" in told.message) == (2, True)
+        seen = tell(*command, "--columns", "prompt=question")
+        assert seen.status == 2
+        assert "--columns prompt=question has no effect on the embedded data; leave it out" in seen.message
+    seen = tell("inspect", "pairs.jsonl", "--model", "model", "--columns", "prompt=a", "prompt=b")
+    assert (seen.status, "--columns names a field more than once, got prompt=a prompt=b" in seen.message) == (2, True)
 
 
 def test_inspect_shows_label_and_weight_and_ends_with_2_where_nothing_is_kept(tell, tmp_path):
     answer = {"prompt": "the cat", "completion": "sat"}
     write_rows(tmp_path / "a.jsonl", [{**answer, "label": True}, {**answer, "label": False, "weight": 0.5}])
-    told = tell("inspect", "a.jsonl", "--model", "model")
-    assert "a.jsonl, line 1, label true\n" in told.out
-    assert "a.jsonl, line 2, label false, weight 0.5\n" in told.out
+    seen = tell("inspect", "a.jsonl", "--model", "model")
+    assert "a.jsonl, line 1, label true\n" in seen.out
+    assert "a.jsonl, line 2, label false, weight 0.5\n" in seen.out
     assert "label" not in tell("inspect", "pairs.jsonl", "--model", "model", "--rows", 1).out
-    told = tell("inspect", "a.jsonl", "--model", "model", "--rows", -1)
-    assert (told.status, "rows to show must not be negative, got -1; 0 shows" in told.message) == (2, True)
+    seen = tell("inspect", "a.jsonl", "--model", "model", "--rows", -1)
+    assert (seen.status, "rows to show must not be negative, got -1; 0 shows" in seen.message) == (2, True)
     write_rows(tmp_path / "long.jsonl", [row | {"system": "be brief " * 30} for row in some_rows(3)])
-    told = tell("inspect", "long.jsonl", "--model", "model", "--max-length", 20)
-    assert (told.status, "of long.jsonl no row is kept to learn from; the report above" in told.message) == (2, True)
-    assert "3 rows tokenised, 0 kept\nleft out, unusable: 3\n" in told.out, "no word of an end token"
+    seen = tell("inspect", "long.jsonl", "--model", "model", "--max-length", 20)
+    assert (seen.status, "of long.jsonl no row is kept to learn from; the report above" in seen.message) == (2, True)
+    assert "3 rows tokenised, 0 kept\nleft out, unusable: 3\n" in seen.out, "no word of an end token"
     for command in (("cache",), ("evaluate", "--reference", "model")):
-        told = tell(*command, "--model", "model", "--pairs", "long.jsonl", "--max-length", 20, "--on-bad-row", "skip")
-        assert told.status == 2
-        assert f"{told.out}{told.err}".count("tokenised, 0 kept") == 1
+        seen = tell(*command, "--model", "model", "--pairs", "long.jsonl", "--max-length", 20, "--on-bad-row", "skip")
+        assert seen.status == 2
+        assert f"{seen.out}{seen.err}".count("tokenised, 0 kept") == 1
 
 
 def test_prompts_alone_are_sampled_from(tell, tmp_path):
     write_rows(tmp_path / "a.jsonl", [{"prompt": "the cat"}, {"prompt": "the dog", "completion": "sat", "label": 0}])
-    told = tell("sample", "--model", "model", "--pairs", "a.jsonl", "--max-new-tokens", 2)
-    assert told.status == 0, told
-    assert "2 kept (layout: prompt)" in told.out
-    assert told.out.count("→ ") == 2
+    seen = tell("sample", "--model", "model", "--pairs", "a.jsonl", "--max-new-tokens", 2)
+    assert seen.status == 0, seen
+    assert "2 kept (layout: prompt)" in seen.out
+    assert seen.out.count("→ ") == 2
 
 
 def test_one_pair_has_no_standard_error_and_a_reference_may_never_move(tell):
-    told = tell("evaluate", "--model", "model", "--reference", "model", "--pairs", "pairs.jsonl", "--limit", 1)
-    assert told.status == 0, told
-    assert "needs two rows" in told.out
-    assert "nan" not in told.out
+    seen = tell("evaluate", "--model", "model", "--reference", "model", "--pairs", "pairs.jsonl", "--limit", 1)
+    assert seen.status == 0, seen
+    assert "needs two rows" in seen.out
+    assert "nan" not in seen.out
     move = (*TRAIN, "--pairs", "pairs.jsonl", "--max-steps", 2, "--sync-reference")
     say = "it would move after step 2, and there are 2: it never moves"
     assert say in tell(*move, 2, "--run", "a").out.replace("\n", " ")
