@@ -88,7 +88,9 @@ class TrainingConfig:
     evaluate_every: int | None = None
     """Steps between two evaluations on the held-out data; None evaluates at the start and at the end."""
     checkpoint_every: int | None = None
-    """Steps between two checkpoints; None writes one at the end and on interruption."""
+    """Steps between two checkpoints; None leaves it to the clock, the end of the run, and an interruption."""
+    checkpoint_minutes: float = 10.0
+    """Minutes after which the next step is followed by a checkpoint; 0 writes none by the clock."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay on disk."""
 
@@ -103,7 +105,8 @@ class TrainingConfig:
               "None lets tokens_per_pass decide")  # fmt: skip
         check("tokens_per_pass", self.tokens_per_pass >= 1, "must be at least 1", "16384 is the usual start")
         is_open = self.learning_rate is None  # only in a command's options, until the model is known
-        check("learning_rate", is_open or 0 < self.learning_rate < math.inf, "must be positive and finite",
+        check("seed", 0 <= self.seed < 2**32, "must be a whole number from 0 to 2^32 − 1", "0 is usual")
+        check("learning_rate", is_open or 0 < self.learning_rate <= 1e9, "must be positive and at most 1e9",
               "1e-4 for small models, 5e-7 to 5e-6 for large ones")  # fmt: skip
         check("warmup", 0 <= self.warmup <= 1, "is a share of the steps and must lie in [0, 1]", "0.1 is usual")
         check("weight_decay", 0 <= self.weight_decay < math.inf, "must not be negative", "0 or 0.01 are usual")
@@ -117,7 +120,9 @@ class TrainingConfig:
         check("evaluate_every", self.evaluate_every is None or self.evaluate_every >= 1, "must be at least 1",
               "None evaluates at the start and the end")  # fmt: skip
         check("checkpoint_every", self.checkpoint_every is None or self.checkpoint_every >= 1, "must be at least 1",
-              "None writes one at the end")  # fmt: skip
+              "None leaves it to checkpoint_minutes")  # fmt: skip
+        check("checkpoint_minutes", 0 <= self.checkpoint_minutes < math.inf, "must be finite and not negative",
+              "10 is usual, 0 writes none by the clock")  # fmt: skip
         check("keep_checkpoints", self.keep_checkpoints >= 1, "must be at least 1", "2 is usual")
         for name, allowed in (("optimizer", OptimizerName.__args__), ("schedule", ScheduleName.__args__),
                               ("precision", self.precisions)):  # fmt: skip

@@ -72,7 +72,7 @@ Event = Step | Evaluation | Checkpoint | Finished
 
 
 class TrainingDiverged(ArithmeticError):
-    """The loss or the gradient is no longer a number."""
+    """The loss, the gradient or a weight is no longer a number."""
 
 
 class Objective(Protocol):
@@ -158,6 +158,7 @@ class _Loop:
     def events(self) -> Iterator[Event]:
         num_steps = self.schedule.num_steps
         self.began, self.saved_at, self.is_stopped = time.perf_counter(), self.step, False
+        self.last_saved = time.monotonic()
         self.step_metrics = StepMetrics(self.engine, self.objective)
         self.last: dict[str, float] = {}  # the last value of each metric
         with self.engine.processes.explain_lost_peer():
@@ -171,9 +172,11 @@ class _Loop:
                     yield Step(self.step, num_steps, metrics, time.perf_counter() - self.began)
                 if plan.is_evaluated:
                     yield from self.evaluate()
-                if plan.is_saved:  # after the evaluation, so that a resumed run does not evaluate again
+                if plan.is_saved or self.is_save_due:  # after the evaluation: a resumed run does not evaluate again
+                    self.check_weights()
                     yield from self.save()
             is_complete = self.step == num_steps
+            self.check_weights()
             if is_complete:
                 yield from self.evaluate()
             yield from self.save()
@@ -196,11 +199,12 @@ class _Loop:
                     totals[name] = totals.get(name, 0) + (value if weight else 0 * value)
         self.step_metrics.add(self.step + 1, plan.examples, totals, size, norm=engine.clip())
 
-        self.is_stopped = self.stop is not None and self.stop()
-        if engine.processes.count > 1:  # one alone may know of the stop, and all must take as many steps
-            self.is_stopped = engine.processes.any_process(self.is_stopped)
+        # Of several processes one alone may know of the stop, and their clocks differ; all must do the same.
+        self.is_stopped = engine.processes.any_process(self.stop is not None and self.stop())
+        age, limit = time.monotonic() - self.last_saved, 60 * self.config.checkpoint_minutes
+        self.is_save_due = engine.processes.any_process(self.checkpoints is not None and 0 < limit <= age)
         metrics: dict[str, float] = {}
-        if plan.metrics_due or self.is_stopped:
+        if plan.metrics_due or self.is_stopped or self.is_save_due:
             # Only here the device is waited for; before the step, so that no broken weights are logged or saved.
             metrics = self.step_metrics.read() | {"learning_rate": plan.learning_rate, "epoch": plan.epoch}
         optimizer.step()
@@ -226,7 +230,17 @@ class _Loop:
     def save(self) -> Iterator[Checkpoint]:
         if self.checkpoints is not None and self.saved_at != self.step:
             self.saved_at = self.step  # the last step may be due, and the end of the run comes after it
+            self.last_saved = time.monotonic()
             yield Checkpoint(self.step, self.engine.save(self.checkpoints, self.step, self.identity))
+
+    def check_weights(self) -> None:
+        """The last step is followed by no loss that would show what it broke."""
+        with self.engine.whole_weights():
+            if not all(bool(weight.isfinite().all()) for weight in self.engine.model.parameters()):
+                raise TrainingDiverged(
+                    f"weights are no longer numbers after step {self.step}; lower learning_rate "
+                    f"({self.config.learning_rate:g}), or begin from other weights"
+                )
 
 
 class Plan(NamedTuple):
@@ -283,7 +297,8 @@ class Schedule:
 def deciding_settings(config: TrainingConfig) -> dict[str, Any]:
     """Every setting that decides the numbers; not when to look or how numbers are rounded. `score_turns` decides the
     tokens, which an identity has by their content."""
-    others = {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "device", "compile", "score_turns"}
+    others = {"log_every", "evaluate_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints"}
+    others |= {"device", "compile", "score_turns"}
     return {name: value for name, value in vars(config).items() if name not in others}
 
 

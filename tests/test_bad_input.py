@@ -185,7 +185,7 @@ SETTINGS = {
     ("--knobs", "gamma", "1"): ("the loss dpo has no knob 'gamma', got gamma=1.0", "its knobs are beta (0.5)"),
     ("--loss", "hinge", "--divergence", "js", "--knobs", "x", "1"): ("hinge has no knob 'x'",),
     ("--loss", "simpo", "--divergence", "js"): ("divergence must be reverse_kl for the loss simpo, got 'js'",),
-    ("--learning-rate", "0"): ("learning_rate must be positive and finite, got 0.0", "1e-4 for small models"),
+    ("--learning-rate", "0"): ("learning_rate must be positive and at most 1e9, got 0.0", "1e-4 for small models"),
     ("--epochs", "0"): ("epochs must be positive, got 0.0", "1 to 3 are usual"),
     ("--max-steps", "0"): ("max_steps must be positive, got 0", "None leaves it to epochs"),
     ("--warmup", "2"): ("warmup is a share of the steps and must lie in [0, 1], got 2.0", "0.1 is usual"),

@@ -85,7 +85,7 @@ def test_a_run_folder_holds_what_the_contract_says_and_the_output_what_happened(
     run = Run.load(tmp_path / "runs" / "one")
     assert {path.name for path in run.folder.iterdir()} == {
         "config.json", "metrics.jsonl", "margins.jsonl", "samples.jsonl", "curves.png", "report.html", "checkpoints",
-        "model",
+        "model", ".lock",
     }  # fmt: skip
     rows = run.metrics
     assert [row["kind"] for row in rows] == ["evaluation", *["step"] * 6, "evaluation", "finished", "result"]
@@ -474,7 +474,7 @@ def test_the_lab_listens_on_the_loopback_address_behind_its_token(tell, monkeypa
     assert any(part.startswith("--LabApp.default_url=/lab/tree/notebooks/README.md") for part in command)
     assert command[-1] == "--no-browser"
     assert not any("token" in part or "password" in part or "allow" in part for part in command)
-    monkeypatch.setattr(lab.subprocess, "call", lambda command, env: 7)
+    monkeypatch.setattr(lab.os, "execve", lambda *_: sys.exit(7))  # this process becomes the server
     assert tell("lab").status == 7
 
 

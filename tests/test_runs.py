@@ -137,9 +137,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path, content: str | None, message:
 # ── recording ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_event_is_a_line_before_it_passes_on(run: Run):
+def test_every_event_but_the_end_is_a_line_before_it_passes_on(run: Run):
     for event in run.follow(iter(whole_run())):
-        if not isinstance(event, Checkpoint):
+        if not isinstance(event, Checkpoint | Finished):
             last = run.metrics[-1]
             assert (last["kind"], last["step"]) == (type(event).__name__.lower(), event.step)
     assert [(row["kind"], row["step"]) for row in run.metrics] == [

@@ -113,11 +113,13 @@ def test_token_data_reads_its_own_files_whatever_its_manifest_names(tmp_path):
     manifest = json.loads(path.read_text())
     manifest["files"]["../secret.npy"] = manifest["files"].pop("ids.npy")
     path.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"tokens/ids.npy should have None bytes, has \d+; tokenise again"):
+    with pytest.raises(
+        ValueError, match=r"tokens/ids.npy should have None bytes, has \d+; delete .* and tokenise again"
+    ):
         TokenData.load(tmp_path / "tokens")
     for content in ("[]", "{", '{"version": 1}', '{"version": 1, "files": []}'):
         path.write_text(content)
-        with pytest.raises(ValueError, match="is damaged: it is no manifest of token data; tokenise again"):
+        with pytest.raises(ValueError, match="is damaged: it is no manifest of token data; delete it and tokenise again"):
             TokenData.load(tmp_path / "tokens")
 
 
@@ -149,7 +151,10 @@ def test_a_file_of_the_user_s_is_never_set_aside_as_a_damaged_cache(tmp_path):
     for name, content in (("notes.txt", b"mine"), (".profile", b"export A=1\n"), ("model.safetensors", b"\x08\0\0")):
         path = tmp_path / name
         path.write_bytes(content)
-        with pytest.raises(OSError, match=r"cannot be written \(it is another kind of file\); .* name another folder"):
+        with pytest.raises(
+            OSError,
+            match=r"cannot be written \(it is another kind of file, file is not a database\); .* name another folder",
+        ):
             ReferenceCache(path)
         assert path.read_bytes() == content
     assert len(list(tmp_path.iterdir())) == 3

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from dpo_lab.storage.locks import is_held, locked
 from dpo_lab.workbench.sweeps import (
     Choice,
     Range,
@@ -24,7 +25,6 @@ from dpo_lab.workbench.sweeps import (
     run_sweep,
     train_line,
 )
-from dpo_lab.workbench.sweeps.locks import is_held, locked
 from dpo_lab.workbench.sweeps.settings import is_logarithmic
 from tests.command_line import chat_model, some_rows, write_rows
 from tests.conftest import ROOT
@@ -161,7 +161,7 @@ def test_the_line_that_trains_with_the_best_values_says_what_differs_from_the_de
 def test_a_lock_is_held_by_one_and_freed_by_death(tmp_path):
     path = tmp_path / "lock"
     assert not is_held(path)
-    code = ("import sys, time; from pathlib import Path; from dpo_lab.workbench.sweeps.locks import locked\n"
+    code = ("import sys, time; from pathlib import Path; from dpo_lab.storage.locks import locked\n"
             "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)")  # fmt: skip
     other = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, cwd=ROOT)
     assert other.stdout is not None

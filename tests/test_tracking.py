@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -212,6 +213,9 @@ class HubRecorder:
     def create_repo(self, name: str, **options: Any) -> str:
         self.calls.append(("create_repo", {"name": name} | options))
         return f"https://huggingface.co/{name}"
+
+    def repo_info(self, name: str, **options: Any) -> Any:
+        return SimpleNamespace(private=True)
 
     def upload_folder(self, **options: Any) -> None:
         if self.error:

@@ -59,8 +59,8 @@ from dpo_lab.loop import Event
 from dpo_lab.preferences import encode_prompt, tokenize_examples, tokenize_pairs
 from dpo_lab.reference import fingerprint
 from dpo_lab.sampling import generate_ids
+from dpo_lab.storage.locks import locked
 from dpo_lab.workbench.evaluation import best_of_n, kl_of_samples
-from dpo_lab.workbench.sweeps.locks import locked
 from dpo_lab.worlds import corpus
 from dpo_lab.worlds.pocket.quality import quality
 

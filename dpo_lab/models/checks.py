@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,12 @@ from transformers.utils import logging as transformers_logging
 from dpo_lab.models.inside import inner_model
 
 logger = logging.getLogger("dpo_lab")
+
+MOST_PARTS = 10_000
+"""Layers, heads or experts of a model; the largest have hundreds. Building more would go on for ever."""
+PARTS = re.compile(r"num_(hidden_)?layers|n_layers?|n_head|num_(attention|key_value)_heads|(num|n)_\w*experts")
+TEMPLATE_SECONDS = 5.0
+"""For a conversation of two turns, which takes a template a thousandth of a second."""
 
 
 def check_source(name: str) -> None:
@@ -45,6 +53,7 @@ def check_source(name: str) -> None:
             raise ValueError(f"{name} holds {what}; convert them to safetensors with save_pretrained")
         for file in (path / "config.json", *weights):
             file.open("rb").close()  # safetensors says of a file that may not be read that it isn't there
+        _check_parts(path / "config.json")
         for index in path.glob("*.safetensors.index.json"):
             _check_shards(index)
         return
@@ -58,6 +67,40 @@ def check_source(name: str) -> None:
         raise ValueError(
             f"no model folder at {name!r}; check the path, or give a Hub id (owner/name), 'embedded' or 'smollm2'"
         )
+
+
+def _check_parts(config: Path) -> None:
+    try:
+        found = json.loads(config.read_bytes())
+    except (ValueError, RecursionError):
+        return  # loading explains it
+    for part in (found, *(found.values() if isinstance(found, dict) else ())):
+        for name, value in part.items() if isinstance(part, dict) else ():
+            if PARTS.fullmatch(name) and isinstance(value, int) and value > MOST_PARTS:
+                raise ValueError(f"{config} says {name} = {value}, and no model has more than {MOST_PARTS:,}; get "
+                                 "config.json again from where the model came")  # fmt: skip
+
+
+class _Late(Exception):
+    pass
+
+
+def check_template(tokenizer: Any, name: str) -> None:
+    """Refuse a chat template that does not end: it is a program, and its loops can be within each other."""
+    thread, interrupt = ctypes.c_ulong(threading.get_ident()), ctypes.pythonapi.PyThreadState_SetAsyncExc
+    timer = threading.Timer(TEMPLATE_SECONDS, interrupt, (thread, ctypes.py_object(_Late)))
+    timer.start()
+    try:
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        tokenizer.apply_chat_template(turns, tokenize=False)
+    except _Late:
+        raise ValueError(f"the chat template of {name} goes on for more than {TEMPLATE_SECONDS:g} seconds over two "
+                         "short turns; mend it, or get it again from where the model came") from None  # fmt: skip
+    except Exception:  # it may want other turns than these; the rows will show it
+        pass
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 def _check_shards(index: Path) -> None:
@@ -97,6 +140,10 @@ def explain_loading(name: str, what: str) -> Iterator[None]:
             yield
     except Exception as error:
         raise _explained(name, what, error) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust, as for a regular expression that it can't read
+            raise
+        raise ValueError(f"the {what} in {name} is damaged ({error}); copy it again from where it came") from error
 
 
 @contextmanager

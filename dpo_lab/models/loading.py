@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,14 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from dpo_lab.models.checks import check_source, check_tokenizer, check_weights, explain_loading, explain_saving
+from dpo_lab.models.checks import (
+    check_source,
+    check_template,
+    check_tokenizer,
+    check_weights,
+    explain_loading,
+    explain_saving,
+)
 from dpo_lab.models.gguf import converted, smollm2_source
 from dpo_lab.models.inside import end_tokens, in_precision, inner_model, pick_device
 from dpo_lab.storage.embedded import embedded_path
@@ -80,7 +88,8 @@ def save_policy(
     """Write model and tokenizer so that plain `AutoModelForCausalLM.from_pretrained` loads them. Returns the folder.
 
     An adapter is merged into a copy of its base first, so that the folder holds one whole model. Plain `generate` stops
-    where training taught it to: the end of a turn in the template joins the end tokens of `generation_config`.
+    where training taught it to: the end of a turn in the template joins the end tokens of `generation_config`. All is
+    written beside the folder first, so that what is broken off leaves no half a model there.
 
     dtype: of the saved weights. "base" is that of the files which `load_policy` read; another than the one in memory
         rounds a copy.
@@ -94,9 +103,15 @@ def save_policy(
     ends = end_tokens(model, tokenizer)
     inner_model(model).generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     with explain_saving(folder, "free space or permissions there, or name another folder"):
-        folder.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
-        tokenizer.save_pretrained(folder)
+        place = folder.absolute()
+        partial = place.with_name(f".{place.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        model.save_pretrained(partial)  # pyright: ignore[reportCallIssue]
+        tokenizer.save_pretrained(partial)
+        place.mkdir(parents=True, exist_ok=True)
+        for path in partial.iterdir():
+            path.replace(place / path.name)
+        partial.rmdir()
     return folder
 
 
@@ -125,6 +140,8 @@ def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
         logger.info("the tokenizer of %s has no pad token: its end token %r pads", name, tokenizer.eos_token)
     if not tokenizer.chat_template:
         logger.info("the tokenizer of %s has no chat template: messages are written in the plain default one", name)
+    else:
+        check_template(tokenizer, name)
     return tokenizer
 
 

@@ -59,4 +59,5 @@ class TokenObjective:
         return f"rows {shown}{f' and {len(rows) - 8} more' if len(rows) > 8 else ''}"
 
     def identity(self) -> dict[str, Any]:
-        return {"data": content_hash(self.data), "layout": self.layout}
+        held = {} if self.held is None else {"held_out": content_hash(self.held)}  # its evaluations are one series
+        return {"data": content_hash(self.data), "layout": self.layout} | held

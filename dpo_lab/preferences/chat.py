@@ -110,7 +110,7 @@ def with_object(call: dict[str, Any]) -> dict[str, Any]:
     if isinstance(call.get("arguments"), str):
         try:
             arguments = json.loads(call["arguments"])
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return call  # a rejected answer may well hold broken JSON
         if isinstance(arguments, dict):
             return call | {"arguments": arguments}

@@ -13,6 +13,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,19 @@ def _json_lines(path: Path, *, may_be_list: bool = True) -> Iterator[RawRow]:
                 yield place, _parsed_line(line, place)
 
 
+def _loads(text: str) -> Any:
+    """The value of a text of JSON. Whole numbers of more digits than Python reads are decimals."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return json.loads(text, parse_int=Decimal)
+
+
 def _parsed_line(line: bytes, place: Place) -> dict[str, Any] | BadRow:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = _loads(line.decode("utf-8"))
     except UnicodeDecodeError as problem:
         return _not_utf8(line, problem.start, "line", place)
     except json.JSONDecodeError as problem:
@@ -145,7 +156,7 @@ def _json(path: Path) -> Iterator[RawRow]:
     """A list of rows, an object that holds one list of rows, or JSON lines in spite of the name."""
     text = _decoded(path)
     try:
-        document = json.loads(text)
+        document = _loads(text)
     except json.JSONDecodeError as problem:
         if problem.msg == "Extra data" and (text.lstrip().startswith("{") or data_suffix(path) in _LINES):
             yield from _json_lines(path, may_be_list=False)
@@ -245,9 +256,13 @@ def _parquet_rows(path: Path, file: Any) -> Iterator[RawRow]:
             features = about.get("info", {}).get("features") if "ClassLabel" in str(about) else None
             for batch in file.iter_batches(batch_size=1000):
                 for row in batch.to_pylist():
-                    for name in encoded:
-                        row[name] = None if row[name] is None else json.loads(row[name])
-                    yield Place(path.name, row=index), with_class_names(row, features)
+                    place = Place(path.name, row=index)
+                    try:
+                        for name in encoded:
+                            row[name] = None if row[name] is None else _loads(row[name])
+                        yield place, with_class_names(row, features)
+                    except (ValueError, RecursionError) as problem:
+                        yield place, BadRow(None, f"holds JSON that can't be read: {problem}", "mend it", place)
                     index += 1
         except (pa.ArrowException, OSError, ValueError, AttributeError, RecursionError) as problem:
             raise _unsound_parquet(path, problem, index) from None

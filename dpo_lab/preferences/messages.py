@@ -143,8 +143,8 @@ def value_of_text(text: object) -> tuple[Any, str]:
         return None, "no text"
     try:
         return json.loads(text), ""
-    except json.JSONDecodeError as problem:
-        why = problem.msg
+    except ValueError as problem:
+        why = getattr(problem, "msg", str(problem))
     except RecursionError:
         return None, "nested too deeply"
     try:  # numpy writes line ends where lists have commas; inside of texts both write them as \\n

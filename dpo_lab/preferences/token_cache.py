@@ -40,7 +40,7 @@ from dpo_lab.preferences.sources import source_files
 from dpo_lab.preferences.token_data import TokenData
 from dpo_lab.preferences.tokens import check_kept, single_answers, tokenize_examples, tokenize_pairs, tokenize_unpaired
 from dpo_lab.storage import token_files
-from dpo_lab.storage.files import sha256_of_file
+from dpo_lab.storage.files import sha256_of_file, write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +49,6 @@ logger = logging.getLogger("dpo_lab")
 
 MAX_DATA_SETS = 8
 """Data sets that stay on disk; beyond it the one that was not used for longest goes."""
-A_DAY = 86_400.0  # seconds after which nobody still writes a folder
 _BODY = "prepared.json"
 _OUR_NAME = re.compile(r"[0-9a-f]{64}(\.\d+\.partial)?")  # a key; with a process's number while it is written
 _PACKAGES = ("transformers", "tokenizers", "jinja2")
@@ -181,6 +180,49 @@ def prepare(
     return data
 
 
+def stream_tokens(
+    folder: Path, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, kind: Kind, log: Callable[[str], None]
+) -> None:
+    """Have the token ids of rows that are read one by one in `folder`, for `TokenData.load` to map.
+
+    What stands there under the same key stays, for any number of runs. ValueError where it is of other data: a file
+    that others may have mapped is never written to.
+    """
+    key = _key(replace(settings, held_out=None, held_out_split=None, validation=0.0, seed=0), tokenizer, kind)
+    if key is not None and (found := _read_body(folder / _BODY)) is not None:
+        if found["key"] != key:
+            raise token_files.of_other_data(folder)
+        token_files.check_manifest(folder, verify=True)
+        for note in found["notes"]:
+            log(note)
+        return
+    is_new = not (folder / token_files.MANIFEST).exists()
+    rows, read = kind.stream(settings.pairs, split=settings.train_split, **reading(settings, settings.pairs))
+    tokens, report = kind.tokenize(rows, tokenizer, **settings.tokens, folder=folder)
+    if is_new and not len(tokens):
+        shutil.rmtree(folder, ignore_errors=True)
+    check_kept(tokens, report, settings.pairs)
+    notes = [part.summary(None) for part in (read, report)]
+    for note in notes:
+        log(note)
+    if key is not None:
+        body = _with_digest({"key": key, "notes": notes})
+        write_whole(folder / _BODY, body, remedy="free space or permissions there")
+
+
+def _read_body(path: Path) -> dict[str, Any] | None:
+    """What `_with_digest` wrote; None where it is not there, or not whole."""
+    with suppress(OSError, UnicodeDecodeError):
+        digest, _, text = path.read_text(encoding="utf-8").partition("\n")
+        return json.loads(text) if digest == _sha256(text) else None
+    return None
+
+
+def _with_digest(body: dict[str, Any]) -> bytes:
+    text = json.dumps(body)
+    return f"{_sha256(text)}\n{text}".encode()
+
+
 def read_held_out(settings: DataSettings, kind: Kind, log: Callable[[str], None]) -> list[Row] | None:
     """The rows of a source of their own; None where there is none."""
     source = settings.held_out_source
@@ -244,14 +286,14 @@ def _save(folder: Path, key: str, data: PreparedData, notes: list[str]) -> None:
     body = {"notes": notes, "held_rows": data.held_rows, "is_held": data.held is not None}
     partial = folder / f"{key}.{os.getpid()}.partial"
     try:
-        text = json.dumps(body)
-        if json.loads(text) != body:
+        text = _with_digest(body)
+        if json.loads(text.partition(b"\n")[2]) != body:
             return  # rows that JSON cannot give back
         partial.mkdir(parents=True)
         data.train.save(partial / "train")
         if data.held is not None:
             data.held.save(partial / "held")
-        (partial / _BODY).write_text(f"{_sha256(text)}\n{text}", encoding="utf-8")
+        (partial / _BODY).write_bytes(text)
         with suppress(OSError):  # another run has just saved the same
             partial.rename(folder / key)
         _trim(folder)
@@ -267,10 +309,8 @@ def _load(folder: Path) -> tuple[PreparedData, list[str]] | None:
     if not folder.exists():
         return None
     try:
-        digest, _, text = (folder / _BODY).read_text(encoding="utf-8").partition("\n")
-        if digest != _sha256(text):
-            raise ValueError(f"{folder / _BODY} has changed since it was written")
-        body = json.loads(text)
+        if (body := _read_body(folder / _BODY)) is None:
+            raise ValueError(f"{folder / _BODY} is missing, or has changed since it was written")
         train = TokenData.load(folder / "train")
         held = TokenData.load(folder / "held") if body["is_held"] else None
         with suppress(OSError):
@@ -287,7 +327,7 @@ def _trim(folder: Path) -> None:
     that does not have our own kind of name is touched: the folder may be anybody's."""
     ours = [path for path in folder.iterdir() if _OUR_NAME.fullmatch(path.name) and path.is_dir()]
     finished = sorted((path for path in ours if path.suffix == ""), key=_last_used)
-    abandoned = [path for path in ours if path.suffix and time.time() - _last_used(path) > A_DAY]
+    abandoned = [path for path in ours if path.suffix and time.time() - _last_used(path) > token_files.A_DAY]
     for path in [*finished[:-MAX_DATA_SETS], *abandoned]:
         shutil.rmtree(path, ignore_errors=True)
 

@@ -20,10 +20,11 @@ import numpy as np
 from dpo_lab.storage.token_files import (
     ARRAYS,
     AT_ONCE,
-    MANIFEST,
     GrowingArrays,
     check_manifest,
+    new_beside,
     parts,
+    put_in_place,
     write_manifest,
     writing_tokens,
 )
@@ -148,14 +149,17 @@ class TokenData:
         return longest
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Four .npy files and a manifest with their SHA-256, which is written last: half a save does not load."""
+        """Four .npy files and a manifest with their SHA-256, in a new or an empty folder: all of it, or nothing.
+
+        ValueError where the folder holds anything else; the same data may be saved there twice.
+        """
         folder = Path(folder)
+        partial = new_beside(folder)
         with writing_tokens(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / MANIFEST).unlink(missing_ok=True)
             for name in ARRAYS:
-                np.save(folder / f"{name}.npy", np.ascontiguousarray(getattr(self, name)))
-            write_manifest(folder, len(self), self.num_completions)
+                np.save(partial / f"{name}.npy", np.ascontiguousarray(getattr(self, name)))
+            write_manifest(partial, len(self), self.num_completions)
+        put_in_place(partial, folder)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, mmap: bool = True, verify: bool = True) -> TokenData:

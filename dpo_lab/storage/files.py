@@ -92,6 +92,8 @@ def read_lines(path: Path) -> Lines:
     any other damage.
     """
     data = b""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file; put the file there that was written")
     with explain_os_error(f"{path} cannot be read", "give yourself permission to read it"), suppress(FileNotFoundError):
         data = path.read_bytes()
     *lines, rest = data.split(b"\n")
@@ -100,6 +102,9 @@ def read_lines(path: Path) -> Lines:
         if (row := _parsed(line)) is None:
             raise ValueError(f"{path}, line {number} is no JSON object; restore the file, or delete that line")
         rows.append(row)
+    if b"\0" in rest and not rows:
+        raise ValueError(f"{path} holds zeros in place of lines, as after a power cut; restore it, or delete it and "
+                         "go on without what it recorded")  # fmt: skip
     if (last := _parsed(rest)) is not None:
         return Lines([*rows, last], len(data), 0, False)
     return Lines(rows, len(data) - len(rest), len(rest), True)

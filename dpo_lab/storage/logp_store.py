@@ -25,6 +25,7 @@ logger = logging.getLogger("dpo_lab")
 T = TypeVar("T")
 
 CACHE_VARIABLE = "DPO_LAB_CACHE"
+_MARK = 0x44504F31  # in the file's head, as SQLite has it for the program that a file belongs to
 _COLUMNS = [b"key", b"value", b"checksum"]
 _PATIENCE = 60.0  # seconds to wait for another process that writes
 
@@ -41,8 +42,6 @@ class LogpStore:
         try:
             if self.path.exists() and not self.path.is_file():  # a folder or a device is no damaged file to set aside
                 raise OSError("it is no regular file")
-            if not _may_be_store(self.path):  # someone's own file is no damaged store either
-                raise OSError("it is another kind of file")
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(self.path, error) from error
@@ -116,6 +115,8 @@ class LogpStore:
                 raise _unwritable(self.path, error) from error
 
     def _set_aside(self, error: Exception) -> None:
+        if not _was_store(self.path):  # someone's own file
+            raise OSError(f"it is another kind of file, {error}")
         aside = self.path.with_name(f"{self.path.name}.damaged-{os.getpid()}")
         for suffix in ("-wal", "-shm", ""):  # the file itself last: a log must never meet another's new file
             with suppress(FileNotFoundError):  # another process that shares the store was quicker
@@ -156,12 +157,13 @@ def _is_intact(key: Any, value: Any, checksum: Any, num_completions: int) -> boo
     return is_whole and zlib.crc32(key + value) == checksum
 
 
-def _may_be_store(path: Path) -> bool:
-    """Whether a file is SQLite's, empty, or at least called so: only such a one is ever set aside as damaged."""
-    if path.suffix in (".sqlite", ".sqlite3", ".db") or not path.exists():
-        return True
-    with path.open("rb") as file:
-        return file.read(16) in (b"", b"SQLite format 3\0")
+def _was_store(path: Path) -> bool:
+    """Whether a damaged file was a store, by its marks, or is at least called so: only such a one is ever set aside."""
+    head = b""
+    with suppress(FileNotFoundError), path.open("rb") as file:  # another process may just have set it aside
+        head = file.read(2**16)
+    marks = b"CREATE TABLE logps" in head or head[68:72] == _MARK.to_bytes(4, "big")
+    return marks or not head or path.name == "reference.sqlite"
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -184,9 +186,14 @@ def _connect_once(path: Path) -> sqlite3.Connection:
         verdict = store.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != b"ok":
             raise sqlite3.DatabaseError(verdict.decode(errors="replace"))
+        tables = {row[0] for row in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         columns = [row[1] for row in store.execute("PRAGMA table_info(logps)")]
-        if columns not in ([], _COLUMNS):
-            raise sqlite3.DatabaseError(f"its columns are {columns}")
+        if tables and (tables != {b"logps"} or columns != _COLUMNS):
+            what = f"its tables are {', '.join(sorted(name.decode(errors='replace') for name in tables))}"
+            is_ours = store.execute("PRAGMA application_id").fetchone()[0] == _MARK
+            raise sqlite3.DatabaseError(what) if is_ours else OSError(f"it is another program's database, {what}")
+        if not tables:
+            store.execute(f"PRAGMA application_id = {_MARK}")
         store.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
         store.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing; a power cut the last pass
         store.execute(

@@ -1,13 +1,17 @@
 """Token data on a disk: arrays that grow while they are written, and that are read without being held in memory.
 
-A folder holds one .npy file per array and a manifest with their SHA-256, which is written last: half a folder does
-not load. Knows arrays only, not what stands in them.
+A folder holds one .npy file per array and a manifest with their SHA-256. It is written beside its place and then moved
+there, and never changed again: other processes may have its files mapped. Knows arrays only, not what stands in them.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import mmap
+import shutil
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -20,6 +24,7 @@ from dpo_lab.storage.files import explain_os_error, flush, sha256_of_file, write
 ARRAYS = {"ids": "int32", "bounds": "int64", "weights": "float32", "source_rows": "int64"}
 MANIFEST = "token_data.json"
 VERSION = 1
+A_DAY = 86_400.0  # seconds after which nobody still writes a folder
 AT_ONCE = 2**18  # entries of an array that are looked at together: a megabyte or two
 
 
@@ -46,20 +51,17 @@ class GrowingArrays:
         self.folder = folder
         self._pieces: dict[str, list[np.ndarray]] = {name: [] for name in ARRAYS}
         self._files: dict[str, _GrowingFile] = {}
-        if folder is not None:
-            with writing_tokens(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / MANIFEST).unlink(missing_ok=True)  # what stands there is no longer whole
+        self._partial = None if folder is None else new_beside(folder)
 
     def extend(self, pieces: dict[str, np.ndarray]) -> None:
         """Add the rows of each named array, of its dtype."""
         for name, piece in pieces.items():
-            if self.folder is None:
+            if self.folder is None or self._partial is None:
                 self._pieces[name].append(piece)
                 continue
             with writing_tokens(self.folder):
                 if name not in self._files:
-                    self._files[name] = _GrowingFile(self.folder / f"{name}.npy", piece.dtype, piece.shape[1:])
+                    self._files[name] = _GrowingFile(self._partial / f"{name}.npy", piece.dtype, piece.shape[1:])
                 self._files[name].extend(piece)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -67,18 +69,22 @@ class GrowingArrays:
         return {name: np.concatenate(pieces) for name, pieces in self._pieces.items()}
 
     def close(self, completions: int) -> None:
-        """End the files and write the manifest: the folder can be loaded from now on."""
+        """End the files, write the manifest and move all of it to its place."""
         assert self.folder is not None
+        assert self._partial is not None
         with writing_tokens(self.folder):
             for file in self._files.values():
                 file.close()
-            write_manifest(self.folder, self._files["bounds"].rows, completions)
+            write_manifest(self._partial, self._files["bounds"].rows, completions)
+        put_in_place(self._partial, self.folder)
 
     def abandon(self) -> None:
-        """Close the files; without a manifest they do not load."""
+        """Close the files and remove them."""
         for file in self._files.values():
             with suppress(OSError):
                 file.file.close()
+        if self._partial is not None:
+            shutil.rmtree(self._partial, ignore_errors=True)
 
 
 class _GrowingFile:
@@ -109,6 +115,48 @@ class _GrowingFile:
         np.lib.format.write_array_header_1_0(self.file, about)
 
 
+def new_beside(folder: Path) -> Path:
+    """A new folder beside `folder`, to write what is then put in its place. What a process that was killed left half
+    written goes after a day. ValueError where something stands there that is no token data."""
+    with writing_tokens(folder):
+        if folder.exists() and not (folder / MANIFEST).exists() and not _is_empty(folder):
+            raise ValueError(f"{folder} is there and holds no token data; name a new or an empty folder for token ids")
+        for old in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
+            if time.time() - old.stat().st_mtime > A_DAY:
+                shutil.rmtree(old, ignore_errors=True)
+        partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
+        partial.mkdir(parents=True)
+    return partial
+
+
+def put_in_place(partial: Path, folder: Path) -> None:
+    """Move a whole folder of token data to its place. What is there already stays, for others may be reading it:
+    ValueError where it is of other data."""
+    with writing_tokens(folder):
+        with suppress(OSError):
+            folder.rmdir()  # an empty one
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not (folder / MANIFEST).exists():
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            is_same = _read(folder / MANIFEST)["files"] == _read(partial / MANIFEST)["files"]
+            shutil.rmtree(partial, ignore_errors=True)
+            if not is_same:
+                raise of_other_data(folder) from None
+            check_manifest(folder, verify=True)
+
+
+def of_other_data(folder: Path) -> ValueError:
+    return ValueError(f"{folder} holds the token ids of other data, of another tokenizer or of other settings, and "
+                      "other runs may be reading them; name another folder, or delete this one")  # fmt: skip
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
 def write_manifest(folder: Path, rows: int, completions: int) -> None:
     """What the folder holds, with the size and the SHA-256 of each file."""
     paths = [folder / f"{name}.npy" for name in ARRAYS]
@@ -130,9 +178,11 @@ def check_manifest(folder: Path, *, verify: bool) -> None:
         expected = manifest["files"].get(path.name, {})
         size = path.stat().st_size if path.exists() else None
         if size != expected.get("bytes"):
-            raise ValueError(f"{path} should have {expected.get('bytes')} bytes, has {size or 'none'}; tokenise again")
+            raise ValueError(f"{path} should have {expected.get('bytes')} bytes, has {size or 'none'}; delete {folder} "
+                             "and tokenise again")  # fmt: skip
         if verify and sha256_of_file(path) != expected.get("sha256"):
-            raise ValueError(f"{path} has changed since it was saved (its SHA-256 differs); tokenise again")
+            raise ValueError(f"{path} has changed since it was saved (its SHA-256 differs); delete {folder} and "
+                             "tokenise again")  # fmt: skip
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -142,7 +192,7 @@ def _read(path: Path) -> dict[str, Any]:
             return manifest
     except (ValueError, RecursionError):
         pass
-    raise ValueError(f"{path} is damaged: it is no manifest of token data; tokenise again")
+    raise ValueError(f"{path} is damaged: it is no manifest of token data; delete it and tokenise again")
 
 
 def writing_tokens(folder: Path) -> AbstractContextManager[None]:

@@ -28,3 +28,19 @@ def test_fifty_kills_change_nothing(tmp_path):
     report = campaign(tmp_path / "work", kills, timeout=3000, seed=1)
     print(json.dumps(report))
     assert sum(one["kills"] for one in report.values()) >= 50
+
+
+def test_two_rounds_of_faults_that_meet_lose_and_mix_nothing(tmp_path):
+    together(tmp_path / "work", 2, timeout=400)
+
+
+@pytest.mark.slow
+def test_twenty_rounds_of_faults_that_meet_lose_and_mix_nothing(tmp_path):
+    print(json.dumps(together(tmp_path / "work", 20, timeout=3000, seed=1)))
+
+
+def together(folder: Path, num: int, timeout: float, seed: int = 0) -> dict[str, dict[str, int]]:
+    seen = in_fresh_process(f"tests.hard.together.rounds({str(folder)!r}, {num}, {seed})", timeout)
+    report = json.loads(seen.splitlines()[-1])
+    assert all(one["rounds"] == num for one in report.values())
+    return report

@@ -34,7 +34,7 @@ def inspect(options: InspectOptions) -> int:
     if not found.tokens.kept:
         raise ValueError(f"of {options.data} no row is kept to learn from; the report above says why")
     for row in found.rows:
-        console.print(f"\n{row.place}", markup=False, style="bold")
+        console.print(f"\n{row.place}", style="bold")
         for name, parts in row.texts.items():
             line = Text.assemble((f"{name:>10} ", "bold"), *((plain(part), _STYLES[part.fate]) for part in parts))
             console.print(line, soft_wrap=True)
@@ -45,8 +45,6 @@ def inspect(options: InspectOptions) -> int:
 def convert(options: ConvertOptions) -> int:
     """Read the pairs and write them in another layout."""
     check_output(options.out, (".jsonl", ".json"))
-    if options.out.exists():
-        raise ValueError(f"{options.out} is there already, and no data are written over; name a new file")
     split = options.split or ("train" if options.data == "embedded" else None)
     rows, report = read_preferences(options.data, split, limit=options.limit, **reading(options, options.data))
     print_report(report)
@@ -61,5 +59,5 @@ def convert(options: ConvertOptions) -> int:
     lines = [json.dumps(row, ensure_ascii=False) for row in done]
     text = "[" + ",\n".join(lines) + "]\n" if options.out.suffix == ".json" else "".join(f"{line}\n" for line in lines)
     write_whole(options.out, text.encode(), remedy=REMEDY)
-    console.print(f"{counted(len(done), 'row')} written as {options.to}: {options.out}", soft_wrap=True, markup=False)
+    console.print(f"{counted(len(done), 'row')} written as {options.to}: {options.out}", soft_wrap=True)
     return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dpo_lab.config import DPOConfig, SFTConfig, TrainingConfig
-from dpo_lab.engine.processes import Processes, join
+from dpo_lab.engine.processes import join
 from dpo_lab.models.gguf import origin_of
 from dpo_lab.models.inside import bfloat16_gain, num_parameters, pick_device
 from dpo_lab.models.loading import load_policy
@@ -22,10 +22,10 @@ from dpo_lab.preferences.token_cache import (
     prepare,
     read_held_out,
     reading,
+    stream_tokens,
     tokenize_held_out,
 )
 from dpo_lab.preferences.token_data import TokenData
-from dpo_lab.preferences.tokens import check_kept
 from dpo_lab.storage.logp_store import token_cache_folder
 from dpo_lab.workbench.cli.options import DataOptions, InputOptions
 from dpo_lab.workbench.cli.terminal import console
@@ -121,31 +121,14 @@ def training_data(options: DataOptions, tokenizer: Any, kind: Kind) -> PreparedD
         data = prepare(settings, tokenizer, kind, folder=token_cache_folder(options.cache), log=print_note)
     else:
         held = read_held_out(settings, kind, print_note) or []
-        tokens = stream_tokens(options.tokens, settings, tokenizer, kind, join(pick_device(vars(options)["device"])))
+        processes = join(pick_device(vars(options)["device"]))  # the main one writes; the others map what it wrote
+        processes.broadcast_from_main(lambda: stream_tokens(options.tokens, settings, tokenizer, kind, print_note))
+        tokens = TokenData.load(options.tokens, verify=False)
         data = PreparedData(tokens, *tokenize_held_out(held, settings, tokenizer, kind, print_note))
     num_held = 0 if data.held is None else len(data.held)
     console.print(f"data: {counted(len(data.train), 'row')} to train on, {num_held:,} held out")
     if options.tokens is not None and not num_held:
         console.print("nothing is held out: rows are streamed; give --held-out DATA to evaluate on", soft_wrap=True)
-    return data
-
-
-def stream_tokens(folder: Path, settings: DataSettings, tokenizer: Any, kind: Kind, processes: Processes) -> TokenData:
-    """Token ids mapped from the folder --tokens, of rows that are read one by one; the reports on them are printed.
-
-    Of several processes the main one reads and writes; the others map what it wrote.
-    """
-
-    def written() -> Any:
-        rows, read = kind.stream(settings.pairs, split=settings.train_split, **reading(settings, settings.pairs))
-        _, report = kind.tokenize(rows, tokenizer, **settings.tokens, folder=folder)
-        print_report(read)
-        return report
-
-    report = processes.broadcast_from_main(written)
-    data = TokenData.load(folder, verify=False)
-    check_kept(data, report, settings.pairs)
-    print_report(report)
     return data
 
 
@@ -157,7 +140,7 @@ def print_report(report: Any) -> None:
 def print_note(text: str) -> None:
     """Print something less important."""
     if text:
-        console.print(text, markup=False, style="dim", soft_wrap=True)
+        console.print(text, style="dim", soft_wrap=True)
 
 
 def dated_folder(name: str) -> Path:

@@ -1,4 +1,5 @@
-"""Ctrl-C as a flag that a training or a sweep checks after each step."""
+"""Ctrl-C, and SIGTERM as a batch system or a container sends it, as a flag that a training or a sweep checks after each
+step."""
 
 from __future__ import annotations
 
@@ -6,17 +7,31 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 ONE_CALL = 2.0
 """Seconds in which signals to several processes are one request: a terminal and a launcher both pass Ctrl-C on."""
 
 
-class Interruption:
-    """While it is entered, Ctrl-C requests a stop after the current step; a second one stops at once.
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """While it is entered, SIGTERM raises KeyboardInterrupt: what a command does on Ctrl-C it does then too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
-    processes: those that train together. Where they are several, SIGTERM requests it too: a launcher sends it, and so
-        does a cluster that wants its machines back.
+
+class Interruption:
+    """While it is entered, Ctrl-C or SIGTERM requests a stop after the current step; a second one stops at once.
+
+    processes: those that train together.
     """
 
     is_requested = False
@@ -27,7 +42,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         self.is_main = threading.current_thread() is threading.main_thread()
-        signals = (signal.SIGINT, signal.SIGTERM) if self.is_several else (signal.SIGINT,)
+        signals = (signal.SIGINT, signal.SIGTERM)
         self.previous = {number: signal.signal(number, self._request) for number in signals} if self.is_main else {}
         return self
 

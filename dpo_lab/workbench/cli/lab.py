@@ -13,7 +13,10 @@ from dpo_lab.workbench.cli.options import LabOptions
 
 def lab(options: LabOptions) -> int:
     """Start JupyterLab on the loopback address, at the map of the course."""
-    return subprocess.call(lab_command(options), env=lab_environment())
+    command, environment = lab_command(options), lab_environment()
+    if os.name == "posix":  # this process becomes the server, so that whoever ends it ends the server
+        os.execve(command[0], command, environment)
+    return subprocess.call(command, env=environment)
 
 
 def lab_environment() -> dict[str, str]:

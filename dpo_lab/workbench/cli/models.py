@@ -134,9 +134,9 @@ def sample(options: SampleOptions) -> int:
     )  # fmt: skip
     for prompt, answer in zip(shown, answers, strict=True):
         console.rule(style="dim")
-        console.print(prompt, markup=False, soft_wrap=True)
+        console.print(prompt, soft_wrap=True)
         for text in answer if isinstance(answer, list) else [answer]:
-            console.print(f"→ {text}", markup=False, style="bold", soft_wrap=True)
+            console.print(f"→ {text}", style="bold", soft_wrap=True)
     return 0
 
 

@@ -282,6 +282,14 @@ class CompareOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Write the report and the model's card of a run again, from what it recorded."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepOptions(PrecisionOption, SweepSettings):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Search for good knobs: several short runs, stored in a study that many processes may work on at once."""
 
@@ -376,6 +384,7 @@ COMMANDS = {
     "convert": ConvertOptions,
     "merge": MergeOptions,
     "compare": CompareOptions,
+    "report": ReportOptions,
     "sweep": SweepOptions,
     "losses": LossesOptions,
     "recipes": RecipesOptions,
@@ -388,7 +397,7 @@ HOME = {
     "sft": "train",
     **dict.fromkeys(("cache", "evaluate", "sample", "merge"), "models"),
     **dict.fromkeys(("inspect", "convert"), "data"),
-    **dict.fromkeys(("compare", "losses", "recipes"), "tables"),
+    **dict.fromkeys(("compare", "report", "losses", "recipes"), "tables"),
 }
 """The module of `dpo_lab.workbench.cli` whose function of its name carries out a command, where it isn't its own."""
 

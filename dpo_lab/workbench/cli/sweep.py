@@ -58,7 +58,7 @@ def sweep(options: SweepOptions) -> int:
             elif isinstance(event, SweepEnded):
                 ended = event
             elif line := event_line(event):
-                bar.console.print(line, soft_wrap=True, markup=False)
+                bar.console.print(line, soft_wrap=True)
     assert ended is not None, "a sweep ends with SweepEnded"
     return _close(folder, settings, ended)
 
@@ -114,7 +114,7 @@ def _close(folder: Path, settings: SweepSettings, ended: SweepEnded) -> int:
             advice = "more validation pairs or another objective would separate them"
             console.print(f"{ties} trials share the best value, and the first is taken; {advice}", soft_wrap=True)
         values = study.space.fixed | {name: ended.best[name] for name in study.space.searched}
-        console.print(f"best, on all pairs: {train_line(values, settings)}", soft_wrap=True, markup=False)
+        console.print(f"best, on all pairs: {train_line(values, settings)}", soft_wrap=True)
     if ended.is_complete:
         return 0
     console.print(f"stopped; go on with: dpo-lab sweep --study {shlex.quote(str(folder))}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`dpo-lab compare`, `losses` and `recipes`: tables on the terminal and in files. Comparing loads no torch."""
+"""`dpo-lab compare`, `report`, `losses` and `recipes`: on the terminal and in files. Comparing loads no torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_lab.storage.files import write_whole, writing
-from dpo_lab.workbench.cli.options import CompareOptions, LossesOptions, RecipesOptions
+from dpo_lab.workbench.cli.options import CompareOptions, LossesOptions, RecipesOptions, ReportOptions
 from dpo_lab.workbench.cli.terminal import console, number_cell, plain_table
 from dpo_lab.workbench.runs.compare import compare_runs, comparison_figure, csv_text, load_runs
+from dpo_lab.workbench.runs.run import Run
 
 TABLES, FIGURES = (".csv", ".jsonl"), (".png", ".pdf", ".svg")
 REMEDY = "free space or permissions there, or name another"
@@ -40,6 +41,15 @@ def compare(options: CompareOptions) -> int:
     return 0
 
 
+def report(options: ReportOptions) -> int:
+    """Write report.html, curves.png and the card again."""
+    run = Run.load(options.run)
+    console.print(f"report: {run.write_report()}", soft_wrap=True)
+    for card in run.write_card():
+        console.print(f"card: {card}", soft_wrap=True)
+    return 0
+
+
 def recipes(_: RecipesOptions) -> int:
     """Print the recipes by name, each with what it is, where its settings come from, and its command line."""
     from dpo_lab.workbench.recipes.named import RECIPES
@@ -47,9 +57,9 @@ def recipes(_: RecipesOptions) -> int:
 
     for name, named in RECIPES.items():
         console.print(Text(name, style="bold"))
-        console.print(f"  {named.about}", markup=False, soft_wrap=True)
-        console.print(f"  settings: {named.source}", markup=False, soft_wrap=True, style="dim")
-        console.print(f"  {command_line(named.recipe)}", markup=False, soft_wrap=True)
+        console.print(f"  {named.about}", soft_wrap=True)
+        console.print(f"  settings: {named.source}", soft_wrap=True, style="dim")
+        console.print(f"  {command_line(named.recipe)}", soft_wrap=True)
     console.print(
         "\nModel and pairs are fetched once and stored in HF_HOME. Without a network, download them on another machine "
         "and give their folders instead.", soft_wrap=True,
@@ -75,13 +85,15 @@ def losses(_: LossesOptions) -> int:
 
 
 def check_output(path: Path, endings: Sequence[str]) -> None:
-    """Refuse a path before the work is done: its ending must be known, and its folder must be one."""
+    """Refuse a path before the work is done: its ending must be known, its folder must be one, and nothing be there."""
     if path.suffix not in endings:
         raise ValueError(f"{path} must end in {' or '.join(endings)}; the ending decides the format")
     with writing(path, REMEDY):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise OSError("it is a folder")
+    if path.exists():
+        raise ValueError(f"{path} is there already, and no file is written over; name a new one, or remove it")
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,11 @@ def visible(text: str) -> str:
     return text.translate(_SIGNS)
 
 
+def complain(message: str) -> None:
+    """A message on standard error, in which nothing of the data can steer the terminal."""
+    print(visible(message), file=sys.stderr)
+
+
 class SafeConsole(Console):
     """Prints texts with their control characters as signs, whatever they came in: a line, a table, a bar."""
 
@@ -28,7 +34,7 @@ class SafeConsole(Console):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
-console = SafeConsole(stderr=False, highlight=False)
+console = SafeConsole(stderr=False, highlight=False, markup=False, emoji=False)
 
 TITLES = {
     "loss": "loss",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ from dpo_lab.workbench.cli.inputs import Row, dated_folder, load_model, settled,
 from dpo_lab.workbench.cli.interruption import Interruption
 from dpo_lab.workbench.cli.options import RunOptions, SFTOptions, TrainOptions
 from dpo_lab.workbench.cli.progress import Dashboard, result_table
-from dpo_lab.workbench.cli.terminal import console
+from dpo_lab.workbench.cli.terminal import complain, console
 from dpo_lab.workbench.evaluation.kl import kl_from_reference
 from dpo_lab.workbench.recipes.answers import answer_rows, longest_prompt, sample_row, true_reward
 from dpo_lab.workbench.recipes.session import save_outcome
@@ -96,18 +96,23 @@ def carry_out(command: str, options: TrainOptions | SFTOptions, config: DPOConfi
                 rewind(run, checkpoint, processes)
             if processes.is_main:
                 events = tracked(run.follow(dashboard.follow(events)), options.track, run)
+
+            def save() -> None:
+                leave()  # what is left to do, the main process does alone
+                if processes.is_main:
+                    samples = [
+                        sample_row(row, old, new, true_reward(row, old), true_reward(row, new))
+                        for row, old, new in zip(rows, before, answers(), strict=True)
+                    ]
+                    save_outcome(run, model, tokenizer, samples, dtype=options.save_dtype)
+
             with interruption:
-                first, last, finished = drain(events)
-        leave()  # what is left to do, the main process does alone
-        if finished.is_complete and processes.is_main:
-            samples = [
-                sample_row(row, old, new, true_reward(row, old), true_reward(row, new))
-                for row, old, new in zip(rows, before, answers(), strict=True)
-            ]
-            save_outcome(run, model, tokenizer, samples, dtype=options.save_dtype)
+                first, last, finished = drain(events, save)
+        leave()
         console.print(result_table(first, last, finished))
         if processes.is_main and finished.is_complete and needs_reference:
-            record_kl(run, options, model, tokenizer, data.held_rows)
+            with kept_all_the_same(run, "the KL from the reference could not be estimated"):
+                record_kl(run, options, model, tokenizer, data.held_rows)
         if processes.is_main:
             close(run, finished, options)
     return 0 if finished.is_complete else 130
@@ -139,7 +144,7 @@ def resumed(options: Options) -> Options:
     settings = Run.load(options.run).config.get("settings", {})
     begun: dict[str, Any] = {name: value for name, value in settings.items() if name not in ("run", "resume")}
     begun |= {name: tuple(value) for name, value in begun.items() if isinstance(value, list)}  # JSON has lists only
-    begun |= {name: Path(begun[name]) for name in ("cache", "tokens") if begun.get(name)}
+    begun |= {name: Path(begun[name]) for name in ("cache", "tokens") if isinstance(begun.get(name), str)}
     return as_begun(options, begun, "run", options.run, free=FREE_ON_RESUME)
 
 
@@ -172,7 +177,9 @@ def run_folder(command: str, options: RunOptions, processes: Processes) -> Itera
     folder = options.run or dated_folder(command)
     run = processes.broadcast_from_main(lambda: Run.create(folder, config, resume=options.resume))
     try:
-        yield run
+        with ExitStack() as stack:
+            processes.broadcast_from_main(lambda: stack.enter_context(run.held()))
+            yield run
     except BaseException as error:
         if not options.resume and not run.has_metrics:
             if processes.is_main:
@@ -197,14 +204,17 @@ def rewind(run: Run, checkpoint: Path | None, processes: Processes) -> None:
     console.print(f"{where}, with the settings in {run.folder / CONFIG}", soft_wrap=True)
 
 
-def drain(events: Iterator[Event]) -> tuple[Evaluation | None, Evaluation | None, Finished]:
-    """Train to the end of the stream: the first evaluation, the last, and how it finished."""
+def drain(events: Iterator[Event], save: Callable[[], None]) -> tuple[Evaluation | None, Evaluation | None, Finished]:
+    """Train to the end of the stream: the first evaluation, the last, and how it finished. What is complete is saved
+    before its end is recorded."""
     first = last = finished = None
     for event in events:
         if isinstance(event, Evaluation):
             first, last = first or event, event
         elif isinstance(event, Finished):
             finished = event
+            if finished.is_complete:
+                save()
     assert finished is not None, "a stream of events ends with Finished"
     return first, last, finished
 
@@ -225,15 +235,28 @@ def record_kl(run: Run, options: Any, model: Any, tokenizer: Any, held: list[Row
     console.print(f"KL from the reference: {estimate.mean:.2f} ± {estimate.standard_error:.2f} nats per answer")
 
 
+@contextmanager
+def kept_all_the_same(run: Run, problem: str) -> Iterator[None]:
+    """After training an error costs no more than what it hinders: the rest goes on, and a line says what is missing."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        complain(f"dpo-lab: {problem} ({reason}); what was trained and measured is in {run.folder}, and "
+                 f"dpo-lab report {shlex.quote(str(run.folder))} writes the report again")  # fmt: skip
+
+
 def close(run: Run, finished: Finished, options: RunOptions) -> None:
     """Write the report and the model's card, and print where everything is, or how to go on."""
-    run.write_report()
+    with kept_all_the_same(run, "the report could not be written"):
+        run.write_report()
+        run.write_card()
+        if finished.is_complete:
+            console.print(f"report: {run.folder / 'report.html'}", soft_wrap=True)
     if not finished.is_complete:
         console.print(f"stopped after step {finished.step} of {finished.num_steps}; a checkpoint is saved")
         console.print(f"go on with: {way_on(run)}", soft_wrap=True)
         return
-    run.write_card()
-    console.print(f"report: {run.folder / 'report.html'}", soft_wrap=True)
     console.print(f"model:  {run.model_folder}", soft_wrap=True)
     if options.push_to_hub is not None:
         console.print(f"on the Hub, private: {push_to_hub(run.model_folder, options.push_to_hub)}", soft_wrap=True)

@@ -105,7 +105,7 @@ class _Session:
 
     def events(self) -> Iterator[Event | Prepared | Answers]:
         try:
-            with suppress(Stopped):
+            with suppress(Stopped), self.run.held():
                 yield from self.train()
         except Exception:
             if self.run.has_metrics:

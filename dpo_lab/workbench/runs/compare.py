@@ -93,6 +93,8 @@ def comparison_csv(runs: Sequence[Run], path: str | Path | None = None) -> str:
             raise ValueError(f"{target} must end in .csv; the ending names the format")
         if target.is_dir() or not target.parent.is_dir():
             raise ValueError(f"{target} cannot be written: give the name of a file in a folder that exists")
+        if target.exists() and not target.read_bytes().startswith(b"run,"):
+            raise ValueError(f"{target} is there already and is no table of runs; name another file")
         write_whole(target, text.encode())
     return text
 
@@ -102,8 +104,15 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """A text that a spreadsheet would compute begins with an apostrophe there
+    (owasp.org/www-community/attacks/CSV_Injection)."""
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula else value
 
 
 def answers_side_by_side(runs: Sequence[Run]) -> list[dict[str, Any]]:

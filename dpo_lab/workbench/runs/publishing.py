@@ -30,7 +30,8 @@ def check_push(name: str) -> None:
 def push_to_hub(folder: str | Path, name: str, *, hub: Any = None) -> str:
     """Upload a model's folder to the repository `name` of the Hub and return its address.
 
-    A repository that is not there yet is made, private: whether others may see it is settled on its page.
+    A repository that is not there yet is made, private: whether others may see it is settled on its page. Into one that
+    is public nothing is uploaded.
     hub: what uploads; None is `huggingface_hub.HfApi()`. Raises OSError with the way to try again.
     """
     check_push(name)
@@ -40,6 +41,8 @@ def push_to_hub(folder: str | Path, name: str, *, hub: Any = None) -> str:
         hub = HfApi()
     try:
         address = hub.create_repo(name, repo_type="model", private=True, exist_ok=True)
+        if hub.repo_info(getattr(address, "repo_id", name), repo_type="model").private is False:
+            raise PermissionError("it was there before and is public: everybody would see the model")
         hub.upload_folder(
             repo_id=getattr(address, "repo_id", name), repo_type="model", folder_path=str(folder),
             commit_message="Upload with DPO Lab",

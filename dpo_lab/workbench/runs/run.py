@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from dpo_lab.storage.files import (
     write_whole,
     writing,
 )
+from dpo_lab.storage.locks import held_alone
 from dpo_lab.workbench.runs.provenance import completed, plain_json
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ logger = logging.getLogger("dpo_lab")
 
 CONFIG, METRICS, MARGINS, SAMPLES = "config.json", "metrics.jsonl", "margins.jsonl", "samples.jsonl"
 CURVES, REPORT, CHECKPOINTS, MODEL, ADAPTER = "curves.png", "report.html", "checkpoints", "model", "adapter"
-CARD = "README.md"
+CARD, LOCK = "README.md", ".lock"
+_LOCKS = (LOCK, f"{LOCK}-holder")  # of whoever writes to the run
 ENDINGS = ("finished", "result")  # kinds of rows that stand after the end of training
 # Settings that name places, not what is computed.
 PLACES = {"run", "resume", "cache", "tokens", "track", "push_to_hub"}
@@ -55,6 +57,7 @@ class Run:
         self.checkpoints = folder / CHECKPOINTS
         self.model_folder = folder / MODEL
         """Where the tuned model lies: what `load_policy` and `from_pretrained` load."""
+        self._is_held = False
         self.adapter_folder = folder / ADAPTER
         """Where the adapter alone lies, where one was trained; `model_folder` holds it merged into its base."""
 
@@ -70,11 +73,8 @@ class Run:
         """
         folder = Path(folder)
         config = plain_json(dict(config), "config")
-        with writing(folder):
-            held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-            is_run, is_taken = (folder / CONFIG).is_file(), bool(held - {f".{CONFIG}.partial"})  # left by a killed one
         if resume:
-            if not is_run:
+            if not (folder / CONFIG).is_file():
                 raise ValueError(f"{folder} holds no run to go on with; leave out --resume to begin one there")
             run = cls.load(folder)
             if config.get("command") not in (None, run.config.get("command")):
@@ -83,15 +83,30 @@ class Run:
                     f"{config['command']!r}; use the command it was begun with, or another --run"
                 )
             return run
-        if is_run:
-            raise ValueError(f"{folder} already holds a run; give another --run, or go on with it by --resume")
-        if is_taken:
-            raise ValueError(f"{folder} is not empty and holds no run; give --run a new or an empty folder")
+        _check_free(folder)
+        run = cls(folder, completed(config))
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        run = cls(folder, completed(config))
-        write_whole(folder / CONFIG, to_json(run.config, indent=2) + b"\n")
+            with run.held():
+                _check_free(folder)  # another process may have begun one in this moment
+                write_whole(folder / CONFIG, to_json(run.config, indent=2) + b"\n")
         return run
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While it is entered, this object alone writes to the run: OSError where another process holds it.
+
+        `follow` enters it by itself; enter it before where more than that is written.
+        """
+        if self._is_held:
+            yield
+            return
+        with held_alone(self.folder / LOCK, f"the run {self.folder}"):
+            self._is_held = True
+            try:
+                yield
+            finally:
+                self._is_held = False
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
@@ -114,46 +129,56 @@ class Run:
             raise ValueError(
                 f"{folder} holds no run: its {CONFIG} has no command; give the folder that was given as --run"
             )
+        for name, kind in {"command": str, "settings": dict, "data": dict, "versions": dict}.items():
+            if not isinstance(config.get(name, kind()), kind):
+                raise ValueError(f"{path} is damaged: its {name} must be of {kind.__name__}, got {config[name]!r:.60}; "
+                                 "restore it, or train again into another folder")  # fmt: skip
         return cls(folder, config)
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def follow(self, events: Iterable[Event]) -> Iterator[Event]:
-        """Pass the events of a training on, each recorded first.
+        """Pass the events of a training on, each recorded first; the end when its reader goes on, with the model saved.
 
         Goes on where the record ends: `seconds` counts on, and an evaluation that is already recorded (one that a
         checkpoint preceded) is not written twice. A crash costs at most the line in hand.
         """
-        rows = self._repaired(METRICS)
-        self._repaired(MARGINS)
-        if any(row["kind"] in ENDINGS for row in rows):
+        if any(row["kind"] in ENDINGS for row in self.metrics):
             raise ValueError(
                 f"{self.folder} holds a run that has ended; call rewind(step) with the checkpoint's step to go on, or "
                 "create another run"
             )
-        return self._follow(events, rows)
+        return self._follow(events)
 
-    def _follow(self, events: Iterable[Event], rows: list[dict[str, Any]]) -> Iterator[Event]:
-        metrics, seconds_before = self.folder / METRICS, max((row["seconds"] for row in rows), default=0.0)
-        last_step = max((row["step"] for row in rows if row["kind"] == "step"), default=0)
-        evaluated = {row["step"] for row in rows if row["kind"] == "evaluation"}
-        for event in events:
-            row = row_of(event)
-            if row is None:  # a checkpoint: what it will be resumed with must be on the disk too
-                if metrics.exists():
-                    with writing(metrics):
-                        flush(metrics)
-            elif row["kind"] == "step" and row["step"] <= last_step:
-                raise ValueError(
-                    f"{self.folder} already records step {last_step}, got step {row['step']}; call rewind(step) with "
-                    "the step that training goes on from, or create another run"
-                )
-            elif not (row["kind"] == "evaluation" and row["step"] in evaluated):
-                if margins := getattr(event, "margins", ()):
-                    rounded = [float(f"{margin:.7g}") for margin in margins]  # float32 has no more digits
-                    append_line(self.folder / MARGINS, {"step": row["step"], "margins": rounded})
-                append_line(metrics, row | {"seconds": round(row["seconds"] + seconds_before, 3)})
-            yield event
+    def _follow(self, events: Iterable[Event]) -> Iterator[Event]:
+        with self.held():
+            rows, metrics = self._repaired(METRICS), self.folder / METRICS
+            self._repaired(MARGINS)
+            seconds_before = max((row["seconds"] for row in rows), default=0.0)
+            last_step = max((row["step"] for row in rows if row["kind"] == "step"), default=0)
+            evaluated = {row["step"] for row in rows if row["kind"] == "evaluation"}
+            for event in events:
+                row = row_of(event)
+                if row is None:  # a checkpoint: what it will be resumed with must be on the disk too
+                    if metrics.exists():
+                        with writing(metrics):
+                            flush(metrics)
+                elif row["kind"] == "step" and row["step"] <= last_step:
+                    raise ValueError(
+                        f"{self.folder} already records step {last_step}, got step {row['step']}; call rewind(step) "
+                        "with the step that training goes on from, or create another run"
+                    )
+                elif not (row["kind"] == "evaluation" and row["step"] in evaluated):
+                    if margins := getattr(event, "margins", ()):
+                        rounded = [float(f"{margin:.7g}") for margin in margins]  # float32 has no more digits
+                        append_line(self.folder / MARGINS, {"step": row["step"], "margins": rounded})
+                    row |= {"seconds": round(row["seconds"] + seconds_before, 3)}
+                    if row["kind"] in ENDINGS:
+                        yield event  # the reader saves the model now
+                        append_line(metrics, row)
+                        continue
+                    append_line(metrics, row)
+                yield event
 
     def rewind(self, step: int) -> None:
         """Forget everything after `step`, the step of the checkpoint that training goes on from (0: the beginning).
@@ -209,7 +234,8 @@ class Run:
         if self.has_metrics:
             return False
         with suppress(OSError):
-            (self.folder / CONFIG).unlink()
+            for name in (CONFIG, *_LOCKS):
+                (self.folder / name).unlink(missing_ok=True)
             self.folder.rmdir()
         return True
 
@@ -269,6 +295,16 @@ class Run:
         lines = self._read(name)
         mend(self.folder / name, lines)
         return lines.rows
+
+
+def _check_free(folder: Path) -> None:
+    """A run begins in a new folder, or in one that holds nothing but what a process that was killed left."""
+    with writing(folder):
+        inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if CONFIG in inside:
+        raise ValueError(f"{folder} already holds a run; give another --run, or go on with it by --resume")
+    if inside - {f".{CONFIG}.partial", *_LOCKS}:
+        raise ValueError(f"{folder} is not empty and holds no run; give --run a new or an empty folder")
 
 
 def row_of(event: Event) -> dict[str, Any] | None:

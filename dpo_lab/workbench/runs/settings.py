@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from dpo_lab.config import Precision, ScoreTurns
 
@@ -116,10 +116,14 @@ def as_begun(
     """The settings that a run or a sweep (`kind`) was begun with. One given otherwise is refused, unless `free`."""
     what = f"the {kind} in {folder}"
     taken: dict[str, Any] = {}
+    hints = get_type_hints(type(settings))
     for entry in fields(settings):
         if entry.name not in begun:
             continue
         given, recorded = getattr(settings, entry.name), begun[entry.name]
+        if not is_of(recorded, hints[entry.name]):
+            raise ValueError(f"{what} is damaged: its {entry.name} can't be {recorded!r}; restore it, or begin "
+                             f"another {kind}")  # fmt: skip
         if entry.name == "trust_remote_code" and recorded and not given:
             raise ValueError(
                 f"{what} runs Python code that comes with its model, which a file alone can't allow; read that code, "
@@ -134,6 +138,18 @@ def as_begun(
                 f"to go on, or begin another {kind}"
             )
     return replace(settings, **taken)
+
+
+def is_of(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of a field's type: a plain type, a union of such, texts, or a mapping."""
+    kind = get_origin(hint)
+    if kind is tuple:
+        return type(value) is tuple and all(type(item) is str for item in value)
+    if kind is dict or hint is dict:
+        return type(value) is dict
+    if options := get_args(hint):
+        return value in options if kind is Literal else any(is_of(value, option) for option in options)
+    return type(value) is hint or (hint is float and type(value) is int) or (hint is Path and isinstance(value, Path))
 
 
 def option(name: str, value: Any) -> str:

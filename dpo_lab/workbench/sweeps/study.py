@@ -14,19 +14,22 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 
 from dpo_lab.storage.files import to_json, write_whole, writing
+from dpo_lab.storage.locks import is_held, locked
 from dpo_lab.workbench.runs.settings import as_begun as settings_as_begun
-from dpo_lab.workbench.sweeps.locks import is_held, locked
+from dpo_lab.workbench.runs.settings import is_of
 from dpo_lab.workbench.sweeps.settings import OBJECTIVES, WATCHING, SweepSettings
 from dpo_lab.workbench.sweeps.space import Choice, Space, Value
 
@@ -195,11 +198,15 @@ class StoredStudy:
     @contextmanager
     def _opened(self, *, create: bool = False) -> Iterator[optuna.Study]:
         """Optuna's study. Opened for each use: SQLite's connections don't outlive it, and none is left to close."""
+        from sqlalchemy.pool import NullPool
+
         optuna, settings = self.optuna, self.settings
         with self._explain_database_error():
+            # The path as a path, for in an address ? and % have a meaning; it waits while others write.
+            connect = partial(sqlite3.connect, (self.folder / STORE).resolve(), timeout=60, check_same_thread=False)
             storage = optuna.storages.RDBStorage(
-                f"sqlite:///{(self.folder / STORE).resolve()}",
-                engine_kwargs={"connect_args": {"timeout": 60}},  # others write too
+                "sqlite://",
+                engine_kwargs={"creator": connect, "poolclass": NullPool},
                 skip_table_creation=not create,
                 skip_compatibility_check=not create,
             )
@@ -307,20 +314,11 @@ def read_settings(folder: Path) -> SweepSettings:
         found = SweepSettings(**read)
         hints = get_type_hints(SweepSettings)
         for name, value in vars(found).items():
-            if not _is_of(value, hints[name]):
+            if not is_of(value, hints[name]):
                 raise ValueError(f"{name} can't be {value!r}")
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or begin another sweep") from None
     return found
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value read from JSON is of a field's type: a plain type, a union of such, or texts."""
-    if get_origin(hint) is tuple:
-        return type(value) is tuple and all(type(item) is str for item in value)
-    if options := get_args(hint):
-        return value in options if get_origin(hint) is Literal else any(_is_of(value, option) for option in options)
-    return type(value) is hint or (hint is float and type(value) is int)
 
 
 def as_begun(folder: Path, settings: SweepSettings) -> SweepSettings:

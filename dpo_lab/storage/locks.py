@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -24,6 +27,30 @@ def locked(path: Path, *, patience: float = 60.0) -> Iterator[None]:
     try:
         yield
     finally:
+        lock.release()
+
+
+@contextmanager
+def held_alone(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock `path` at once or not at all. OSError names the process that holds it, its machine, and since when.
+
+    what: of the message, such as "the run runs/first". Between machines it is as good as the disk's locks are.
+    """
+    lock, holder = FileLock(path, timeout=0, thread_local=False), path.with_name(f"{path.name}-holder")
+    try:
+        lock.acquire()
+    except Timeout:
+        who = "another process"
+        with suppress(OSError):
+            who = holder.read_text(encoding="utf-8") or who
+        raise OSError(f"{what} is held by {who}: two would mix what they write; wait for it or stop it, and where it "
+                      f"is gone for good, delete {path}") from None  # fmt: skip
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since "
+                          f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", encoding="utf-8")  # fmt: skip
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
         lock.release()
 
 
