@@ -119,7 +119,7 @@ def test_token_data_reads_its_own_files_whatever_its_manifest_names(tmp_path):
         TokenData.load(tmp_path / "tokens")
     for content in ("[]", "{", '{"version": 1}', '{"version": 1, "files": []}'):
         path.write_text(content)
-        with pytest.raises(ValueError, match="is damaged: it is no manifest of token data; delete it and tokenise again"):
+        with pytest.raises(ValueError, match="is damaged: it is no manifest of token data; delete it"):
             TokenData.load(tmp_path / "tokens")
 
 
