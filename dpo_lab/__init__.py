@@ -4,12 +4,18 @@ The names below load their modules when they are first used, so `import dpo_lab`
 torch, transformers and matplotlib arrive with the first function that needs them.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    # A thread of torch's that waits for the others spins before it sleeps. Where other programs have the cores, it
+    # spins away its own time: sampling took many times as long (data/results/threads.md). Holds if torch comes later.
+    os.environ["GOMP_SPINCOUNT"] = "10000"
 
 
 def face(package: str, homes: dict[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
