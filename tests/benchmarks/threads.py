@@ -95,7 +95,7 @@ def seconds_of(name: str, threads: int, spin: str) -> float:
 
 def table(found: dict[str, Any]) -> str:
     """The result as markdown: a row for each work and its threads, medians."""
-    lines = ["# Threads on a shared machine", "", heading("python -m tests.benchmarks.threads", found["machine"]), "",
+    lines: list[str] = ["# Threads on a shared machine", "", heading("python -m tests.benchmarks.threads", found["machine"]), "",
              "Medians in seconds; beside other work, each core has another process that only computes.", "",
              "| | threads | waiting threads spin | alone | beside other work | times as long |",
              "|---|---|---|---|---|---|"]  # fmt: skip
@@ -112,7 +112,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="What threads cost on a shared machine.")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--work", choices=WORKS)
     parser.add_argument("--results", type=Path, default=KEPT)

@@ -98,7 +98,7 @@ def _check_words(options: object) -> None:
         if value == "" and name not in ("system", "data"):
             raise ValueError(f"{flag} is empty, as with a shell variable that is not set; give a value, or leave the "
                              "option out")  # fmt: skip
-        if name == "seed" and not 0 <= value < 2**32:
+        if name == "seed" and isinstance(value, int) and not 0 <= value < 2**32:
             raise ValueError(f"{flag} is {value}, and a seed is a whole number from 0 to 2^32 − 1; 0 is usual")
         for word in value if isinstance(value, tuple) else (value,):
             if isinstance(word, str | Path) and re.search("[\ud800-\udfff]", str(word)):

@@ -117,13 +117,14 @@ def training_data(options: DataOptions, tokenizer: Any, kind: Kind) -> PreparedD
     """Token ids to train on and to evaluate on, saved for the next run beside the cache of log-probs, or streamed; what
     was left out or shortened is printed."""
     settings = DataSettings(**shared_fields(options, DataSettings))
-    if options.tokens is None:
+    folder = options.tokens
+    if folder is None:
         data = prepare(settings, tokenizer, kind, folder=token_cache_folder(options.cache), log=print_note)
     else:
         held = read_held_out(settings, kind, print_note) or []
         processes = join(pick_device(vars(options)["device"]))  # the main one writes; the others map what it wrote
-        processes.broadcast_from_main(lambda: stream_tokens(options.tokens, settings, tokenizer, kind, print_note))
-        tokens = TokenData.load(options.tokens, verify=False)
+        processes.broadcast_from_main(lambda: stream_tokens(folder, settings, tokenizer, kind, print_note))
+        tokens = TokenData.load(folder, verify=False)
         data = PreparedData(tokens, *tokenize_held_out(held, settings, tokenizer, kind, print_note))
     num_held = 0 if data.held is None else len(data.held)
     console.print(f"data: {counted(len(data.train), 'row')} to train on, {num_held:,} held out")
