@@ -95,7 +95,8 @@ def seconds_of(name: str, threads: int, spin: str) -> float:
 
 def table(found: dict[str, Any]) -> str:
     """The result as markdown: a row for each work and its threads, medians."""
-    lines: list[str] = ["# Threads on a shared machine", "", heading("python -m tests.benchmarks.threads", found["machine"]), "",
+    about = heading("python -m tests.benchmarks.threads", found["machine"])
+    lines: list[str] = ["# Threads on a shared machine", "", about, "",
              "Medians in seconds; beside other work, each core has another process that only computes.", "",
              "| | threads | waiting threads spin | alone | beside other work | times as long |",
              "|---|---|---|---|---|---|"]  # fmt: skip
