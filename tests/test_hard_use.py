@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import shutil
 import signal
@@ -19,16 +18,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dpo_lab import DPOConfig, ReferenceCache, Run, load_policy, train_dpo
 from dpo_lab.config import SFTConfig
 from dpo_lab.loop import Checkpoint, Finished, TrainingDiverged
 from dpo_lab.models import loading
 from dpo_lab.models.checks import check_template
+from dpo_lab.models.loading import save_policy
 from dpo_lab.preferences import TokenData, read_preferences
+from dpo_lab.storage import locks
 from dpo_lab.storage.checkpoints import latest_checkpoint
 from dpo_lab.storage.files import read_lines
 from dpo_lab.storage.locks import is_held
+from dpo_lab.workbench.cli.interruption import endings
 from dpo_lab.workbench.cli.options import LabOptions
 from dpo_lab.workbench.runs import compare
 from dpo_lab.workbench.runs.run import LOCK
@@ -270,7 +273,7 @@ def test_a_report_that_fails_leaves_the_model_and_can_be_made_again(capsys, tmp_
 def test_sigterm_is_a_first_ctrl_c(tmp_path, inputs):
     run = tmp_path / "run"
     child = started("train", *inputs, *QUICK, "--run", str(run), "--epochs", "400")
-    until(lambda: run.exists() and sum(row["kind"] == "step" for row in Run.load(run).metrics) > 2)
+    until(lambda: (run / "config.json").exists() and sum(row["kind"] == "step" for row in Run.load(run).metrics) > 2)
     child.terminate()
     out, err = child.communicate(timeout=60)
     assert child.returncode == 130, err
@@ -321,8 +324,9 @@ def test_the_lab_is_its_server_so_that_ending_it_ends_the_server(monkeypatch):
 
 
 def test_formulas_are_text_in_tables(tmp_path):
-    row = {"run": '=HYPERLINK("http://x")', "loss": -0.5, "name": "@SUM(A1)", "note": "+1", "plain": "a = b"}
-    assert compare.csv_text([row]).splitlines()[1] == '"\'=HYPERLINK(""http://x"")",-0.5,\'@SUM(A1),\'+1,a = b'
+    row = {"run": '=HYPERLINK("http://x")', "loss": -0.5, "name": "@SUM(A1)", "note": "+1", "plain": "a = b", "=x": 1}
+    assert compare.csv_text([row]).splitlines()[0].endswith(",plain,'=x")
+    assert compare.csv_text([row]).splitlines()[1] == '"\'=HYPERLINK(""http://x"")",-0.5,\'@SUM(A1),\'+1,a = b,1'
 
 
 def test_answers_steer_no_terminal(capsys, tmp_path, monkeypatch):
@@ -507,4 +511,157 @@ def test_the_end_is_recorded_once_its_reader_goes_on(tmp_path):
     assert run.summary()["is_complete"] is False
     assert list(stream) == []
     assert run.summary()["is_complete"] is True
-    assert logging.getLogger("dpo_lab") is not None
+
+
+# ── found in a second round ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_model_saved_over_another_leaves_none_of_its_files(tmp_path):
+    folder, tokenizer = tmp_path / "model", bpe(template=CHATML, eos="<|im_end|>")
+    save_policy(tiny_llama(400, seed=1), tokenizer, folder)
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"old")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "notes.txt").write_text("mine")
+    plain, wanted = bpe(eos="<|im_end|>"), tiny_llama(400, seed=2)
+    save_policy(wanted, plain, folder)
+    assert not {"chat_template.jinja", "additional_chat_templates", "model.safetensors.index.json", ".partial",
+                "model-00001-of-00002.safetensors"} & {path.name for path in folder.iterdir()}  # fmt: skip
+    loaded, _ = load_policy(folder, device="cpu")
+    assert torch.equal(loaded.model.embed_tokens.weight, wanted.model.embed_tokens.weight)
+    assert (folder / "notes.txt").read_text() == "mine"
+    (tmp_path / "link").symlink_to(folder)
+    assert save_policy(wanted, plain, tmp_path / "link").is_symlink()
+
+
+def test_who_is_refused_removes_nothing(tmp_path):
+    from dpo_lab.workbench.recipes import Recipe, carry_out
+
+    stream = carry_out(Recipe(), tmp_path / "run")
+    with Run.load(tmp_path / "run").held():
+        with pytest.raises(OSError, match="is held by process"):
+            next(stream)
+        assert (tmp_path / "run" / "config.json").is_file()
+
+
+def test_a_log_that_cannot_be_written_does_not_end_a_training(capsys, tmp_path, inputs, monkeypatch):
+    from dpo_lab.workbench.cli.terminal import SafeConsole
+
+    printed = SafeConsole.print
+
+    def full(self: SafeConsole, *what: object, **how: object) -> None:
+        if str(what[:1]).startswith(("('step", "('held-out")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        printed(self, *what, **how)  # pyright: ignore
+
+    monkeypatch.setattr(SafeConsole, "print", full)
+    seen = dpo_lab(capsys, "train", *inputs, *QUICK, "--max-steps", 2, "--run", tmp_path / "run")
+    assert seen.status == 0, seen.err
+    assert Run.load(tmp_path / "run").summary()["is_complete"] is True
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a system without SIGHUP")
+def test_a_terminal_that_is_closed_stops_as_sigterm_does(monkeypatch):
+    assert endings() == [signal.SIGTERM, signal.SIGHUP]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        assert endings() == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_same_token_ids_under_another_key_are_the_same(capsys, tmp_path, inputs, monkeypatch):
+    own = (*ONE_STEP, "--tokens", str(tmp_path / "tokens"))
+    assert dpo_lab(capsys, "train", *inputs, *own, "--run", tmp_path / "a").status == 0
+    monkeypatch.chdir(tmp_path)
+    here = tuple("pairs.jsonl" if word.endswith("pairs.jsonl") else word for word in inputs)
+    seen = dpo_lab(capsys, "train", *here, *own, "--on-bad-row", "skip", "--run", tmp_path / "b")
+    assert seen.status == 0, seen.err
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    seen = dpo_lab(capsys, "train", *inputs, *ONE_STEP, "--tokens", tmp_path / "link", "--run", tmp_path / "c")
+    assert seen.status == 0, seen.err
+    assert len(TokenData.load(tmp_path / "real")) == 24
+
+
+def test_a_reader_that_stops_at_the_end_ends_the_run_where_its_model_is_saved(tmp_path):
+    config = DPOConfig(batch_size=4, device="cpu", max_steps=1)
+    for name in ("saved", "unsaved"):
+        run = Run.create(tmp_path / name, {"command": "train"})
+        stream = run.follow(train_dpo(tiny_llama(), None, random_pairs(4), config))
+        for event in stream:
+            if isinstance(event, Finished):
+                if name == "saved":
+                    run.model_folder.mkdir()
+                break
+        stream.close()
+        assert run.summary()["is_complete"] is (name == "saved")
+
+
+def test_a_disk_without_locks_is_named_and_trained_on(tmp_path, monkeypatch, caplog):
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.FileLock, "acquire", none)
+    run = Run.create(tmp_path / "run", {"command": "train"})
+    assert "lies on a disk without locks" in caplog.text
+    assert (run.folder / "config.json").is_file()
+
+
+def test_a_row_that_json_cannot_hold_is_named_when_it_is_converted(capsys, tmp_path):
+    lines = [json.dumps(row) for row in some_rows(2)]
+    lines += ['{"prompt": "p", "chosen": "a", "rejected": "b", "score": ' + "7" * 5000 + "}"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    own = ("convert", tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+    seen = dpo_lab(capsys, *own)
+    assert seen.status == 2
+    assert "cannot be written as JSON" in seen.message
+    assert dpo_lab(capsys, *own, "--on-bad-row", "skip").status == 0
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_odd_cell_of_a_parquet_file_costs_its_row(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    columns = {field: [row[field] for row in some_rows(3)] for field in ("prompt", "chosen", "rejected")}
+    columns["when"] = pa.array([0, 2**31 - 1, 0], pa.date32())
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    rows, report = read_preferences(tmp_path / "rows.parquet", on_bad_row="skip")
+    assert len(rows) == 2
+    assert "holds a value that can't be read" in report.summary(None)
+
+
+def test_a_home_that_nobody_has_is_a_path(capsys, tmp_path):
+    for words in (("--model", "~nobody-here/x"), ("--pairs", "~nobody-here/x.jsonl")):
+        seen = dpo_lab(capsys, "evaluate", "--reference", "embedded", *words)
+        assert seen.status == 2
+        assert "~nobody-here/x" in seen.message
+
+
+@pytest.mark.parametrize("line", [
+    '{"kind": "step", "step": 1, "loss": null}', '{"kind": "step", "step": 1, "loss": [1]}',
+    '{"kind": "step", "step": 1, "loss": "abc"}', '{"kind": "finished", "step": 1}',
+    '{"kind": "step", "step": 1, "loss": ' + "9" * 400 + "}",
+])  # fmt: skip
+def test_a_damaged_record_is_named_with_its_line(tmp_path, line):
+    run = Run.create(tmp_path / "run", {"command": "train"})
+    (run.folder / "metrics.jsonl").write_text('{"kind": "step", "step": 0, "loss": 0.7}\n' + line + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 (holds|must have)"):
+        run.write_report()
+
+
+def test_names_from_files_steer_no_terminal_through_the_log(capsys, tmp_path):
+    folder = chat_model(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"x\x1b[2J": torch.zeros(1)}, folder / "model.safetensors", {"format": "pt"})
+    seen = dpo_lab_process("sample", "--model", folder, "hello", "--device", "cpu", "--max-new-tokens", "2")
+    assert seen.status == 0, seen.err
+    assert "holds weights that its config.json has no use for" in seen.err
+    assert "\x1b" not in seen.err
+
+
+def test_a_cache_called_as_sqlites_memory_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ReferenceCache(":memory:"):
+        assert (tmp_path / ":memory:").is_file()

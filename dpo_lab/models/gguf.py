@@ -81,7 +81,7 @@ def origin_of(model: nn.Module) -> str:
 def models_folder() -> Path:
     """Where converted models lie: the folder that DPO_LAB_MODELS names, or `models` beside the reference cache."""
     named = os.environ.get(MODELS_VARIABLE)
-    return Path(named).expanduser() if named else default_cache_path().with_name("models")
+    return Path(os.path.expanduser(named)) if named else default_cache_path().with_name("models")
 
 
 def converted(file: Path) -> Path:

@@ -37,6 +37,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 logger = logging.getLogger("dpo_lab")
 
 
+_OF_A_MODEL = ("model*.safetensors", "model.safetensors.index.json", "chat_template.jinja", "additional_chat_templates")
+"""Files of an earlier model that would be read beside those of another."""
+
+
 def load_policy(
     source: str | os.PathLike[str] = "embedded",
     *,
@@ -103,12 +107,17 @@ def save_policy(
     ends = end_tokens(model, tokenizer)
     inner_model(model).generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     with explain_saving(folder, "free space or permissions there, or name another folder"):
-        place = folder.absolute()
-        partial = place.with_name(f".{place.name}.partial")
+        place = folder.resolve()
+        # Inside a folder that is there, which may be another disk's; else beside it, so that it comes as a whole.
+        partial = place / ".partial" if place.exists() else place.with_name(f".{place.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         model.save_pretrained(partial)  # pyright: ignore[reportCallIssue]
         tokenizer.save_pretrained(partial)
-        place.mkdir(parents=True, exist_ok=True)
+        if partial.parent != place:
+            partial.rename(place)
+            return folder
+        for old in (path for pattern in _OF_A_MODEL for path in place.glob(pattern)):  # what the new one may not have
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
         for path in partial.iterdir():
             path.replace(place / path.name)
         partial.rmdir()
@@ -121,7 +130,7 @@ def _place(source: str, revision: str | None) -> str:
         return str(embedded_path("models", EMBEDDED_MODEL))
     if source == "smollm2":
         return smollm2_source(revision)
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.suffix.lower() == ".gguf" and path.is_file():
         return str(converted(path))
     return str(path) if source.strip() and path.is_dir() else source

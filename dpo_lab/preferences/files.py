@@ -255,7 +255,11 @@ def _parquet_rows(path: Path, file: Any) -> Iterator[RawRow]:
             about = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
             features = about.get("info", {}).get("features") if "ClassLabel" in str(about) else None
             for batch in file.iter_batches(batch_size=1000):
-                for row in batch.to_pylist():
+                for row in _rows_of_batch(batch, Place(path.name)):
+                    if isinstance(row, BadRow):
+                        yield Place(path.name, row=index), row
+                        index += 1
+                        continue
                     place = Place(path.name, row=index)
                     try:
                         for name in encoded:
@@ -266,6 +270,21 @@ def _parquet_rows(path: Path, file: Any) -> Iterator[RawRow]:
                     index += 1
         except (pa.ArrowException, OSError, ValueError, AttributeError, RecursionError) as problem:
             raise _unsound_parquet(path, problem, index) from None
+
+
+def _rows_of_batch(batch: Any, place: Place) -> list[dict[str, Any] | BadRow]:
+    """A batch as rows; a value that Python has no place for, as a date after 9999, costs its row alone."""
+    try:
+        return batch.to_pylist()
+    except (OverflowError, ValueError, KeyError):
+        rows: list[dict[str, Any] | BadRow] = []
+        for index in range(len(batch)):
+            try:
+                rows += batch.slice(index, 1).to_pylist()
+            except (OverflowError, ValueError, KeyError) as problem:
+                rule = f"holds a value that can't be read ({problem})"
+                rows.append(BadRow(None, rule, "mend it, or leave its column out", place))
+        return rows
 
 
 def _unsound_parquet(path: Path, problem: Exception, row: int) -> ValueError:

@@ -103,7 +103,7 @@ def _rows_of_columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def source_files(source: str) -> list[Path] | None:
     """The files here that a source is read from; None where there are none, as for a data set of the Hub."""
-    path = embedded_path("pairs") if source == "embedded" else Path(source).expanduser()
+    path = embedded_path("pairs") if source == "embedded" else Path(os.path.expanduser(source))
     try:
         return [path] if path.is_file() else _data_files(path, (*DATA_SUFFIXES, ".arrow")) if path.is_dir() else None
     except OSError:
@@ -139,7 +139,7 @@ def _numbered(rows: Iterable[object], name: str) -> Iterator[RawRow]:
 
 
 def _path_or_hub(text: str, split: str | None, prefer: Sequence[str], *, may_be_hub: bool) -> Source:
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     try:
         if path.is_dir():
             return _folder(path, split, prefer, name=path.name or str(path))

@@ -185,13 +185,12 @@ def stream_tokens(
 ) -> None:
     """Have the token ids of rows that are read one by one in `folder`, for `TokenData.load` to map.
 
-    What stands there under the same key stays, for any number of runs. ValueError where it is of other data: a file
-    that others may have mapped is never written to.
+    What stands there under the same key stays, for any number of runs, and so do the same token ids under another key,
+    as of another release. ValueError where they are others: a file that others may have mapped is never written to.
     """
     key = _key(replace(settings, held_out=None, held_out_split=None, validation=0.0, seed=0), tokenizer, kind)
-    if key is not None and (found := _read_body(folder / _BODY)) is not None:
-        if found["key"] != key:
-            raise token_files.of_other_data(folder)
+    found = _read_body(folder / _BODY)
+    if key is not None and found is not None and found["key"] == key:
         token_files.check_manifest(folder, verify=True)
         for note in found["notes"]:
             log(note)

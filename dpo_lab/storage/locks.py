@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+logger = logging.getLogger("dpo_lab")
 
 
 @contextmanager
@@ -36,6 +40,7 @@ def held_alone(path: Path, what: str) -> Iterator[None]:
 
     what: of the message, such as "the run runs/first". Between machines it is as good as the disk's locks are.
     """
+    # Some network disks have no locks: there two runs in one folder are the user's to avoid.
     lock, holder = FileLock(path, timeout=0, thread_local=False), path.with_name(f"{path.name}-holder")
     try:
         lock.acquire()
@@ -45,6 +50,12 @@ def held_alone(path: Path, what: str) -> Iterator[None]:
             who = holder.read_text(encoding="utf-8") or who
         raise OSError(f"{what} is held by {who}: two would mix what they write; wait for it or stop it, and where it "
                       f"is gone for good, delete {path}") from None  # fmt: skip
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        logger.warning("%s lies on a disk without locks (%s): see to it that nobody else writes to it", what, error)
+        yield
+        return
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since "
                           f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", encoding="utf-8")  # fmt: skip

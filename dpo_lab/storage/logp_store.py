@@ -129,12 +129,12 @@ class LogpStore:
 def default_cache_path() -> Path:
     """`reference.sqlite` in the folder that DPO_LAB_CACHE names, or in ~/.cache/dpo-lab."""
     folder = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "dpo-lab"
-    return Path(folder).expanduser() / "reference.sqlite"
+    return Path(os.path.expanduser(folder)) / "reference.sqlite"
 
 
 def cache_path(path: str | os.PathLike[str] | None = None) -> Path:
     """The store's file, where the file, its folder or nothing is named."""
-    file = Path(path).expanduser() if path is not None else default_cache_path()
+    file = Path(os.path.expanduser(path)) if path is not None else default_cache_path()
     with suppress(OSError):
         return file / "reference.sqlite" if file.is_dir() else file
     return file
@@ -180,7 +180,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _connect_once(path: Path) -> sqlite3.Connection:
-    store = sqlite3.connect(path, timeout=_PATIENCE, check_same_thread=False)  # `ReferenceCache` locks
+    store = sqlite3.connect(path.absolute(), timeout=_PATIENCE, check_same_thread=False)  # `ReferenceCache` locks
     store.text_factory = bytes  # damage may turn a blob into text that is no UTF-8
     try:
         verdict = store.execute("PRAGMA quick_check(1)").fetchone()[0]

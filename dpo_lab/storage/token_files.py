@@ -118,6 +118,9 @@ class _GrowingFile:
 def new_beside(folder: Path) -> Path:
     """A new folder beside `folder`, to write what is then put in its place. What a process that was killed left half
     written goes after a day. ValueError where something stands there that is no token data."""
+    folder = folder.resolve()
+    if folder == Path.cwd():
+        raise ValueError(f"{folder} is the current folder, and token ids are moved to their place; name another")
     with writing_tokens(folder):
         if folder.exists() and not (folder / MANIFEST).exists() and not _is_empty(folder):
             raise ValueError(f"{folder} is there and holds no token data; name a new or an empty folder for token ids")
@@ -132,6 +135,7 @@ def new_beside(folder: Path) -> Path:
 def put_in_place(partial: Path, folder: Path) -> None:
     """Move a whole folder of token data to its place. What is there already stays, for others may be reading it:
     ValueError where it is of other data."""
+    folder = folder.resolve()
     with writing_tokens(folder):
         with suppress(OSError):
             folder.rmdir()  # an empty one
@@ -144,11 +148,11 @@ def put_in_place(partial: Path, folder: Path) -> None:
             is_same = _read(folder / MANIFEST)["files"] == _read(partial / MANIFEST)["files"]
             shutil.rmtree(partial, ignore_errors=True)
             if not is_same:
-                raise of_other_data(folder) from None
+                raise _of_other_data(folder) from None
             check_manifest(folder, verify=True)
 
 
-def of_other_data(folder: Path) -> ValueError:
+def _of_other_data(folder: Path) -> ValueError:
     return ValueError(f"{folder} holds the token ids of other data, of another tokenizer or of other settings, and "
                       "other runs may be reading them; name another folder, or delete this one")  # fmt: skip
 

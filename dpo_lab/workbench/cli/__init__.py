@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         index, count = _place_among_processes()
         who = "dpo-lab" if count == 1 else f"dpo-lab, process {index} of {count}"
         logging.basicConfig(format=f"{who}: %(message)s", level=logging.WARNING)
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_visible)
         logging.getLogger("dpo_lab").setLevel(logging.INFO if index == 0 else logging.ERROR)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         if "matplotlib" not in sys.modules:
@@ -78,6 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{who}: interrupted", file=sys.stderr)
         return 130
+
+
+def _visible(record: logging.LogRecord) -> bool:
+    """Names from files steer no terminal through the log either."""
+    from dpo_lab.workbench.cli.terminal import visible  # rich loads only where it is needed
+
+    record.msg, record.args = visible(record.getMessage()), None
+    return True
 
 
 def _place_among_processes() -> tuple[int, int]:

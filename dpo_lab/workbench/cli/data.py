@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from rich.text import Text
 
@@ -42,6 +43,13 @@ def inspect(options: InspectOptions) -> int:
     return 0
 
 
+def _line(row: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as problem:
+        raise BadRow(None, f"cannot be written as JSON ({problem})", "give text and numbers") from None
+
+
 def convert(options: ConvertOptions) -> int:
     """Read the pairs and write them in another layout."""
     check_output(options.out, (".jsonl", ".json"))
@@ -51,13 +59,14 @@ def convert(options: ConvertOptions) -> int:
     done = []
     for row in rows:
         try:
-            done += written([row], options.to)
+            done += [_line(one) for one in written([row], options.to)]
         except BadRow as problem:
             if options.on_bad_row == "raise":
                 raise problem.or_skip() from None
             print_note(f"left out: {problem}")
-    lines = [json.dumps(row, ensure_ascii=False) for row in done]
-    text = "[" + ",\n".join(lines) + "]\n" if options.out.suffix == ".json" else "".join(f"{line}\n" for line in lines)
-    write_whole(options.out, text.encode(), remedy=REMEDY)
+    text = (
+        b"[" + b",\n".join(done) + b"]\n" if options.out.suffix == ".json" else b"".join(line + b"\n" for line in done)
+    )
+    write_whole(options.out, text, remedy=REMEDY)
     console.print(f"{counted(len(done), 'row')} written as {options.to}: {options.out}", soft_wrap=True)
     return 0

@@ -21,11 +21,18 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in endings()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def endings() -> list[int]:
+    """SIGTERM, and SIGHUP of a terminal that is closed where nohup does not ignore it."""
+    hangup = getattr(signal, "SIGHUP", None)
+    return [signal.SIGTERM, *([hangup] if hangup and signal.getsignal(hangup) != signal.SIG_IGN else [])]
 
 
 class Interruption:
@@ -42,7 +49,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         self.is_main = threading.current_thread() is threading.main_thread()
-        signals = (signal.SIGINT, signal.SIGTERM)
+        signals = (signal.SIGINT, *endings())
         self.previous = {number: signal.signal(number, self._request) for number in signals} if self.is_main else {}
         return self
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -38,9 +39,9 @@ class Dashboard:
                     bar.update(task, total=event.num_steps, completed=event.step, visible=True, numbers=numbers)
                     if not console.is_terminal and (tenth > shown or event is first):
                         shown = tenth
-                        console.print(f"step {event.step}/{event.num_steps}  {numbers}")
+                        log_line(f"step {event.step}/{event.num_steps}  {numbers}")
                 elif isinstance(event, Evaluation):
-                    console.print(evaluation_line(event))
+                    log_line(evaluation_line(event))
                 yield event
 
     def reference(self, done: int, total: int) -> None:
@@ -68,6 +69,12 @@ class Dashboard:
             rate = (event.step - first.step) * self.batch_size / seconds
             parts.append(f"{rate:.1f} {self.unit}/s")
         return "  ".join(parts)
+
+
+def log_line(text: str) -> None:
+    """Print a line of a training, which goes on where nobody can read it: a full disk, a reader that has left."""
+    with suppress(OSError):
+        console.print(text)
 
 
 def evaluation_line(event: Evaluation) -> str:

@@ -6,7 +6,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,7 +109,8 @@ def carry_out(command: str, options: TrainOptions | SFTOptions, config: DPOConfi
             with interruption:
                 first, last, finished = drain(events, save)
         leave()
-        console.print(result_table(first, last, finished))
+        with suppress(OSError):  # a disk that is full costs the log and nothing else
+            console.print(result_table(first, last, finished))
         if processes.is_main and finished.is_complete and needs_reference:
             with kept_all_the_same(run, "the KL from the reference could not be estimated"):
                 record_kl(run, options, model, tokenizer, data.held_rows)
@@ -176,17 +177,17 @@ def run_folder(command: str, options: RunOptions, processes: Processes) -> Itera
         config["processes"] = processes.count
     folder = options.run or dated_folder(command)
     run = processes.broadcast_from_main(lambda: Run.create(folder, config, resume=options.resume))
-    try:
-        with ExitStack() as stack:
-            processes.broadcast_from_main(lambda: stack.enter_context(run.held()))
+    with ExitStack() as stack:
+        processes.broadcast_from_main(lambda: stack.enter_context(run.held()))
+        try:
             yield run
-    except BaseException as error:
-        if not options.resume and not run.has_metrics:
-            if processes.is_main:
-                run.discard_if_empty()
-        elif isinstance(error, KeyboardInterrupt | ProcessLost):
-            print(f"\ngo on with: {way_on(run, processes)}", file=sys.stderr)
-        raise
+        except BaseException as error:
+            if not options.resume and not run.has_metrics:
+                if processes.is_main:
+                    run.discard_if_empty()
+            elif isinstance(error, KeyboardInterrupt | ProcessLost):
+                print(f"\ngo on with: {way_on(run, processes)}", file=sys.stderr)
+            raise
 
 
 def way_on(run: Run, processes: Processes = ALONE) -> str:
@@ -240,7 +241,7 @@ def kept_all_the_same(run: Run, problem: str) -> Iterator[None]:
     """After training an error costs no more than what it hinders: the rest goes on, and a line says what is missing."""
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         complain(f"dpo-lab: {problem} ({reason}); what was trained and measured is in {run.folder}, and "
                  f"dpo-lab report {shlex.quote(str(run.folder))} writes the report again")  # fmt: skip

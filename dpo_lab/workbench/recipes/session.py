@@ -104,16 +104,16 @@ class _Session:
     num_scored: int = 0
 
     def events(self) -> Iterator[Event | Prepared | Answers]:
-        try:
-            with suppress(Stopped), self.run.held():
+        with suppress(Stopped), self.run.held():
+            try:
                 yield from self.train()
-        except Exception:
-            if self.run.has_metrics:
-                with suppress(Exception):  # the failure itself is what matters
-                    self.run.write_report()
-            raise
-        finally:
-            self.run.discard_if_empty()
+            except Exception:
+                if self.run.has_metrics:
+                    with suppress(Exception):  # the failure itself is what matters
+                        self.run.write_report()
+                raise
+            finally:
+                self.run.discard_if_empty()
 
     def train(self) -> Iterator[Event | Prepared | Answers]:
         recipe, config = self.recipe, self.recipe.config

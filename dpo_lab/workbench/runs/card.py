@@ -7,6 +7,7 @@ names of their last parts: a card is made to be published.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -97,7 +98,7 @@ def _state(rows: Sequence[Row]) -> str:
 
 
 def _is_hub_id(source: str) -> bool:
-    return bool(_HUB_ID.fullmatch(source)) and not Path(source).expanduser().exists()
+    return bool(_HUB_ID.fullmatch(source)) and not Path(os.path.expanduser(source)).exists()
 
 
 def _named(source: Any) -> str:

@@ -102,16 +102,17 @@ def comparison_csv(runs: Sequence[Run], path: str | Path | None = None) -> str:
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
     """Rows of the same fields as CSV with a header."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows)
+    writer = csv.writer(text, lineterminator="\n")
+    names = list(rows[0]) if rows else []
+    writer.writerow(map(_no_formula, names))
+    writer.writerows([_no_formula(row[name]) for name in names] for row in rows)
     return text.getvalue()
 
 
 def _no_formula(value: Any) -> Any:
     """A text that a spreadsheet would compute begins with an apostrophe there
     (owasp.org/www-community/attacks/CSV_Injection)."""
-    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    is_formula = isinstance(value, str) and value.startswith(tuple("=+-@\t\r\n＝＋－＠"))
     return f"'{value}" if is_formula else value
 
 

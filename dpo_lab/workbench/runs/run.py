@@ -154,7 +154,7 @@ class Run:
         with self.held():
             rows, metrics = self._repaired(METRICS), self.folder / METRICS
             self._repaired(MARGINS)
-            seconds_before = max((row["seconds"] for row in rows), default=0.0)
+            seconds_before = max((row.get("seconds", 0.0) for row in rows), default=0.0)
             last_step = max((row["step"] for row in rows if row["kind"] == "step"), default=0)
             evaluated = {row["step"] for row in rows if row["kind"] == "evaluation"}
             for event in events:
@@ -174,7 +174,12 @@ class Run:
                         append_line(self.folder / MARGINS, {"step": row["step"], "margins": rounded})
                     row |= {"seconds": round(row["seconds"] + seconds_before, 3)}
                     if row["kind"] in ENDINGS:
-                        yield event  # the reader saves the model now
+                        try:
+                            yield event  # the reader saves the model now
+                        except GeneratorExit:  # and reads no further
+                            if self.model_folder.is_dir():
+                                append_line(metrics, row)
+                            raise
                         append_line(metrics, row)
                         continue
                     append_line(metrics, row)
@@ -279,11 +284,17 @@ class Run:
     def _read(self, name: str) -> Lines:
         path = self.folder / name
         lines = read_lines(path)
-        needed = {METRICS: {"kind": str, "step": int}, MARGINS: {"step": int, "margins": list}}.get(name, {})
+        needed = {
+            METRICS: {"kind": str, "step": int}, MARGINS: {"step": int, "margins": list}, SAMPLES: {"prompt": object},
+        }  # fmt: skip
         for i, row in enumerate(lines.rows):
-            for field, kind in needed.items():
+            fields = needed[name] | ({"is_complete": bool, "num_steps": int} if row.get("kind") == "finished" else {})
+            for field, kind in fields.items():
                 if not isinstance(row.get(field), kind):
                     raise ValueError(f"{path}, line {i + 1} must have a {field} ({kind.__name__}); restore the file")
+            measured = [value for field, value in row.items() if field != "kind"] if name == METRICS else []
+            if odd := [value for value in [*measured, *row.get("margins", [])] if not _is_number(value)]:
+                raise ValueError(f"{path}, line {i + 1} holds {odd[0]!r:.40}, which is no number; restore the file")
             if name == METRICS:
                 lines.rows[i] = {key: value if key == "kind" else number(value) for key, value in row.items()}
         if lines.torn:
@@ -295,6 +306,11 @@ class Run:
         lines = self._read(name)
         mend(self.folder / name, lines)
         return lines.rows
+
+
+def _is_number(value: Any) -> bool:
+    is_small = not isinstance(value, int) or abs(value) < 2**63
+    return isinstance(number(value), int | float) and is_small
 
 
 def _check_free(folder: Path) -> None:

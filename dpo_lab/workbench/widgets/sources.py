@@ -27,7 +27,7 @@ def policy_of(source: PolicySource, *, device: str = "auto") -> tuple[Any, Any]:
         return source[0], source[1]
     if (run := run_of(source)) is not None:
         return load_policy(_model_of(run), device=device)
-    path = Path(os.fspath(source)).expanduser()
+    path = Path(os.path.expanduser(os.fspath(source)))
     if (path / "manifest.json").is_file() and (path / "weights.safetensors").is_file():
         return _at_checkpoint(path, device)
     return load_policy(source, device=device)
@@ -61,7 +61,7 @@ def run_of(source: PolicySource) -> Any | None:
     if isinstance(source, Run):
         return source
     is_path = isinstance(source, str | os.PathLike)
-    path = Path(os.fspath(source)).expanduser() if is_path else None
+    path = Path(os.path.expanduser(os.fspath(source))) if is_path else None
     if path is None or not (path / "config.json").is_file() or not (path / "metrics.jsonl").is_file():
         return None
     return Run.load(path)
