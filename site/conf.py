@@ -1,4 +1,4 @@
-"""How Sphinx builds the site; `build.py` calls it. Nothing is run, and nothing is fetched, here or by a reader's browser."""
+"""How Sphinx builds the site; `build.py` calls it. No cell is run, and neither Sphinx nor a reader fetches anything."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ FLIPS = np.arange(0, 0.51, 0.05)
 NATS = np.arange(0.05, 1.01, 0.05)  # KL at which methods are compared
 
 ROADS = {"dpo": "DPO", "rloo-learnt": "RLOO, learnt reward", "ppo-learnt": "PPO, learnt reward",
-         "best-of-n": "best of n, learnt reward", "sft": "SFT on the chosen", "unlikelihood": "unlikelihood"}  # fmt: skip
+         "best-of-n": "best of n, learnt reward", "sft": "SFT on the chosen",
+         "unlikelihood": "unlikelihood"}  # fmt: skip
 MEASURES = {"reward": "true reward (points)", "heldout_loss": "loss of held-out pairs (nats)",
             "heldout_accuracy": "held-out pairs ranked right (share)", "kl": "KL from the start (nats per answer)",
             "chosen_change": "change of log π of chosen answers (nats)", "words": "words per answer"}  # fmt: skip
@@ -290,7 +291,7 @@ def margins() -> Figure:
     shares = [5, 25, 50, 75, 95]
     quantiles = np.array([row["quantiles 5 25 50 75 95"] for row in course])  # (S, 5)
     steps = [row["step"] for row in course]
-    names = {f"{share} % of the pairs lie below": quantiles[:, i] for i, share in enumerate(shares)}
+    names = {f"{share}% of the pairs lie below": quantiles[:, i] for i, share in enumerate(shares)}
     return Figure(
         "Margins of held-out pairs through training",
         [slider("step", "optimiser step", [str(step) for step in steps], 2)],
@@ -304,7 +305,7 @@ def margins() -> Figure:
             **{f"q{share}": table("i", quantiles[:, i]) for i, share in enumerate(shares)},
             "low": table("step", quantiles[:, 0]), "median": table("step", quantiles[:, 2]),
             "high": table("step", quantiles[:, 4]),
-            "wrong": table("step", [f"{100 * row['wrong']:.3g} %" for row in course]),
+            "wrong": table("step", [f"{100 * row['wrong']:.3g}%" for row in course]),
             "note": table("step", ["Policy and reference are still the same: what is not 0 is rounding."
                                    if row["step"] == 0 else "" for row in course]),
         },
@@ -329,15 +330,16 @@ def roads() -> Figure:
         layers.append(line(f"@kl{i}", f"@reward{i}", name, low=f"@low{i}", high=f"@high{i}", dots=True))
     at = np.array([[_same_kl(rows, method, float(k)) for method in ROADS] for k in NATS])  # (K, methods, 3)
     tables |= {name: table("k i", at[:, :, part]) for part, name in enumerate(("mean", "low", "high"))}
-    told = ["; ".join(f"{name} {mean:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(mean) else f"{name} does not go so far"
+    told = ["; ".join(f"{name} {mean:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(mean) else f"{name} stays nearer"
                       for name, (mean, low, high) in zip(ROADS.values(), row, strict=True)) for row in at]  # fmt: skip
     return Figure(
         "DPO against RLHF, at the same KL",
         [slider("k", "compared at a KL of (nats)", [f"{k:.2f}" for k in NATS], _nearest(NATS, 0.3))],
         [panel("True reward against KL", axis("KL from the reference (nats per answer)", [0, 2], scale="sqrt"),
                axis("true reward (points)", [1.4, 3]), rule("x", "@nats", "compared here"), *layers),
-         panel("True reward at that KL", axis("true reward, 95 % interval over seeds", [1.4, 3]),
-               {"names": list(ROADS.values())}, bars("@mean", "mean of three seeds", low="@low", high="@high", dots=True))],
+         panel("True reward at that KL", axis("true reward, 95% interval over seeds", [1.4, 3]),
+               {"names": list(ROADS.values())},
+               bars("@mean", "mean of three seeds", low="@low", high="@high", dots=True))],
         "At {k} nats from the reference: {told}. Between two settings the reward is read off a straight line in √KL; "
         "nothing is extrapolated.",
         tables | {"told": table("k", told)},
@@ -411,7 +413,7 @@ def real_model() -> Figure:
         "A real model, before and after",
         [menu("method", "trained by", list(METHODS.values()), start),
          slider("group", "kind of demand", list(GROUPS), 0)],
-        [panel("Demands met on test tasks", axis("share of demands met, 95 % interval", [0, 1], percent=True),
+        [panel("Demands met on test tasks", axis("share of demands met, 95% interval", [0, 1], percent=True),
                {"names": list(GROUPS), "marked": "group"},
                bars("@before_share", "before", low="@before_low", high="@before_high", quiet=True),
                bars("@after_share", "after", low="@after_low", high="@after_high"))],
@@ -421,14 +423,16 @@ def real_model() -> Figure:
             **{f"after_{part}": table("method i", after[:, :, i]) for i, part in enumerate(parts)},
             "told": table("method group", [[
                 f"{before[g, 0]:.0%} of the demands before, {after[m, g, 0]:.0%} after; the difference is "
-                f"{100 * gain.share:+.0f} points, 95 % interval over tasks {100 * gain.low:+.0f} to {100 * gain.high:+.0f}."
+                f"{100 * gain.share:+.0f} points, 95% interval over tasks {100 * gain.low:+.0f} to "
+                f"{100 * gain.high:+.0f}."
                 for g, gain in enumerate(own)] for m, own in enumerate(gains)]),
         },
         lambda: (plot_shares({label: dict(zip(GROUPS, shares[name], strict=True))
                               for name, label in (("base", "before"), ("RPO", "after RPO"))},
-                             title="Demands met by a real model", xlabel="share of demands met, 95 % interval").figure,
-                 "Demands met before and after RPO: " + "; ".join(
-                     f"{group} {before[g, 0]:.0%} to {after[start, g, 0]:.0%}" for g, group in enumerate(GROUPS)) + "."),
+                             title="Demands met by a real model", xlabel="share of demands met, 95% interval").figure,
+                 "Demands met before and after RPO: "
+                 + "; ".join(f"{group} {before[g, 0]:.0%} to {after[start, g, 0]:.0%}"
+                             for g, group in enumerate(GROUPS)) + "."),
     )  # fmt: skip
 
 

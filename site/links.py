@@ -62,6 +62,7 @@ def problems(folder: Path) -> list[str]:
             elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].ids:
                 found.append(f"{name}: {link} names a place that the page doesn't have")
     for path in sorted(folder.rglob("*.css")):
-        for link in re.findall(r"(?:url\(|@import)\s*['\"]?((?:https?:)?//[^'\")\s]+)", path.read_text(encoding="utf-8")):
+        text = path.read_text(encoding="utf-8")
+        for link in re.findall(r"(?:url\(|@import)\s*['\"]?((?:https?:)?//[^'\")\s]+)", text):
             found.append(f"{path.relative_to(folder)}: fetches {link} from elsewhere")
     return found

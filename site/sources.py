@@ -87,12 +87,18 @@ def gather(target: Path) -> None:
             written.copy(folder / path.name, f"downloads/{folder.name}/{path.name}")
     for name, text in reference_pages():
         written.text(name, text)
-    mathjax = find_spec("mathjax")
-    assert mathjax is not None and mathjax.submodule_search_locations, "the extra `site` brings it along"
-    scripts = Path(mathjax.submodule_search_locations[0]) / "static" / "mathjax"
-    for name in ("es5/tex-svg.js", "LICENSE"):
-        written.copy(scripts / name, f"static/mathjax/{Path(name).name}")
+    for path in mathjax():
+        written.copy(path, f"static/mathjax/{path.name}")
     written.sweep()
+
+
+def mathjax() -> tuple[Path, Path]:
+    """All of MathJax in one file, and its licence, as a package brings them along. ValueError where it is missing."""
+    package = find_spec("mathjax")
+    if package is None or not package.submodule_search_locations:
+        raise ValueError("MathJax is not installed; pip install 'dpo-lab[site]', as make site does")
+    folder = Path(package.submodule_search_locations[0]) / "static" / "mathjax"
+    return folder / "es5" / "tex-svg.js", folder / "LICENSE"
 
 
 class Written:
@@ -120,7 +126,7 @@ class Written:
         self.text(name, self.links(text, name))
 
     def links(self, text: str, page: str) -> str:
-        """Relative links of a page: to other pages as they are, to modules by their reference, to files as downloads."""
+        """Relative links of a page: to pages as they are, to modules by their reference, to files as downloads."""
 
         def one(match: re.Match[str]) -> str:
             target, anchor = match[1], match[2] or ""
@@ -154,7 +160,7 @@ class Written:
 
 
 def chapter(notebook: NotebookNode, name: str, mended_links: Callable[[str], str]) -> NotebookNode:
-    """A notebook as a page: see above. `name` is its file's, without the ending; `mended_links` mends links of texts."""
+    """A notebook as a page: see above. `name` is its file's, without the ending; `mended_links` mends a text's."""
     student = student_version(notebook)
     cells: list[NotebookNode] = []
     for cell, stub in zip(copy.deepcopy(notebook.cells), student.cells, strict=True):
@@ -280,7 +286,8 @@ def page_of(name: str) -> str:
 def modules_of(room: str) -> list[tuple[str, bool]]:
     """The modules of a room, its face first: (name, whether it is the face of a folder)."""
     path = ROOT / "dpo_lab" / room
-    files = [path] if path.is_file() else sorted(path.rglob("*.py"), key=lambda one: (one.parent, one.stem != "__init__"))
+    inside = sorted(path.rglob("*.py"), key=lambda one: (one.parent, one.stem != "__init__"))
+    files = [path] if path.is_file() else inside
     return [
         (".".join(one.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), one.stem == "__init__")
         for one in files
@@ -292,11 +299,12 @@ def reference_pages() -> Iterator[tuple[str, str]]:
     """A page per room of the package, and one that lists them: (name, Markdown)."""
     names = [(room.rstrip("/"), about) for room, about in rooms()]
     listed = "\n".join(page_of(f"dpo_lab/{room}") for room, _ in names)
-    yield "reference/index.md", (
+    index = (
         "# Reference\n\nEvery module of the package, room by room, from its own docstrings. Begin with [the map of the "
         "package](/dpo_lab/README.md): it says what lives where, and in which order to read.\n\n"
         f"```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n"
     )
+    yield "reference/index.md", index
     for room, about in names:
         # A folder's face only passes on what its modules define; they stand below it.
         body = "\n\n".join(

@@ -7,10 +7,11 @@ import importlib.util
 import json
 import random
 import re
+import runpy
 import sys
 from collections.abc import Iterator
 from functools import partial
-from itertools import product
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -129,7 +130,8 @@ def test_bradley_terry_is_the_worlds_model_of_a_labeller(figures):
     for places in somewhere(figure):
         gap, temperature = at(figure, "at", **places), float(figure.controls[1].texts[places["temperature"]])
         flip = float(figure.controls[2].texts[places["flip"]].removesuffix("%")) / 100
-        prob = preference_probs(torch.tensor([[gap, 0.0]], dtype=torch.float64), temperature=temperature)[0, 0, 1].item()
+        rewards = torch.tensor([[gap, 0.0]], dtype=torch.float64)
+        prob = preference_probs(rewards, temperature=temperature)[0, 0, 1].item()
         assert at(figure, "share", **places) == near((1 - flip) * prob + flip * (1 - prob))
 
 
@@ -144,15 +146,15 @@ def test_every_member_of_the_family_is_there_and_pulls_as_differences_say(figure
         loss = LOSSES["dpo"].bind(divergence=name.split()[-1]) if "under" in name else LOSSES[name].bind()
 
         def value(up: float, down: float, loss: Any = loss, h: float = h) -> float:
-            fields = (-length * nats + h / 2 + up, -length * nats - h / 2 + down, -length * nats, -length * nats, length,
-                      length)  # fmt: skip
+            before = -length * nats
+            fields = (before + h / 2 + up, before - h / 2 + down, before, before, length, length)
             return loss(PairScores(*(torch.tensor([x], dtype=torch.float64) for x in fields))).item()
 
         assert at(figure, "value", **places) == near(value(0, 0))
         for table, sides in (("up", (step, 0.0)), ("down", (0.0, step))):
             differences = (value(-sides[0], -sides[1]) - value(*sides)) / (2 * step)
             here = at(figure, table, **places)
-            if abs(here - differences) > 1e-4:  # a corner, as hinge has one: the pull is that of one of its sides
+            if here != pytest.approx(differences, rel=1e-4, abs=1e-4):  # a corner, as hinge has one: one of its sides
                 one_sided = [(value(0, 0) - value(*sides)) / step, (value(-sides[0], -sides[1]) - value(0, 0)) / step]
                 assert any(here == pytest.approx(side, abs=1e-3) for side in one_sided), (name, h, table)
 
@@ -164,7 +166,7 @@ def test_margins_are_the_saved_quantiles(figures):
         low, _, median, _, high = row["quantiles 5 25 50 75 95"]
         assert [at(figure, name, step=i) for name in ("low", "median", "high")] == [low, median, high]
         assert figure.controls[0].texts[i] == str(row["step"])
-        assert float(at(figure, "wrong", step=i).removesuffix(" %")) == pytest.approx(100 * row["wrong"])
+        assert float(at(figure, "wrong", step=i).removesuffix("%")) == pytest.approx(100 * row["wrong"])
 
 
 @pytest.mark.parametrize(("name", "key"), [("turn", "step"), ("noise", "level")])
@@ -286,7 +288,7 @@ def test_every_picture_has_its_alternative_text(chapters):
 
 def test_links_lead_to_pages_modules_and_files(site, tmp_path):
     written = site["sources"].Written(tmp_path)
-    text = "[`dpo.py`](dpo.py) [data](../data/README.md#results) [licence](../LICENSE) `[x](y)` [o](https://a.b) [h](#z)"
+    text = "[`dpo.py`](dpo.py) [data](../data/README.md#results) [l](../LICENSE) `[x](y)` [o](https://a.b) [h](#z)"
     mended = written.links(text, "dpo_lab/README.md")
     assert mended == text.replace("](dpo.py)", "](/reference/dpo.md)")
     assert (tmp_path / "LICENSE").is_file()
@@ -303,8 +305,9 @@ def test_buttons_come_from_one_address(site, monkeypatch):
     monkeypatch.setenv("GITHUB_REPOSITORY", "Somebody/dpo")
     assert sources.home() == "https://somebody.github.io/dpo/"
     links = "\n".join(sources.chapter_links("03_loss_and_gradient"))
-    assert "https://colab.research.google.com/github/Somebody/dpo/blob/main/notebooks/03_loss_and_gradient.ipynb" in links
-    assert "https://mybinder.org/v2/gh/Somebody/dpo/main?urlpath=lab/tree/notebooks/03_loss_and_gradient.ipynb" in links
+    path = "notebooks/03_loss_and_gradient.ipynb"
+    assert f"https://colab.research.google.com/github/Somebody/dpo/blob/main/{path}" in links
+    assert f"https://mybinder.org/v2/gh/Somebody/dpo/main?urlpath=lab/tree/{path}" in links
     assert "downloads/student/03_loss_and_gradient.ipynb" in links
     assert "#figure-loss" in links
     monkeypatch.setattr(sources, "project", lambda: {"urls": {"Repository": "https://github.com/a/b/"}})
@@ -356,15 +359,17 @@ def test_nothing_is_fetched_from_elsewhere():
 
 
 def test_the_configuration_is_read_and_runs_no_notebook(site):
-    if importlib.util.find_spec("sphinx") is None or importlib.util.find_spec("myst_nb") is None:
-        pytest.skip("the extra `site` is not installed; `make site` installs it")
-    from sphinx.config import Config
-
-    config = Config.read(SITE)
-    values = config._raw_config
+    pytest.importorskip("myst_nb", reason="the extra `site` is not installed; `make site` installs it")
+    values = runpy.run_path(str(SITE / "conf.py"))
     assert values["nb_execution_mode"] == "off"
     assert values["nitpicky"] is True
-    assert values["exclude_patterns"] == ["downloads"]
+    assert values["exclude_patterns"] == ["downloads"]  # nothing else is left out
+    assert all(importlib.util.find_spec(name) for name in values["extensions"])
+    script, licence = site["sources"].mathjax()
+    assert script.name == Path(values["mathjax_path"]).name
+    assert "Apache" in licence.read_text()
+    configuration = json.dumps([values["html_static_path"], values["html_css_files"], values["mathjax3_config"]])
+    assert "http" not in configuration
 
 
 def test_the_workflow_builds_what_make_builds_and_publishes_it():
