@@ -35,7 +35,7 @@ def main() -> int:
     problems = links.problems(OUTPUT)
     for problem in problems:
         print(problem, file=sys.stderr)
-    pages = len(list(OUTPUT.rglob("*.html")))
+    pages = sum("_static" not in path.parts for path in OUTPUT.rglob("*.html"))
     size = sum(path.stat().st_size for path in OUTPUT.rglob("*") if path.is_file())
     print(f"{pages} pages, {size / 2**20:.0f} MiB, {len(problems)} broken links, {time.perf_counter() - began:.0f} s: "
           f"{OUTPUT.relative_to(Path.cwd()) if OUTPUT.is_relative_to(Path.cwd()) else OUTPUT}")  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated, get_origin
 
 SITE = Path(__file__).resolve().parent
 sys.path[:0] = [str(SITE), str(SITE.parent)]  # the modules beside this file, and the package of this checkout
@@ -33,13 +34,15 @@ nb_render_markdown_format = "myst"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 4
 myst_update_mathjax = False
-suppress_warnings = ["myst.header"]  # some notebooks have a ### without a ## above it
+# Some notebooks have a ### without a ## above it; some names of types stand in two modules, and either is meant.
+suppress_warnings = ["myst.header", "ref.python"]
 
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False  # what torch and others say of their own methods is theirs
 add_module_names = False
-python_maximum_signature_line_length = 88
 viewcode_line_numbers = True
+viewcode_follow_imported_members = False
 
 html_theme = "sphinx_book_theme"
 html_title = "DPO Lab"
@@ -47,7 +50,7 @@ html_favicon = "static/icon.svg"
 html_context = {"default_mode": "auto"}
 html_static_path = ["static", str(SOURCES / "static")]
 html_css_files = ["site.css"]
-html_js_files = [("figures.js", {"defer": "defer"})]
+html_js_files = [("figures.js", {"defer": "defer"}), ("reading.js", {"defer": "defer"})]
 html_copy_source = False
 html_show_sourcelink = False
 html_baseurl = sources.home()
@@ -74,4 +77,9 @@ def setup(app: Sphinx) -> None:
     def read_docstring(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
         lines[:] = as_restructured_text(lines)
 
+    def skip(app: Sphinx, what: str, name: str, thing: object, is_skipped: bool, options: object) -> bool | None:
+        # Of a type that carries notes for the command line autodoc writes the notes out, as markup that they aren't.
+        return True if get_origin(thing) is Annotated else None
+
     app.connect("autodoc-process-docstring", read_docstring)
+    app.connect("autodoc-skip-member", skip)

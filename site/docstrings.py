@@ -1,7 +1,7 @@
 """Docstrings of this project are plain text with `code` in backticks; Sphinx reads reStructuredText.
 
-A paragraph whose lines begin with `name: ` is a list of arguments, each of which may go on in indented lines. An
-indented paragraph is a formula or code. Everything else is prose.
+A paragraph whose lines begin with `name: ` is a list of arguments, each of which may go on in indented lines. What is
+indented else is a formula, code or a table. Everything else is prose.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def as_restructured_text(lines: Sequence[str]) -> list[str]:
             was_block = True
             continue
         was_block = False
-        made += list(_list_of_names(paragraph)) if _names(paragraph) else [_escaped(line) for line in paragraph]
+        made += _list_of_names(paragraph) if _names(paragraph) else _prose(paragraph)
     return made
 
 
@@ -35,6 +35,12 @@ def _names(paragraph: Sequence[str]) -> bool:
     """Whether a paragraph lists names: two of them, or one whose text goes on in indented lines."""
     items = sum(bool(_ITEM.match(line)) for line in paragraph)
     return items > 1 or (items == 1 and any(line.startswith("    ") for line in paragraph))
+
+
+def _prose(paragraph: Sequence[str]) -> Iterator[str]:
+    """Lines of text; indented ones among them are a block of their own."""
+    for is_block, group in groupby(paragraph, key=lambda line: line.startswith("    ")):
+        yield from ["", "::", "", *group, ""] if is_block else map(_escaped, group)
 
 
 def _list_of_names(paragraph: Sequence[str]) -> Iterator[str]:
@@ -62,5 +68,5 @@ def _escaped(line: str) -> str:
             tail = parts[i + 1][:1]
             parts[i] = f"``{part.strip('`')}``" + ("\\ " if tail.isalnum() else "")
         elif not part.startswith("- ") or i:
-            parts[i] = re.sub(r"([*|\\])|(?<=\w)(_)(?!\w)", r"\\\1\2", part)
+            parts[i] = re.sub(r"([*|`\\])|(?<=\w)(_)(?!\w)", r"\\\1\2", part)
     return indent + "".join(parts)
