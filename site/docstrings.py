@@ -40,7 +40,8 @@ def _names(paragraph: Sequence[str]) -> bool:
 def _prose(paragraph: Sequence[str]) -> Iterator[str]:
     """Lines of text; indented ones among them are a block of their own."""
     for is_block, group in groupby(paragraph, key=lambda line: line.startswith("    ")):
-        yield from ["", "::", "", *group, ""] if is_block else map(_escaped, group)
+        run = list(group)
+        yield from ["", "::", "", *run, ""] if is_block else [_escaped(line) for line in run]
 
 
 def _list_of_names(paragraph: Sequence[str]) -> Iterator[str]:

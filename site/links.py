@@ -43,10 +43,8 @@ class _Page(HTMLParser):
 def problems(folder: Path) -> list[str]:
     """A line for each link within the site that leads nowhere, and for each thing that is fetched from elsewhere."""
     folder = folder.resolve()
-    found_pages = (
-        path for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts
-    )  # a theme's templates
-    pages = {path: _Page(path.read_text(encoding="utf-8")) for path in found_pages}
+    paths = sorted(path for path in folder.rglob("*.html") if "_static" not in path.parts)  # there lie templates
+    pages = {path: _Page(path.read_text(encoding="utf-8")) for path in paths}
     if not pages:
         return [f"{folder}: there are no pages; build the site first"]
     found = []

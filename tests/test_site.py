@@ -316,12 +316,13 @@ def test_buttons_come_from_one_address(site, monkeypatch):
 
 def test_docstrings_become_lists_blocks_and_code(site):
     made = site["docstrings"].as_restructured_text([
-        "π(y|x) of `n`s, a*b.", "", "    r = a * b", "", "name: text", "    that goes on.", "other_: more.", "After.", "",
-        "A ``` among these:", "    one  1", "Then prose.",
+        "π(y|x) of `n`s, a*b.", "", "    r = a * b", "", "name: text", "    that goes on.", "other_: more.", "After.",
+        "", "A ``` among these:", "    one  1", "Then prose.",
     ])  # fmt: skip
     assert made == [
         "π(y\\|x) of ``n``\\ s, a\\*b.", "", "::", "", "    r = a * b", "", "", "- name: text", "  that goes on.",
-        "- other\\_: more.", "", "After.", "", "A \\`\\`\\` among these:", "", "::", "", "    one  1", "", "Then prose.",
+        "- other\\_: more.", "", "After.", "", "A \\`\\`\\` among these:", "", "::", "", "    one  1", "",
+        "Then prose.",
     ]  # fmt: skip
 
 
