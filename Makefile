@@ -5,6 +5,7 @@
 #   make test    run every test          make check   format, lint and types
 #   make audit   known holes in the pinned versions
 #   make bench   against TRL, growth     make browser the panels in a real browser (needs Chromium)
+#   make site    the course and the reference as a site, in build/site: no network needed to build it or to read it
 #   make gpu     speed, memory and training on a GPU, in ten minutes (TINY=1 tries it on a CPU)
 #   make results the kept measurements (experiments: 130 minutes; ANEW=--anew from scratch)
 #   make data    rebuild the embedded data and model (80 minutes)
@@ -21,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Strict: every cell must print what the committed notebook shows. Two notebooks run side by side, on a core each.
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help demo lab real test browser release check audit format bench gpu data results real-results clean
+.PHONY: help demo lab real test browser release check audit format bench site gpu data results real-results clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -80,6 +81,10 @@ release: $(VENV)/.with-course
 bench: $(VENV)/.with-course+test+bench
 	-$(MAKE) $(VENV)/.with-real
 	$(BIN)/python -m pytest tests/benchmarks --run-benchmarks
+
+# Pages of the executed notebooks, a reference, and figures that move without Python; it fails where a link is broken.
+site: $(VENV)/.with-course+site
+	$(BIN)/python site/build.py
 
 # All that wants a GPU, in one go of under ten minutes, by the Python that is there (torch, transformers, accelerate and
 # peft; with trl and datasets it is compared with TRL too). On a CPU `make gpu TINY=1` tries every line.
