@@ -153,7 +153,7 @@ def test_the_error_of_fitted_rewards_falls_as_one_over_root_n_by_the_size_that_f
 
 
 def test_the_errors_of_two_rewards_are_half_that_of_their_gap():
-    """A shift of both changes no comparison: its eigenvalue is 0 but for rounding, and inverting it gave huge errors."""
+    """A shift of both changes no comparison. Its eigenvalue is a rounding error, and inverted it gave huge errors."""
     for gap in torch.linspace(-4, 4, 161).tolist():
         world, share = World.from_tables([[gap, 0.0]], [[0.5, 0.5]]), 1 / (1 + math.exp(-gap))
         expected = 1 / math.sqrt(500 * share * (1 - share)) / 2
