@@ -41,7 +41,10 @@ def rows() -> list[list[str]]:
 
 def default_of(config: type, name: str) -> object:
     (field,) = (field for field in dataclasses.fields(config) if field.name == name)
-    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    value, make = field.default, field.default_factory
+    if value is dataclasses.MISSING:
+        assert callable(make)
+        value = make()
     return getattr(value, "value", value)
 
 

@@ -70,7 +70,8 @@ def pair_anatomy(
     answers = (("chosen", chosen, chosen_logps, style.CHOSEN), ("rejected", rejected, rejected_logps, style.REJECTED))
     for ax, (name, tokens, logps, color) in zip(axes, answers, strict=True):
         plot_tokens(prompt, tokens, logps, color=color, ax=ax)
-        ax.set_title(f"{name} {ax.get_title(loc='left')}", loc="left", fontweight="bold", **style.text(10.5))
+        title = ax.get_title(loc="left").replace("answer y:", f"{name}:")
+        ax.set_title(title, loc="left", fontweight="bold", **style.text(10))
         ax.set_xlim(-0.5, longest - 0.5)
     tallest = max(ax.get_ylim()[1] for ax in axes)
     for ax in axes:  # one scale, so that the bars of the two answers compare

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from dpo_lab.workbench.plots import style
 from dpo_lab.workbench.plots.curves import smooth, smoothing_window
@@ -108,6 +109,7 @@ def plot_layouts(separate: Any, shared: Sequence[Sequence[int]]) -> style.Pictur
         ax.imshow(grid + 1, cmap=colors, vmin=-0.5, vmax=4.5, aspect="auto", interpolation="nearest")
         style.dress(ax, f"{title}: {(grid >= 0).sum():,} tokens", "token", "row" if grid is separate else "pair")
         ax.set_xlim(-0.5, lines.shape[1] - 0.5)
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(visible=False)
     names = ("padding", "prompt", "chosen", "rejected")
     keys = [
