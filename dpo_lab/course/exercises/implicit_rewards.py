@@ -92,8 +92,8 @@ def check_best_answers(answer: Callable[..., Any]) -> None:
     if not close(given, ratios.argmax(1)):
         hint = hint_for(given, wrong, "Which answer of each prompt has the largest log π − log π_ref?")
         raise NotYet(f"You picked {given.astype(int).tolist()}. {hint}")
-    right("the implicit reward compares the policy with its reference; log π alone also counts what the reference finds "
-          "likely, which helps where the reference is good")  # fmt: skip
+    right("the implicit reward compares the policy with its reference; log π alone also counts what the reference "
+          "finds likely, which helps where the reference is good")  # fmt: skip
 
 
 def check_mean_rewards(answer: Callable[..., Any]) -> None:
