@@ -152,6 +152,14 @@ def test_the_error_of_fitted_rewards_falls_as_one_over_root_n_by_the_size_that_f
         assert fewer / more == pytest.approx(math.sqrt(10), rel=0.2)
 
 
+def test_the_errors_of_two_rewards_are_half_that_of_their_gap():
+    """A shift of both changes no comparison. Its eigenvalue is a rounding error, and inverted it gave huge errors."""
+    for gap in torch.linspace(-4, 4, 161).tolist():
+        world, share = World.from_tables([[gap, 0.0]], [[0.5, 0.5]]), 1 / (1 + math.exp(-gap))
+        expected = 1 / math.sqrt(500 * share * (1 - share)) / 2
+        assert reward_errors(world, all_comparisons(world), 500)[0].tolist() == pytest.approx([expected] * 2)
+
+
 def test_a_response_that_never_lost_has_no_finite_reward_unless_a_ridge_holds_it():
     world = small_world(0)
     sure = all_comparisons(world, temperature=0.0)

@@ -142,6 +142,13 @@ def test_every_run_can_be_drawn_and_every_axis_is_labelled(rows):
 def test_a_sheet_without_a_metric_is_refused():
     with pytest.raises(ValueError, match="nothing to draw"):
         plots.curves_figure([{"kind": "finished", "step": 3, "num_steps": 3, "is_complete": True}])
+    with pytest.raises(ValueError, match=r"nothing to draw for \['perplexity'\]"):
+        plots.curves_figure(dpo_rows(), panels=["loss", "perplexity"])
+
+
+def test_a_sheet_of_some_panels_has_them_in_the_order_given():
+    figure = plots.curves_figure(dpo_rows(), panels=["margins", "loss"])
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["Reward margin", "Loss"]
 
 
 def test_values_that_are_no_numbers_do_not_stop_the_drawing():

@@ -45,6 +45,14 @@ def test_both_answers_stand_on_one_scale():
     assert "3 bars and the rejected one 2" in describe_pair_anatomy(PROMPT, CHOSEN, REJECTED)
 
 
+def test_of_a_long_prompt_only_its_end_is_drawn():
+    (one, _), long = pair_anatomy(PROMPT * 3, CHOSEN, REJECTED, [-1, -1, -1], [-20, -1]).axes, PROMPT * 3
+    names = [label.get_text() for label in one.get_xticklabels()]
+    assert names == ["…", *map(show_token, (*PROMPT, *CHOSEN))]
+    assert [round(bar.get_x() + bar.get_width() / 2, 6) for bar in one.containers[0]] == [5, 6, 7]
+    assert f"which has {len(long)} tokens" in describe_pair_anatomy(long, CHOSEN, REJECTED)
+
+
 def test_the_shared_row_shows_the_mask_that_was_given():
     mask = np.tril(np.ones((6, 6), bool))
     mask[4:, 3:4] = False

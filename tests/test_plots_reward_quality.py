@@ -118,6 +118,14 @@ def test_ridges_say_how_many_pairs_are_wrong():
     to_png(ax.figure)
 
 
+def test_no_ridge_is_cut_and_no_density_is_drawn_where_no_pair_has_moved():
+    ax = plot_ridge([0, 10, 20], [np.zeros(8), RNG.normal(0.3, 0.1, 40), RNG.normal(1, 1, 40)])
+    heights = [np.ptp(line.get_ydata()) for line in ax.lines[:3]]
+    assert heights[0] == 0
+    assert (ax.lines[1].get_ydata() == ax.lines[1].get_ydata().max()).sum() == 1
+    assert heights[1] > heights[2] > 0
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [

@@ -70,14 +70,15 @@ def test_a_queue_shows_writing_work_and_clocks():
         plot_queue([], {})
 
 
-def test_layouts_are_wrapped_without_losing_a_token():
-    figure = plot_layouts([[1, 1, 2, 0], [1, 1, 3, 3]], [1, 1, 2, 3, 3], width=3)
+def test_layouts_are_drawn_without_losing_a_token():
+    figure = plot_layouts([[1, 1, 2, 0], [1, 1, 3, 3]], [[1, 1, 2, 3, 3], [1, 2, 3]])
     separate, shared = figure.axes
     grids = [np.asarray(ax.images[0].get_array()) for ax in (separate, shared)]
     np.testing.assert_array_equal(grids[0], [[2, 2, 3, 1], [2, 2, 4, 4]])
-    np.testing.assert_array_equal(grids[1], [[2, 2, 3], [4, 4, 0]])
+    np.testing.assert_array_equal(grids[1], [[2, 2, 3, 4, 4], [2, 3, 4, 0, 0]])
     assert "8 tokens" in separate.get_title(loc="left")
-    assert "5 tokens" in shared.get_title(loc="left")
+    assert "8 tokens" in shared.get_title(loc="left")
+    assert separate.get_xlim() == shared.get_xlim()
     to_png(figure)
 
 
@@ -106,6 +107,7 @@ def test_running_sums_are_drawn_token_by_token():
 def test_losses_and_ways():
     ax = plot_losses({"30m": [(0, 7.4), (1, 3.0)]})
     np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0, 7.4], [1, 3.0]])
+    assert labels(plot_losses({"30m": [(0, 7.4), (1, 3.0)]}, guessing=7.38)) == ["30m", "guessing: 7.38"]
     with pytest.raises(ValueError, match="no curve"):
         plot_losses({})
     ways = [{"way": "a", "pairs_per_second": 1234.0, "share": 0.25, "peak_bytes": 3 * 2**30},

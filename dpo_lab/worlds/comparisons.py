@@ -167,7 +167,8 @@ def reward_errors(world: World, comparisons: Comparisons, n: int) -> Tensor:
     Holds for rewards that sum to 0 for each prompt, and once n is large enough for the likelihood to look like a bowl.
     """
     information = n * _fisher_information(world.rewards, _win_table(world, comparisons))
-    return torch.linalg.pinv(information, hermitian=True).diagonal(dim1=1, dim2=2).sqrt()
+    # A shift of all rewards changes no comparison: that eigenvalue is 0, or a rounding error that must not be inverted.
+    return torch.linalg.pinv(information, rtol=1e-10, hermitian=True).diagonal(dim1=1, dim2=2).sqrt()
 
 
 def _win_table(world: World, comparisons: Comparisons) -> Tensor:

@@ -84,8 +84,7 @@ def check_best_answers(answer: Callable[..., Any]) -> None:
     if given.shape != (3,):
         raise NotYet(f"There are three prompts, so three indices; yours have shape {given.shape}. Which axis is K?")
     wrong = {
-        "Those are the likeliest answers under the policy. That rewards what is short and what everyone says; the "
-        "planted bug is the missing reference.": logps.argmax(1),
+        "Those are the likeliest answers under the policy; the planted bug is the missing reference.": logps.argmax(1),
         "Those are the answers that the policy moved away from most.": ratios.argmin(1),
         "Those are the likeliest answers under the reference.": reference.argmax(1),
         "That looks down the columns: index k of different prompts.": ratios.argmax(0),
@@ -93,8 +92,8 @@ def check_best_answers(answer: Callable[..., Any]) -> None:
     if not close(given, ratios.argmax(1)):
         hint = hint_for(given, wrong, "Which answer of each prompt has the largest log π − log π_ref?")
         raise NotYet(f"You picked {given.astype(int).tolist()}. {hint}")
-    right("the policy compared with its reference is a reward model; the policy alone is a language model, and likes "
-          "what is likely")  # fmt: skip
+    right("the implicit reward compares the policy with its reference; log π alone also counts what the reference "
+          "finds likely, which helps where the reference is good")  # fmt: skip
 
 
 def check_mean_rewards(answer: Callable[..., Any]) -> None:

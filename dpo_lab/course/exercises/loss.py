@@ -82,7 +82,8 @@ def check_share_behind_margin(function: Callable[..., Any]) -> None:
         "At convergence h = logit(p)/β, so h is multiplied by β, not divided.": sigma(h / beta),
         "That is the loss. Which p has logit βh?": np.logaddexp(0, -beta * h),
     }, otherwise="Solve h = logit(p)/β for p.")  # fmt: skip
-    right("a converged margin states how many people agreed, and nothing about how good the answer is")
+    right("where many people voted on a pair and nothing else moves its gap, the converged margin counts their votes; "
+          "it says nothing about how good the answer is")  # fmt: skip
 
 
 def check_beta_for_margin(function: Callable[..., Any]) -> None:

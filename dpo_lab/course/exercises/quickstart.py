@@ -26,7 +26,7 @@ def check_share_of_wrong_labels(share_of_wrong_labels: Callable[[Sequence[dict[s
     alone = as_number(call(share_of_wrong_labels, rows[:2]), "The share for two of the rows")
     if not close(alone, 0.5):
         raise NotYet(f"For two rows of which one is wrong the share is {alone:.4g}. Do you divide by len(rows)?")
-    right("people who label make mistakes, and DPO learns from their majority")
+    right("a wrong label pulls the wrong way, and DPO cannot tell; here the right ones outweigh them by far")
 
 
 def check_starting_loss(starting_loss: Any) -> None:

@@ -16,6 +16,7 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 from dpo_lab.course.plots.inputs import same_length
 from dpo_lab.workbench.plots import style
 
+REFERENCE = r"$\pi_\mathrm{ref}$"  # as it is written in a picture
 # π_ref, π* and a trained policy look alike in every picture of the course.
 BAR_COLORS = (style.GREY, style.BLUE, style.GREEN, style.ORANGE, style.VERMILLION)
 
@@ -24,7 +25,7 @@ def plot_optimum_path(
     betas: Any, probs: Any, reference_probs: Any, responses: Sequence[str], *, marked: float | None = None, title: str =
     "", ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
-    """π*(y|x) of one prompt against β, one line per response; ticks on the right border stand at π_ref(y|x).
+    """π*(y|x) of one prompt against β, one line per response; triangles on the right border stand at π_ref(y|x).
 
     `betas` (B,) rising, `probs` (B, Y), `reference_probs` (Y,). A line is drawn at `marked`, with the probabilities
     there. Small β, on the left, gives everything to the best response; large β gives the reference back.
@@ -42,12 +43,11 @@ def plot_optimum_path(
         ax.axvline(marked, color=style.INK, linewidth=1)
         ax.plot([marked] * len(at), at, "o", color=style.INK, markersize=4.5, zorder=5)
         ax.annotate(f"β = {marked:.3g}", (marked, 1), (4, -11), textcoords="offset points", **style.text())
-    style.dress(ax, title or "The optimum π* against β", "β (reward per nat), small: far from π_ref", "π*(y|x)")
+    style.dress(ax, title or "The optimum π* against β", "β (reward per nat)", "π*(y|x)")
     style.in_percent(ax.yaxis)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
-    corner = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right"}
-    ax.annotate("◂ π_ref", (1, 1), (2, 3), **corner, **style.text())
+    ax.annotate(REFERENCE, (betas[-1], reference.max()), (7, 4), textcoords="offset points", **style.text(9))
     # On the lines the legend would hide them: they fill the whole range from 0 to 1.
     style.add_legend_below(ax, pad=4.6, ncols=1 if max(map(len, responses)) > 24 else 2)
     return ax
@@ -76,7 +76,8 @@ def plot_policies(
     height = 0.8 / len(table)
     for i, (name, probs) in enumerate(zip(policies, table, strict=True)):
         at = np.arange(len(responses)) + (i - (len(table) - 1) / 2) * height
-        ax.barh(at, probs, height * 0.92, color=BAR_COLORS[i % len(BAR_COLORS)], label=style.plain(name))
+        label = style.plain(name).replace("π_ref", REFERENCE)
+        ax.barh(at, probs, height * 0.92, color=BAR_COLORS[i % len(BAR_COLORS)], label=label)
         for y, p in zip(at, probs, strict=True):
             ax.annotate(f"{100 * p:.1f}", (p, y), (3, 0), textcoords="offset points", va="center", **style.text())
     style.dress(ax, title or "Probabilities of the responses", "π(y|x) in %", "")
@@ -102,7 +103,7 @@ def plot_frontier(
     kl: Any, rewards: Any, *, labels: Mapping[str, tuple[float, float]] | None = None, points: Mapping[str, tuple[float,
     float]] | None = None, path: tuple[Any, Any] | None = None, ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
-    """The most reward for every KL, a curve that no policy exceeds; the region above it is shaded.
+    """The reward–KL frontier, a curve that no policy exceeds; the region above it is shaded.
 
     `kl` and `rewards` (B,) are those of π* as β runs. `labels` writes names at points of the curve, `points` adds
     other policies, each name ↦ (KL, reward), and `path` (KLs, rewards) the way of a policy in training.
@@ -124,7 +125,7 @@ def plot_frontier(
     high += 0.08 * (high - low)
     ax.fill_between(kl[order], rewards[order], high, color=style.BLUE, alpha=0.07, linewidth=0)
     ax.set_ylim(low, high)
-    style.dress(ax, "The most reward for every KL", "E KL(π‖π_ref) (nats)", "expected reward")
+    style.dress(ax, "The reward–KL frontier", f"E KL(π‖{REFERENCE}) (nats)", "expected reward")
     style.add_legend(ax, loc="lower right")
     return ax
 
@@ -152,7 +153,7 @@ def optimum_figure(
     left, right = figure.subplots(1, 2)
     plot_optimum_path(betas, probs, reference_probs, responses, marked=betas[at], title=title, ax=left)
     plot_frontier(kl, rewards, labels={f"β = {betas[at]:.3g}": (kl[at], rewards[at])}, ax=right)
-    right.set_xlabel("KL(π‖π_ref) at this prompt (nats)")
+    right.set_xlabel(f"KL(π‖{REFERENCE}) at this prompt (nats)")
     return figure
 
 

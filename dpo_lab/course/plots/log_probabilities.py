@@ -62,14 +62,16 @@ def plot_tokens(
 def pair_anatomy(
     prompt: Sequence[str], chosen: Sequence[str], rejected: Sequence[str], chosen_logps: Any, rejected_logps: Any
 ) -> style.Picture:
-    """Both answers to one prompt, one over the other on the same columns; see `plot_tokens`."""
+    """Both answers to one prompt, side by side on one scale; of the prompt only its end. See `plot_tokens`."""
+    prompt = _end_of(prompt)
     longest = len(prompt) + max(len(chosen), len(rejected))
-    figure = style.new_figure(min(13.0, 1.2 + 0.29 * longest), 5.8)
-    axes = figure.subplots(2, 1)
+    figure = style.new_figure(min(13.0, 2.4 + 0.66 * longest), 3.4)
+    axes = figure.subplots(1, 2)
     answers = (("chosen", chosen, chosen_logps, style.CHOSEN), ("rejected", rejected, rejected_logps, style.REJECTED))
     for ax, (name, tokens, logps, color) in zip(axes, answers, strict=True):
         plot_tokens(prompt, tokens, logps, color=color, ax=ax)
-        ax.set_title(f"{name} {ax.get_title(loc='left')}", loc="left", fontweight="bold", **style.text(10.5))
+        title = ax.get_title(loc="left").replace("answer y:", f"{name}:")
+        ax.set_title(title, loc="left", fontweight="bold", **style.text(10))
         ax.set_xlim(-0.5, longest - 0.5)
     tallest = max(ax.get_ylim()[1] for ax in axes)
     for ax in axes:  # one scale, so that the bars of the two answers compare
@@ -77,10 +79,16 @@ def pair_anatomy(
     return figure
 
 
+def _end_of(prompt: Sequence[str]) -> list[str]:
+    """The last tokens of a prompt, with a mark where more stand before them."""
+    return list(prompt) if len(prompt) <= 5 else ["…", *prompt[-4:]]
+
+
 def describe_pair_anatomy(prompt: Sequence[str], chosen: Sequence[str], rejected: Sequence[str]) -> str:
     """What `pair_anatomy` shows, in words; without values, which differ in their last digit between machines."""
     return (
-        f"Two rows of bars over tokens. The first {len(prompt)} columns, the prompt, are grey and empty. The chosen "
+        f"Two panels of bars over tokens. The first {len(_end_of(prompt))} columns are grey and empty: the end of the "
+        f"prompt, which has {len(prompt)} tokens. The chosen "
         f"answer has {len(chosen)} bars and the rejected one {len(rejected)}, one for each of its tokens and one for "
         f"the end token {chosen[-1]}; a bar's height is minus the log-probability of that token in nats. An arrow "
         "leads from the prompt's last token to the answer's first: the logits there score it."
@@ -125,13 +133,16 @@ def plot_shared_row(
 
 
 def plot_sum_against_mean(sum_gaps: Any, mean_gaps: Any, *, ax: Axes | None = None) -> Axes:
-    """Each pair's gap log π(y_w|x) − log π(y_l|x), as a sum and per token; shaded where the two disagree."""
+    """Each pair's gap log π(y_w|x) − log π(y_l|x), as a sum and per token; shaded where the two disagree.
+
+    Both axes are linear near 0, where the two disagree most often, and logarithmic further out.
+    """
     sums, means = np.asarray(sum_gaps, np.float64), np.asarray(mean_gaps, np.float64)
     if sums.shape != means.shape or sums.ndim != 1 or not len(sums):
         raise ValueError(f"both must hold one gap per pair, got shapes {sums.shape} and {means.shape}")
     ax = ax or style.new_axes(6.2, 4.2)
     differ = (sums > 0) != (means > 0)
-    wide, tall = 1.08 * np.abs(sums).max() + 1e-9, 1.08 * np.abs(means).max() + 1e-9
+    wide, tall = 1.3 * np.abs(sums).max() + 1e-9, 1.3 * np.abs(means).max() + 1e-9
     for corner in ((-wide, 0.0), (0.0, -tall)):
         ax.add_patch(Rectangle(corner, wide, tall, color=style.REJECTED, alpha=0.08, zorder=0, linewidth=0))
     ax.scatter(sums[~differ], means[~differ], s=14, color=style.GREY, label="both rank the pair alike")
@@ -140,6 +151,10 @@ def plot_sum_against_mean(sum_gaps: Any, mean_gaps: Any, *, ax: Axes | None = No
     ax.axvline(0, color=style.INK, linewidth=0.8)
     style.dress(ax, "Which answer does the model find likelier?", "gap of the sums, chosen − rejected (nats)",
           "gap of the means (nats per token)")  # fmt: skip
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set_yscale("symlog", linthresh=0.1)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
     ax.set_xlim(-wide, wide)
     ax.set_ylim(-tall, tall)
     style.add_legend(ax, loc="lower right")

@@ -19,9 +19,9 @@ def plot_ridge(
 ) -> Axes:  # fmt: skip
     """A density of the margins at each step, the first at the top; left of 0 pairs are ranked the wrong way round.
 
-    steps: S numbers in order; margins: S arrays of one margin per pair. All ridges have the same area; very tall ones
-    are cut off at the top. The axis ends at ±`limit` (None: where 99 pairs in 100 of all steps lie). The share ranked
-    wrong is written beside each.
+    steps: S numbers in order; margins: S arrays of one margin per pair. All ridges have the same area. Where no pair
+    has moved yet, as before the first step, a density would be a needle without end: there stands an upright line. The
+    axis ends at ±`limit` (None: where 99 pairs in 100 of all steps lie). The share ranked wrong is written beside each.
     """
     values = [np.asarray(one, np.float64) for one in margins]
     if len(values) != len(steps) or not len(values):
@@ -34,11 +34,13 @@ def plot_ridge(
         limit = max(float(np.quantile(np.abs(np.concatenate(values)), 0.99)), 1e-3)
     grid = np.linspace(-limit, limit, 401)
     densities = [density(one, grid, floor=limit / 40) for one in values]
-    # The ridge before training is a needle: all margins are 0. It is cut, so that the others can be seen.
-    tallest = np.quantile([one.max() for one in densities], 0.6)
+    still = [float(np.abs(one).max()) < limit / 1000 for one in values]
+    tallest = max((one.max() for one, is_still in zip(densities, still, strict=True) if not is_still), default=1.0)
     for i, (one, curve) in enumerate(zip(values, densities, strict=True)):
-        base, height = -i, np.minimum(curve / tallest, 1.0) * _TALL
+        base, height = -i, np.zeros_like(grid) if still[i] else curve / tallest * _TALL
         order = 2 * i
+        if still[i]:
+            ax.vlines(0, base, base + 0.8, color=style.INK, linewidth=2.5, zorder=order + 1)
         ax.fill_between(grid, base, base + height, color="white", linewidth=0, zorder=order)
         for which, color in ((grid >= 0, style.TRAINING), (grid <= 0, style.REJECTED)):
             ax.fill_between(grid[which], base, base + height[which], color=color, alpha=0.65, linewidth=0, zorder=order)

@@ -12,8 +12,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from dpo_lab.workbench.plots import style
+from dpo_lab.workbench.plots.curves import smooth, smoothing_window
 
 _PHASES = {"batch": style.GREY, "forward": style.BLUE, "loss": style.PURPLE, "backward": style.ORANGE,
            "clip": style.GREEN, "step": style.VERMILLION}  # fmt: skip
@@ -89,20 +91,25 @@ def plot_queue(history: Sequence[tuple[float, float, float]], clocks: Mapping[st
     return ax
 
 
-def plot_layouts(separate: Any, shared: Any, *, width: int) -> style.Picture:
-    """Two grids of tokens: rows as they go through the model. 0 padding, 1 prompt, 2 chosen, 3 rejected.
+def plot_layouts(separate: Any, shared: Sequence[Sequence[int]]) -> style.Picture:
+    """Two grids of tokens: the same pairs as they go through the model. 0 padding, 1 prompt, 2 chosen, 3 rejected.
 
-    separate: (R, T). shared: (T,), one long row, drawn in lines of `width`.
+    separate: (R, T). shared: the tokens of each pair, which follow one another in one long row; a line for each pair.
     """
-    separate, shared = np.asarray(separate), np.asarray(shared).reshape(-1)
-    lines = np.full((-(-len(shared) // width), width), -1)
-    lines.flat[: len(shared)] = shared
+    separate = np.asarray(separate)
+    lines = np.full((len(shared), max(separate.shape[1], *map(len, shared))), -1)
+    for line, pair in zip(lines, shared, strict=True):
+        line[: len(pair)] = pair
     colors = ListedColormap(["white", style.PALE, style.GREY, style.BLUE, style.VERMILLION])
     figure = style.new_figure(8.4, 3.4)
-    panels = zip(figure.subplots(1, 2), (separate, lines), ("Separate rows", "One shared row, wrapped"), strict=True)
+    panels = zip(
+        figure.subplots(1, 2), (separate, lines), ("Separate rows", "One shared row, a line per pair"), strict=True
+    )
     for ax, grid, title in panels:
         ax.imshow(grid + 1, cmap=colors, vmin=-0.5, vmax=4.5, aspect="auto", interpolation="nearest")
-        style.dress(ax, f"{title}: {(grid >= 0).sum():,} tokens", "token", "row" if grid is separate else "line")
+        style.dress(ax, f"{title}: {(grid >= 0).sum():,} tokens", "token", "row" if grid is separate else "pair")
+        ax.set_xlim(-0.5, lines.shape[1] - 0.5)
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(visible=False)
     names = ("padding", "prompt", "chosen", "rejected")
     keys = [
@@ -158,15 +165,24 @@ def plot_running_sums(sums: Mapping[str, Any], *, title: str = "A sum over token
     return ax
 
 
-def plot_losses(curves: Mapping[str, Any], *, xlabel: str = "seconds", ylabel: str = "loss (nats per token)",
-                title: str = "From random weights", ax: Axes | None = None) -> Axes:  # fmt: skip
-    """Losses of trainings: name → rows of (seconds, loss)."""
+def plot_losses(curves: Mapping[str, Any], *, guessing: float | None = None, xlabel: str = "seconds",
+                ylabel: str = "loss (nats per token)", title: str = "From random weights",
+                ax: Axes | None = None) -> Axes:  # fmt: skip
+    """Losses of trainings: name → rows of (seconds, loss), as dots with their running mean.
+
+    `guessing` draws the loss of a model that knows nothing, log V.
+    """
     if not curves:
         raise ValueError("there is no curve to draw; give at least one name with its rows of (seconds, loss)")
     ax = ax or style.new_axes(5.8, 3.4)
     for i, (name, rows) in enumerate(curves.items()):
         x, y = np.asarray(rows, np.float64).T
-        ax.plot(x, y, linewidth=1.6, **style.look(i, name))
+        look = style.look(i, name)
+        ax.plot(x, y, ".", markersize=4, alpha=0.4, color=look["color"])
+        ax.plot(x, smooth(y, smoothing_window(len(y))), linewidth=1.8, **look)
+    if guessing is not None:
+        label = f"guessing: {guessing:.2f}"
+        ax.axhline(guessing, color=style.INK, linewidth=1, linestyle=":", label=label)
     style.dress(ax, title, xlabel, ylabel)
     ax.set_ylim(bottom=0)
     style.add_legend(ax)

@@ -169,11 +169,16 @@ def plot_panel(rows: Rows, panel: str, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def curves_figure(rows: Rows, *, title: str = "") -> style.Picture:
-    """Everything that a run measured, on one sheet of two columns: for preference tuning and for SFT."""
-    names = panels_of(rows)
-    if not names:
-        raise ValueError("there is nothing to draw: the rows hold no known metric; record at least one step")
+def curves_figure(rows: Rows, *, title: str = "", panels: Sequence[str] | None = None) -> style.Picture:
+    """What a run measured, on one sheet of two columns: for preference tuning and for SFT.
+
+    `panels` names some of `PANELS`, in order; None draws all that the rows can fill.
+    """
+    known = panels_of(rows)
+    names = known if panels is None else list(panels)
+    if not names or set(names) - set(known):
+        raise ValueError(f"there is nothing to draw for {sorted(set(names) - set(known)) or 'any panel'}: the rows can "
+                         f"fill {known}; record at least one step, or name other panels")  # fmt: skip
     num_rows = math.ceil(len(names) / 2)
     figure = style.new_figure(10, 0.6 + 2.5 * num_rows)
     for name, ax in zip(names, style.grid_of(figure, len(names), 2), strict=True):

@@ -180,15 +180,20 @@ def add_legend(ax: Axes, *, skip: tuple[str, ...] = (), ncols: int = 1, loc: Any
     shown = [(handle, label) for handle, label in zip(handles, labels, strict=True) if label not in skip]
     if shown:
         handles, labels = map(list, zip(*shown, strict=True))
-        legend = ax.legend(handles=handles, labels=labels, loc=loc, ncols=ncols, fontsize=8, framealpha=0.9)
+        # Handles are long enough for a whole period of "-.", which would look like "--" otherwise.
+        legend = ax.legend(
+            handles=handles, labels=labels, loc=loc, ncols=ncols, fontsize=8, framealpha=0.9, handlelength=3.2
+        )
         legend.get_frame().set_linewidth(0)
 
 
 def add_legend_beside(ax: Axes) -> None:
     """A small legend to the right of the panel, where no curve is."""
-    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False).set_in_layout(True)
+    look = {"fontsize": 8, "frameon": False, "handlelength": 3.2}
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), **look).set_in_layout(True)
 
 
 def add_legend_below(ax: Axes, *, pad: float, ncols: int = 2) -> None:
     """A small legend under a panel that curves or areas fill; `pad`, in letters, clears the labels of the axis."""
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=pad, ncols=ncols, fontsize=8, frameon=False)
+    look = {"fontsize": 8, "frameon": False, "handlelength": 3.2}
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=pad, ncols=ncols, **look)
