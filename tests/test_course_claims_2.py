@@ -208,7 +208,8 @@ def test_the_side_by_side_cannot_show_less_than_all_that_dpo_gained(kind):
     found = differences_from({name: of(name, kind).tolist() for name in names}, "dpo")
     whole = seed_interval(of("dpo", kind) - of("base", "none"))
     assert next(iter(found.values())).wide_half_width > 0.8 * whole.mean
-    assert (whole.low > 0) == (kind == "clean")  # under noise and bias dpo itself hardly leaves the base
+    assert not whole.leaves_out_zero  # with three seeds not even dpo is seen to help
+    assert (whole.mean > 0.1) == (kind == "clean")  # under noise and bias it hardly leaves the base
     assert not any(one.is_clear and one.value > 0 for one in found.values())
     assert "these runs could not have shown it" in summary(11)
 
@@ -266,7 +267,7 @@ def test_dpo_forgets_less_than_sft(jobs):
     assert dpo.low < 0 < dpo.high
     assert less.low > 0
     assert f"+{points(dpo)}" in summary(13)
-    assert points((-sft[0], -sft[2], -sft[1])) in summary(13)
+    assert f"{-100 * sft[0]:.1f} points [{-100 * sft[2]:.1f}, {-100 * sft[1]:.1f}]" in summary(13)
     assert f"{100 * less[0]:.1f} points [{100 * less[1]:.1f}, {100 * less[2]:.1f}]" in words(13)
 
 
