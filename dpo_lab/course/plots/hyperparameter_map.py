@@ -106,9 +106,13 @@ def map_figure(
 
 
 def plot_spread(
-    groups: Mapping[str, Sequence[float]], ylabel: str, *, title: str = "Seeds against knobs", ax: Axes | None = None
-) -> Axes:
-    """Each setting's seeds as points, beside them their mean with one standard deviation: is the difference real?"""
+    groups: Mapping[str, Sequence[float]], ylabel: str, *, pooled: float | None = None, title: str = "Seeds against knobs",
+    ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    """Each setting's seeds as points, beside them their mean with one standard deviation: is the difference real?
+
+    `pooled`: one deviation for all settings, where each has too few seeds for its own.
+    """
     if not groups or any(len(values) == 0 for values in groups.values()):
         raise ValueError(f"every setting needs at least one value, got {dict(groups)}; run it with a seed or more")
     ax = ax or style.new_axes(max(4.2, 1.2 + 1.15 * len(groups)), 3.4)
@@ -116,9 +120,9 @@ def plot_spread(
         array = np.asarray(values, float)
         ax.plot(np.full(len(array), place - 0.12), array, style.marker(place), color=style.color(place), markersize=6,
                 markeredgecolor="white")  # fmt: skip
-        if len(array) > 1:
+        if len(array) > 1 or pooled is not None:
             bar = {"fmt": "_", "color": style.INK, "capsize": 4, "markersize": 14}
-            ax.errorbar(place + 0.12, array.mean(), array.std(ddof=1), **bar)
+            ax.errorbar(place + 0.12, array.mean(), pooled or array.std(ddof=1), **bar)
     style.dress(ax, style.plain(title), "", style.plain(ylabel))
     ax.set_xticks(range(len(groups)), [style.plain(name) for name in groups])
     ax.set_xlim(-0.6, len(groups) - 0.4)
