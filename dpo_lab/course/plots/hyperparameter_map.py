@@ -106,9 +106,13 @@ def map_figure(
 
 
 def plot_spread(
-    groups: Mapping[str, Sequence[float]], ylabel: str, *, pooled: float | None = None, title: str = "Seeds against knobs",
+    groups: Mapping[str, Sequence[float]],
+    ylabel: str,
+    *,
+    pooled: float | None = None,
+    title: str = "Seeds against knobs",
     ax: Axes | None = None,
-) -> Axes:  # fmt: skip
+) -> Axes:
     """Each setting's seeds as points, beside them their mean with one standard deviation: is the difference real?
 
     `pooled`: one deviation for all settings, where each has too few seeds for its own.
