@@ -49,6 +49,12 @@ def shown(found, *, scale=1.0, digits=2):
     return f"{mean} [{low}, {high}]"
 
 
+def groups(pattern, text):
+    """What a pattern finds in a text; the text has to hold it once."""
+    (found,) = re.findall(pattern, text)
+    return found
+
+
 def rows_of(name):
     return read_results(f"{name}.json", f"data/experiments/{name}.py")["rows"]
 
@@ -234,7 +240,7 @@ def test_nothing_is_compared_below_the_lowest_kl_that_was_measured():
     lowest = max(kl[1:].min() for kl, _ in curves_of(sound_runs(), "dpo").values())
     assert 0.3 < lowest < 0.4
     (source,) = ("".join(cell["source"]) for cell in notebook(12) if "KLS = (" in "".join(cell["source"]))
-    assert min(map(float, re.search(r"KLS = \(([\d., ]+)\)", source).group(1).split(","))) >= lowest
+    assert min(map(float, groups(r"KLS = \(([\d., ]+)\)", source).split(","))) >= lowest
 
 
 def test_dpo_and_sft_are_level_at_the_same_kl():
@@ -301,14 +307,14 @@ def test_sft_on_tools_costs_formats(jobs):
 
 def test_kappa_is_reported_without_the_ties_that_both_know():
     text = printed(14)
-    with_ties = float(re.search(r"Cohen's kappa ([\d.]+)", text).group(1))
-    without = float(re.search(r"without them they agree on \d+%, kappa ([\d.]+)", text).group(1))
+    with_ties = float(groups(r"Cohen's kappa ([\d.]+)", text))
+    without = float(groups(r"without them they agree on \d+%, kappa ([\d.]+)", text))
     assert without < 0.4 < with_ties
     assert "here from about 0.3 to 0.66" in summary(14)
 
 
 def test_the_arena_does_not_decide():
-    low, high = map(int, re.search(r"with ties as half a win \d+% \[(\d+)%, (\d+)%\]", printed(14)).groups())
+    low, high = map(int, groups(r"with ties as half a win \d+% \[(\d+)%, (\d+)%\]", printed(14)))
     assert low < 50 < high
     assert f"did not decide it: 58 % [{low}, {high}]" in summary(14)
 
