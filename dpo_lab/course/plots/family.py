@@ -187,8 +187,8 @@ def results_figure(
 
 
 def _panels(curves: Mapping[str, Any]) -> tuple[style.Picture, Sequence[Axes]]:
-    columns, height = (len(curves), 2.7) if len(curves) <= 4 else (_COLUMNS, 1.75)  # a few are drawn larger
-    figure = style.new_figure(11.4, 0.5 + height * -(-len(curves) // columns))
+    columns, width, height = (2, 8.0, 2.4) if len(curves) <= 4 else (_COLUMNS, 11.4, 1.75)  # a few are drawn larger
+    figure = style.new_figure(width, 0.5 + height * -(-len(curves) // columns))
     panels = style.grid_of(figure, len(curves), columns, sharex=True)
     figure.supxlabel("log-ratio gap h (nats)", **style.text())
     return figure, panels
