@@ -281,8 +281,11 @@ def test_its_price_dpo_after_sft_does_not_bring_the_other_jobs_back(jobs):
     both = difference(others_than_tools(jobs, ("SFT + DPO", "tools")), others_than_tools(jobs, ("base", "nothing")))
     assert both.high < 0
     assert points(both) in words(13)
-    assert "it lowered success from 88 to 82 % and calls from 95 to 82 %" in summary(13)
-    assert "82% after DPO" in printed(13)
+    after_sft, after_both = (
+        int(groups(rf"(?m)^{name}: success (\d+)%", printed(13))) for name in ("SFT", r"SFT \+ DPO")
+    )
+    assert after_both < after_sft
+    assert f"it lowered success from {after_sft} to {after_both} %" in summary(13)
 
 
 def test_a_second_pass_costs_success_on_new_attacks(jobs):
