@@ -312,14 +312,14 @@ def test_kappa_is_reported_without_the_ties_that_both_know():
     text = printed(14)
     with_ties = float(groups(r"Cohen's kappa ([\d.]+)", text))
     without = float(groups(r"without them they agree on \d+%, kappa ([\d.]+)", text))
-    assert without < 0.4 < with_ties
-    assert "here from about 0.3 to 0.66" in summary(14)
+    assert without < with_ties - 0.2
+    assert f"here from {without:.2f} to {with_ties:.2f}" in summary(14)
 
 
-def test_the_arena_does_not_decide():
-    low, high = map(int, groups(r"with ties as half a win \d+% \[(\d+)%, (\d+)%\]", printed(14)))
-    assert low < 50 < high
-    assert f"did not decide it: 58 % [{low}, {high}]" in summary(14)
+def test_the_arena_hardly_decides():
+    share, low, high = map(int, groups(r"with ties as half a win (\d+)% \[(\d+)%, (\d+)%\]", printed(14)))
+    assert low <= 50 < high
+    assert f"hardly decided it: {share} % [{low}, {high}]" in summary(14)
 
 
 # ── what carries over ─────────────────────────────────────────────────────────────────────────────────────────────
