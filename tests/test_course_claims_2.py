@@ -12,6 +12,7 @@ import re
 import numpy as np
 import pytest
 
+from dpo_lab.course.exercises import recorded_runs
 from dpo_lab.course.saved_results import outcomes, read_jobs, read_map, read_results
 from dpo_lab.course.statistics import compare_at_kl, curves_of, differences_from, seed_interval
 from dpo_lab.course.statistics.jobs import difference
@@ -133,6 +134,14 @@ def test_the_lowest_held_out_loss_is_the_worst_model():
     assert rewards[60].mean() < rewards[0].mean()
     assert f"rose by {rise:.2f} and then fell by {fall:.2f}" in summary(10)
     assert "stop at its lowest" not in words(10)
+
+
+def test_in_four_of_the_five_recorded_runs_the_held_out_loss_only_falls():
+    runs = {run["cause"]: run for run in recorded_runs().values()}
+    falls = [cause for cause, run in runs.items() if (np.diff(run["heldout_loss"]) < 0).all()]
+    assert sorted(falls) == ["few pairs", "flips", "length", "sound"]
+    assert runs["few pairs"]["reward"][-1] < runs["few pairs"]["reward"][0]
+    assert runs["rate"]["reward"][-1] < 0
 
 
 def test_nothing_is_displaced_in_the_pocket_world():
