@@ -12,8 +12,7 @@ import re
 import numpy as np
 import pytest
 
-from dpo_lab.course.exercises import recorded_runs
-from dpo_lab.course.saved_results import outcomes, read_jobs, read_map, read_results
+from dpo_lab.course.saved_results import outcomes, read_jobs, read_map, read_results, recorded_runs
 from dpo_lab.course.statistics import compare_at_kl, curves_of, differences_from, seed_interval
 from dpo_lab.course.statistics.jobs import difference
 from dpo_lab.losses import LOSSES

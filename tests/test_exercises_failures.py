@@ -15,9 +15,9 @@ from dpo_lab.course.exercises import (
     check_resting_reference,
     check_swapped_source,
     mystery_runs,
-    recorded_runs,
 )
 from dpo_lab.course.exercises.failures import CAUSES
+from dpo_lab.course.saved_results import recorded_runs
 
 ANSWER = {"A": "swapped labels", "B": "sound", "C": "learnt by heart", "D": "reference follows the policy",
           "E": "wrong reference"}  # fmt: skip

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from dpo_lab.course.exercises.checking import NotYet, as_array, call, expect, right
-from dpo_lab.course.saved_results import read_results
 
 
 def check_first_moves(answer: Callable[..., Any]) -> None:
@@ -169,28 +168,6 @@ def mystery_runs(*, steps: int = 60) -> dict[str, dict[str, np.ndarray]]:
         "learnt by heart": course(few),
     }
     return {letter: runs[CAUSES[place]] for letter, place in zip("ABCDE", _ORDER, strict=True)}
-
-
-_RECORDED = {"A": "length", "B": "few pairs", "C": "sound", "D": "flips", "E": "rate"}
-
-
-def recorded_runs(*, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Five runs of `data/experiments/failures.py` in the pocket world, under the names A to E.
-
-    Each has losses and accuracies (T,) of its training steps; steps, heldout_loss, heldout_accuracy, kl, words,
-    well_formed and the true reward (E,) as measured on the way; and its cause, as the experiment names it.
-    """
-    rows = read_results("failures.json", "python data/experiments/failures.py --only recorded")["rows"]
-    measures = ("heldout_loss", "heldout_accuracy", "kl", "words", "well_formed", "reward")
-    runs = {}
-    for letter, cause in _RECORDED.items():
-        own = [row for row in rows if (row["failure"], row["method"], row["seed"]) == ("recorded", cause, seed)]
-        if not own:
-            raise ValueError(f"no recorded run is {cause!r} with seed {seed}; data/experiments/failures.py makes them")
-        runs[letter] = {"cause": cause, "steps": [row["step"] for row in own]}
-        runs[letter] |= {name: [row[name] for row in own] for name in measures}
-        runs[letter] |= {name: [value for row in own for value in row[name]] for name in ("losses", "accuracies")}
-    return runs
 
 
 def check_diagnoses(answer: Mapping[str, str]) -> None:
