@@ -1,4 +1,4 @@
-"""Results of experiments, read back for tables and pictures: jobs, failures, the hyperparameter map, real models, a GPU.
+"""Results of experiments, read back for tables and pictures: jobs, failures, the hyperparameter map, real models, GPU.
 
 A row of `data/experiments/jobs.py` is one trained policy judged with one seed. It holds, for each prompt in turn, a
 letter "1" or "0" for success:
