@@ -17,6 +17,7 @@ from dpo_lab.course.exercises import (
     mystery_runs,
 )
 from dpo_lab.course.exercises.failures import CAUSES
+from dpo_lab.course.saved_results import recorded_runs
 
 ANSWER = {"A": "swapped labels", "B": "sound", "C": "learnt by heart", "D": "reference follows the policy",
           "E": "wrong reference"}  # fmt: skip
@@ -197,3 +198,21 @@ def swapped_letters(a, b):
 def test_wrong_diagnoses(wrong, message):
     with pytest.raises(NotYet, match=message):
         check_diagnoses(wrong)
+
+
+def test_the_recorded_runs_show_their_causes():
+    runs = recorded_runs()
+    assert list(runs) == list("ABCDE")
+    assert sorted(run["cause"] for run in runs.values()) == ["few pairs", "flips", "length", "rate", "sound"]
+    by_cause = {run["cause"]: run for run in runs.values()}
+    for run in runs.values():
+        assert len(run["losses"]) == len(run["accuracies"]) == run["steps"][-1] == 60
+        assert len(run["kl"]) == len(run["steps"]) == 6
+    last = lambda cause, name: float(np.mean(by_cause[cause][name][-10:]))
+    assert last("few pairs", "accuracies") > 0.98 > 0.8 > by_cause["few pairs"]["heldout_accuracy"][-1]
+    assert last("flips", "accuracies") < by_cause["flips"]["heldout_accuracy"][-1] - 0.1
+    assert by_cause["length"]["words"][-1] > by_cause["sound"]["words"][-1] + 2
+    assert by_cause["rate"]["kl"][-1] > 10 * by_cause["sound"]["kl"][-1]
+    assert max(runs.values(), key=lambda run: run["reward"][-1])["cause"] == "sound"
+    with pytest.raises(ValueError, match="with seed 99"):
+        recorded_runs(seed=99)

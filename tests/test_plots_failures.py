@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dpo_lab.course.plots.failures import conditions_figure, plot_levels, plot_mass, runs_grid, turn_figure
+from dpo_lab.course.plots.failures import (
+    conditions_figure,
+    plot_levels,
+    plot_mass,
+    recorded_grid,
+    runs_grid,
+    turn_figure,
+)
 from dpo_lab.workbench.plots import to_png
 
 
@@ -71,6 +78,26 @@ def test_a_grid_draws_both_sides_of_every_run():
     to_png(figure)
 
 
+def test_a_recorded_run_is_drawn_with_what_was_seen_on_the_way():
+    run = {"losses": [0.7, 0.6, 0.4, 0.5], "accuracies": [0.5, 0.6, 0.9, 0.8], "steps": [0, 2, 4],
+           "heldout_loss": [0.69, 0.6, 0.62], "heldout_accuracy": [0.5, 0.7, 0.7], "kl": [0.0, 1.0, 50.0]}  # fmt: skip
+    figure = recorded_grid({"A": run, "B": run}, {"kl": "KL (nats)"})
+    assert len(figure.axes) == 6
+    assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == ["A", "B"]
+    drawn = [list(line.get_ydata()) for line in figure.axes[0].lines]
+    assert [0.7, 0.6, 0.4, 0.5] in drawn
+    assert [0.69, 0.6, 0.62] in drawn
+    assert list(figure.axes[4].lines[0].get_ydata()) == [0.0, 1.0, 50.0]
+    to_png(figure)
+
+
+def test_four_measures_stand_in_two_rows():
+    row = {name: [1.0, 2.0] for name in "abcd"}
+    figure = conditions_figure({"one": row, "two": row}, {name: name for name in "abcd"})
+    width, height = figure.get_size_inches()
+    assert width < 3 * height  # no strip
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [
@@ -83,6 +110,7 @@ def test_a_grid_draws_both_sides_of_every_run():
         (lambda: conditions_figure({"a": {"reward": []}}, {"reward": "r"}), "every condition needs"),
         (lambda: conditions_figure({}, {"reward": "r"}), "every condition needs"),
         (lambda: runs_grid({"A": {"loss": [1.0]}}), "needs loss"),
+        (lambda: recorded_grid({"A": {"losses": [1.0]}}, {"kl": "KL"}), "missing .*'heldout_loss'.*'kl'"),
     ],
 )
 def test_mistakes_are_told(act, message):

@@ -9,6 +9,7 @@ from dpo_lab.course.plots.frontier import (
     costs_figure,
     plot_matched,
     plot_roads,
+    plot_shortfall,
     settings_of,
     short,
 )
@@ -98,3 +99,14 @@ def test_ticks_do_not_crowd(limit):
 @pytest.mark.parametrize(("value", "told"), [(3.0, "3"), (0.123, "0.123"), (45_300, "45.3k"), (2.5e9, "2.5G")])
 def test_numbers_in_few_letters(value, told):
     assert short(value) == told
+
+
+def test_shortfalls_are_drawn_one_row_a_method():
+    ax = plot_shortfall({"DPO": [0.1, 0.3], "$far$": [0.5]})
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["DPO", r"\$far\$"]
+    drawn = [list(line.get_xdata()) for line in ax.lines]
+    assert [0.1, 0.3] in drawn
+    assert [0.5] in drawn
+    to_png(ax.figure)
+    with pytest.raises(ValueError, match="at least one shortfall"):
+        plot_shortfall({"DPO": []})

@@ -104,6 +104,20 @@ def test_seeds_are_points_beside_their_mean_and_deviation():
         plot_spread({"a": []}, "success")
 
 
+def test_one_deviation_for_all_where_each_has_too_few_seeds():
+    ax = plot_spread({"a": [0.5, 0.7], "b": [0.9]}, "success", pooled=0.05)
+    bars = [container.lines[2][0].get_segments()[0] for container in ax.containers]
+    assert [bar[1][1] - bar[0][1] for bar in bars] == pytest.approx([0.1, 0.1])
+
+
+def test_the_outlined_cell_has_a_frame_and_no_other():
+    ax = plot_map(CELLS, "kl", outlined=CELLS[0])
+    betas, rates, _ = table_of(CELLS, "kl")
+    (frame,) = ax.patches
+    assert frame.get_xy() == (rates.index(CELLS[0]["learning_rate"]) - 0.5, betas.index(CELLS[0]["beta"]) - 0.5)
+    assert not plot_map(CELLS, "kl").patches
+
+
 def test_accuracy_and_form_are_two_curves():
     ax = plot_accuracy_against_form(CELLS[:2], ["2e-4", "1e-3"])
     assert [line.get_label() for line in ax.get_lines()][:2] == ["held-out pairs ranked right", "well-formed answers"]

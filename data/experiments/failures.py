@@ -17,6 +17,9 @@ disturbance, the order and the answers.
     off-policy     the same conversations and labels, answers from the policy itself (own), from a model trained on
                    rejected answers (other), from the policy at temperature 1.6 (hot), written by the world (written)
     rate           96 pairs 20 times over; level is the learning rate
+    recorded       five runs with all that one can see on the way, for the reader to diagnose: sound, few pairs many
+                   times over, the learning rate of the base model's SFT, length-biased labels, flipped labels; the
+                   held-out labels are as they were
 
 `python data/experiments/failures.py --only noise` runs one of them.
 """
@@ -73,6 +76,8 @@ BETA, RATE, BATCH = 0.5, 4e-4, 16  # of notebook 09's short runs
 BONUS = 0.6
 NOISE = (0.2, 0.4)
 DROPOUT = 0.1
+RECORDED = {"sound": 0.0, "few pairs": 0.0, "rate": 2e-3, "length": BONUS, "flips": 0.3}
+"""The runs that are recorded, and their levels."""
 
 
 def cells(seeds: int) -> list[dict[str, Any]]:
@@ -86,6 +91,7 @@ def cells(seeds: int) -> list[dict[str, Any]]:
     wanted += [("reference", method, 0.0) for method in ("right", "stale", "other", "dropout")]
     wanted += [("off-policy", method, 0.0) for method in ("own", "other", "hot", "written")]
     wanted += [("rate", "dpo", rate) for rate in (2e-4, 4e-3)]
+    wanted += [("recorded", method, level) for method, level in RECORDED.items()]
     return [{"failure": failure, "method": method, "level": level, "seed": seed}
             for seed in range(seeds) for failure, method, level in wanted]  # fmt: skip
 
@@ -150,12 +156,22 @@ class Lab:
         few = max(self.arguments.pairs // 6, BATCH)
         steps = 10 * (few // BATCH)  # ten times over the few pairs
         rows = self.pairs(seed, few if pairs == "few" else steps * BATCH)
-        policy = copy.deepcopy(self.base)
-        config = self.config(seed, beta=float(beta), epochs=1000.0, max_steps=steps, schedule="constant",
-                             evaluate_every=steps // 5)  # fmt: skip
-        events = train_dpo(policy, self.tokenizer, rows, config, held_out=self.held, cache=self.cache)
-        return [{"step": event.step} | self.answers(policy, seed, self.base) | held_metrics(event.metrics, float(beta))
-                for event in events if isinstance(event, Evaluation)]  # fmt: skip
+        return self.on_the_way(rows, seed, steps, beta=float(beta))
+
+    def recorded(self, method: str, level: float, seed: int) -> list[dict[str, Any]]:
+        steps = 60
+        rows = self.pairs(seed, steps * BATCH)
+        knobs: dict[str, Any] = {}
+        match method:
+            case "few pairs":
+                rows, knobs = rows[: max(self.arguments.pairs // 6, BATCH)], {"beta": 0.1}
+            case "rate":
+                knobs = {"learning_rate": level}
+            case "length":
+                rows = length_biased(rows, level, seed)
+            case "flips":
+                rows = flipped(rows, level, seed)
+        return self.on_the_way(rows, seed, steps, **knobs)
 
     def reference(self, method: str, level: float, seed: int) -> dict[str, Any]:
         rows, start = self.pairs(seed), self.tuned("chosen", seed)
@@ -186,6 +202,25 @@ class Lab:
         return self.judged(*self.trained(few, seed, learning_rate=level, epochs=20.0, beta=0.1), seed, beta=0.1)
 
     # What they share.
+
+    def on_the_way(self, rows: Rows, seed: int, steps: int, **knobs: Any) -> list[dict[str, Any]]:
+        """A row at the start and after each fifth of the steps; it has the training losses and accuracies since the
+        row before, step by step."""
+        policy = copy.deepcopy(self.base)
+        config = self.config(seed, epochs=1000.0, max_steps=steps, schedule="constant", evaluate_every=steps // 5,
+                             **knobs)  # fmt: skip
+        found: list[dict[str, Any]] = []
+        since: list[dict[str, float]] = []
+        for event in train_dpo(policy, self.tokenizer, rows, config, held_out=self.held, cache=self.cache):
+            if isinstance(event, Step):
+                since.append(event.metrics)
+            elif isinstance(event, Evaluation):
+                curves = {"losses": [step["loss"] for step in since],
+                          "accuracies": [step["rewards/accuracies"] for step in since]}  # fmt: skip
+                found.append({"step": event.step} | self.answers(policy, seed, self.base)
+                             | held_metrics(event.metrics, config.beta or BETA) | curves)  # fmt: skip
+                since = []
+        return found
 
     def pairs(self, seed: int, number: int | None = None) -> Rows:
         """Training pairs, others for each seed; fewer are the first of more."""

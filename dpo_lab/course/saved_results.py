@@ -1,4 +1,4 @@
-"""Results of experiments, read back for tables and pictures: jobs, the hyperparameter map, real preferences, a GPU.
+"""Results of experiments, read back for tables and pictures: jobs, failures, the hyperparameter map, real models, GPU.
 
 A row of `data/experiments/jobs.py` is one trained policy judged with one seed. It holds, for each prompt in turn, a
 letter "1" or "0" for success:
@@ -131,6 +131,32 @@ def _share(bits: np.ndarray) -> Share:
 def _counted(rows: Sequence[Result], field: str) -> dict[str, Share]:
     names = rows[0][field]
     return {name: over_seeds([wilson(*row[field][name]) for row in rows]) for name in names}
+
+
+# Runs that go wrong.
+
+
+_RECORDED = {"A": "length", "B": "few pairs", "C": "sound", "D": "flips", "E": "rate"}
+"""The runs that notebook 10 opens with: their letter, and what the experiment calls their cause."""
+
+
+def recorded_runs(*, seed: int = 0) -> dict[str, Result]:
+    """Five runs of `data/experiments/failures.py` in the pocket world, under the names A to E.
+
+    Each has losses and accuracies (T,) of its training steps; steps, heldout_loss, heldout_accuracy, kl, words,
+    well_formed and the true reward (E,) as measured on the way; and its cause, as the experiment names it.
+    """
+    rows = read_results("failures.json", "python data/experiments/failures.py --only recorded")["rows"]
+    measures = ("heldout_loss", "heldout_accuracy", "kl", "words", "well_formed", "reward")
+    runs = {}
+    for letter, cause in _RECORDED.items():
+        own = [row for row in rows if (row["failure"], row["method"], row["seed"]) == ("recorded", cause, seed)]
+        if not own:
+            raise ValueError(f"no recorded run is {cause!r} with seed {seed}; data/experiments/failures.py makes them")
+        runs[letter] = {"cause": cause, "steps": [row["step"] for row in own]}
+        runs[letter] |= {name: [row[name] for row in own] for name in measures}
+        runs[letter] |= {name: [value for row in own for value in row[name]] for name in ("losses", "accuracies")}
+    return runs
 
 
 # A real model.

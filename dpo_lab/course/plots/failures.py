@@ -121,7 +121,7 @@ def conditions_figure(
     highlight: Sequence[str] = (),
     title: str = "",
 ) -> style.Picture:
-    """Conditions one under the other, a panel per measure: name → {measure: values over seeds}.
+    """Conditions one under the other, a panel per measure, two or three in a row: name → {measure: values over seeds}.
 
     `measures` names the panels: measure → axis label. Seeds are small points, means large ones with a bar of one
     standard deviation; a dotted line stands at the first condition, the one to compare with. Names in `highlight` are
@@ -130,9 +130,12 @@ def conditions_figure(
     missing = [(name, m) for name, row in conditions.items() for m in measures if not len(row.get(m, ()))]
     if not conditions or not measures or missing:
         raise ValueError(f"every condition needs a value of every measure, missing {missing[:3]}; leave such rows out")
-    figure = style.new_figure(1.6 + 2.55 * len(measures), 1.0 + 0.34 * len(conditions) + (0.3 if title else 0))
+    columns = 2 if len(measures) == 4 else min(len(measures), 3)
+    num_rows = -(-len(measures) // columns)
+    height = num_rows * (0.9 + 0.34 * len(conditions)) + (0.3 if title else 0)
+    figure = style.new_figure(1.6 + 2.55 * columns, height)
     style.add_title(figure, title)
-    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    axes = style.grid_of(figure, len(measures), columns, sharey=True)
     for ax, (measure, label) in zip(axes, measures.items(), strict=True):
         for place, (name, row) in enumerate(conditions.items()):
             values = np.asarray(row[measure], np.float64)
@@ -169,6 +172,40 @@ def runs_grid(runs: Mapping[str, Mapping[str, Any]]) -> style.Picture:
                 ax.plot(np.arange(len(values)), values, line, color=color, linewidth=1.8, label=label)
             heading, xlabel = (style.plain(title), "") if measure == "loss" else ("", "optimiser step")
             style.dress(ax, heading, xlabel, measure if column == 0 else "")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def recorded_grid(runs: Mapping[str, Mapping[str, Any]], measures: Mapping[str, str]) -> style.Picture:
+    """A column per run: training loss and accuracy step by step with the held-out ones, and a row per measure.
+
+    Each run maps losses and accuracies to (T,), one value per training step, and steps, heldout_loss,
+    heldout_accuracy and each of `measures` to (E,), what was measured on the way. `measures`: measure → axis label.
+    """
+    names = ("steps", "losses", "accuracies", "heldout_loss", "heldout_accuracy", *measures)
+    missing = {title: [name for name in names if name not in run] for title, run in runs.items()}
+    if not runs or any(missing.values()):
+        raise ValueError(f"every run needs {', '.join(names)}, missing {missing}")
+    figure = style.new_figure(2.15 * len(runs) + 0.6, 1.5 * (2 + len(measures)) + 0.6)
+    axes = figure.subplots(2 + len(measures), len(runs), sharex=True, sharey="row", squeeze=False)
+    for column, (title, run) in enumerate(runs.items()):
+        for ax, of_steps, on_held, level, label in (
+            (axes[0, column], "losses", "heldout_loss", math.log(2), "loss"),
+            (axes[1, column], "accuracies", "heldout_accuracy", 0.5, "ranked right"),
+        ):
+            values = np.asarray(run[of_steps], np.float64)
+            ax.axhline(level, color=style.GREY, linewidth=0.9, linestyle=":")
+            ax.plot(np.arange(1, len(values) + 1), values, color=style.BLUE, linewidth=0.9, label="training pairs")
+            ax.plot(run["steps"], run[on_held], "--s", color=style.REJECTED, linewidth=1.5, markersize=4,
+                    label="held-out pairs")  # fmt: skip
+            style.dress(ax, style.plain(title) if label == "loss" else "", "", label if column == 0 else "")
+        for ax, (measure, label) in zip(axes[2:, column], measures.items(), strict=True):
+            ax.plot(run["steps"], run[measure], "-o", color=style.INK, linewidth=1.5, markersize=4)
+            style.dress(ax, "", "", style.plain(label) if column == 0 else "")
+            if measure == "kl":  # one run may have a hundred times the KL of another
+                ax.set_yscale("symlog", linthresh=1)
+        axes[-1, column].set_xlabel("optimiser step", **style.text())
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     return figure

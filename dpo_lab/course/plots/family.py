@@ -134,7 +134,7 @@ def fields_figure(fields: Mapping[str, Any], rests: Mapping[str, tuple[float, fl
 def paths_figure(
     paths: Mapping[str, Mapping[str, tuple[Any, Any]]], frontier: tuple[Any, Any], *, ylabel: str = "true reward"
 ) -> style.Picture:
-    """Reward against KL while members train, a panel per kind of labels; the grey curve is the most that can be had.
+    """Reward against KL while members train, a panel per kind of labels; the grey curve is the frontier.
 
     `paths` maps kind → name → (KLs, rewards), each (steps,); `frontier` is (KLs, rewards).
     """
@@ -144,7 +144,7 @@ def paths_figure(
     furthest = max(float(np.max(kl)) for members in paths.values() for kl, _ in members.values())
     for (kind, members), ax in zip(paths.items(), panels, strict=True):
         order = np.argsort(drift)
-        ax.plot(drift[order], worth[order], color=style.GREY, linewidth=4, alpha=0.5, label="the most")
+        ax.plot(drift[order], worth[order], color=style.GREY, linewidth=4, alpha=0.5, label="frontier")
         for i, (name, (kl, rewards)) in enumerate(members.items()):
             ax.plot(kl, rewards, linewidth=1.8, **style.look(i, name))
             ax.plot(kl[-1:], rewards[-1:], style.marker(i), color=style.color(i), markersize=6)
@@ -187,9 +187,9 @@ def results_figure(
 
 
 def _panels(curves: Mapping[str, Any]) -> tuple[style.Picture, Sequence[Axes]]:
-    rows = -(-len(curves) // _COLUMNS)
-    figure = style.new_figure(11.4, 0.5 + 1.75 * rows)
-    panels = style.grid_of(figure, len(curves), _COLUMNS, sharex=True)
+    columns, width, height = (2, 8.0, 2.4) if len(curves) <= 4 else (_COLUMNS, 11.4, 1.75)  # a few are drawn larger
+    figure = style.new_figure(width, 0.5 + height * -(-len(curves) // columns))
+    panels = style.grid_of(figure, len(curves), columns, sharex=True)
     figure.supxlabel("log-ratio gap h (nats)", **style.text())
     return figure, panels
 

@@ -120,6 +120,30 @@ def plot_matched(
     return ax
 
 
+def plot_shortfall(
+    shortfalls: Mapping[str, Sequence[float]],
+    *,
+    title: str = "Below the frontier, at its own KL",
+    ax: Axes | None = None,
+) -> Axes:
+    """A line of points per method: how much reward each of its policies lacks of the best at its own KL.
+
+    shortfalls: method → a value per policy, at least 0 but for rounding; 0 is the frontier.
+    """
+    if not shortfalls or any(not len(values) for values in shortfalls.values()):
+        raise ValueError("every method needs at least one shortfall; leave out a method that was not run")
+    ax = ax or style.new_axes(6.8, 1.2 + 0.42 * len(shortfalls))
+    for y, values in enumerate(shortfalls.values()):
+        ax.plot([0, max(values)], [y, y], color=style.GREY, linewidth=0.9)
+        ax.plot(list(values), [y] * len(values), style.marker(y), color=style.color(y), markersize=8,
+                markeredgecolor="white")  # fmt: skip
+    ax.axvline(0, color=style.INK, linewidth=1)
+    style.dress(ax, title, "best reward at the same KL less its own (points)", "")
+    style.name_rows(ax, shortfalls)
+    ax.set_ylim(len(shortfalls) - 0.5, -0.6)
+    return ax
+
+
 def costs_figure(
     costs: Mapping[str, Mapping[str, float]], labels: Mapping[str, str], *, marked: str = "DPO", columns: int = 4
 ) -> style.Picture:

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.patches import Rectangle
 
 from dpo_lab.workbench.plots import style
 
@@ -54,8 +55,11 @@ def table_of(rows: Rows, measure: str) -> tuple[list[float], list[float], np.nda
     return betas, rates, values
 
 
-def plot_map(rows: Rows, measure: str, *, ax: Axes | None = None) -> Axes:
-    """One measure over β and learning rate; the number stands in its cell, dark on light or light on dark."""
+def plot_map(rows: Rows, measure: str, *, outlined: Mapping[str, Any] | None = None, ax: Axes | None = None) -> Axes:
+    """One measure over β and learning rate; the number stands in its cell, dark on light or light on dark.
+
+    `outlined`: a row whose cell gets a frame.
+    """
     if not rows:
         raise ValueError("there is no cell to draw: the rows are empty; compute some")
     spec = MEASURES[measure]
@@ -76,6 +80,9 @@ def plot_map(rows: Rows, measure: str, *, ax: Axes | None = None) -> Axes:
             continue
         color = style.text_color(*colours(norm(shown[i, j]))[:3])
         ax.text(j, i, spec.written(float(values[i, j])), ha="center", va="center", **style.text(8.5, color))
+    if outlined is not None:
+        corner = (rates.index(outlined["learning_rate"]) - 0.5, betas.index(outlined["beta"]) - 0.5)
+        ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=style.VERMILLION, linewidth=2.5, clip_on=False))
     style.dress(ax, spec.title, "learning rate", "β")
     ax.set_xticks(range(len(rates)), [f"{rate:.0e}".replace("e-0", "e-") for rate in rates])
     ax.set_yticks(range(len(betas)), [f"{beta:g}" for beta in betas])
@@ -83,23 +90,33 @@ def plot_map(rows: Rows, measure: str, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def map_figure(rows: Rows, measures: Sequence[str], *, title: str = "") -> style.Picture:
-    """Several measures of the same cells side by side, in rows of two."""
+def map_figure(
+    rows: Rows, measures: Sequence[str], *, outlined: Mapping[str, Any] | None = None, title: str = ""
+) -> style.Picture:
+    """Several measures of the same cells side by side, in rows of two; the cell of the row `outlined` gets a frame."""
     betas, rates, _ = table_of(rows, measures[0])
     columns = min(2, len(measures))
     num_rows = math.ceil(len(measures) / columns)
     wide = max(4.4, 1.0 + 0.62 * len(rates))  # room for the titles
     figure = style.new_figure(columns * wide, (0.4 if title else 0.1) + num_rows * (1.05 + 0.36 * len(betas)))
     for measure, ax in zip(measures, style.grid_of(figure, len(measures), columns), strict=True):
-        plot_map(rows, measure, ax=ax)
+        plot_map(rows, measure, outlined=outlined, ax=ax)
     style.add_title(figure, title)
     return figure
 
 
 def plot_spread(
-    groups: Mapping[str, Sequence[float]], ylabel: str, *, title: str = "Seeds against knobs", ax: Axes | None = None
+    groups: Mapping[str, Sequence[float]],
+    ylabel: str,
+    *,
+    pooled: float | None = None,
+    title: str = "Seeds against knobs",
+    ax: Axes | None = None,
 ) -> Axes:
-    """Each setting's seeds as points, beside them their mean with one standard deviation: is the difference real?"""
+    """Each setting's seeds as points, beside them their mean with one standard deviation: is the difference real?
+
+    `pooled`: one deviation for all settings, where each has too few seeds for its own.
+    """
     if not groups or any(len(values) == 0 for values in groups.values()):
         raise ValueError(f"every setting needs at least one value, got {dict(groups)}; run it with a seed or more")
     ax = ax or style.new_axes(max(4.2, 1.2 + 1.15 * len(groups)), 3.4)
@@ -107,9 +124,9 @@ def plot_spread(
         array = np.asarray(values, float)
         ax.plot(np.full(len(array), place - 0.12), array, style.marker(place), color=style.color(place), markersize=6,
                 markeredgecolor="white")  # fmt: skip
-        if len(array) > 1:
+        if len(array) > 1 or pooled is not None:
             bar = {"fmt": "_", "color": style.INK, "capsize": 4, "markersize": 14}
-            ax.errorbar(place + 0.12, array.mean(), array.std(ddof=1), **bar)
+            ax.errorbar(place + 0.12, array.mean(), pooled or array.std(ddof=1), **bar)
     style.dress(ax, style.plain(title), "", style.plain(ylabel))
     ax.set_xticks(range(len(groups)), [style.plain(name) for name in groups])
     ax.set_xlim(-0.6, len(groups) - 0.4)
