@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,8 @@ SPINS = {"as libgomp comes": "300000", "as DPO Lab sets it": None}
 
 def work(name: str) -> None:
     """One of the works, in this process; prints seconds."""
+    import_module("dpo_lab")  # what it sets must be set before torch is loaded
     import torch
-
-    import dpo_lab  # noqa: F401 - what it sets must be set before torch is loaded
 
     if name == "plain torch":
         layers = [torch.nn.TransformerEncoderLayer(192, 4, 768, batch_first=True) for _ in range(4)]
@@ -96,8 +96,9 @@ def seconds_of(name: str, threads: int, spin: str) -> float:
 def table(found: dict[str, Any]) -> str:
     """The result as markdown: a row for each work and its threads, medians."""
     about = heading("python -m tests.benchmarks.threads", found["machine"])
+    repetitions = len(found["rows"]) // len(dict.fromkeys(map(str, ({**row, "seconds": 0} for row in found["rows"]))))
     lines: list[str] = ["# Threads on a shared machine", "", about, "",
-             "Medians in seconds; beside other work, each core has another process that only computes.", "",
+             f"Seconds, medians of {repetitions}; beside other work, each core has another process that only computes.", "",
              "| | threads | waiting threads spin | alone | beside other work | times as long |",
              "|---|---|---|---|---|---|"]  # fmt: skip
     cells = dict.fromkeys((row["work"], row["threads"], row["spin"]) for row in found["rows"])
