@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     # A thread of torch's that waits for the others spins before it sleeps. Where other programs have the cores, it
-    # spins away its own time: sampling took many times as long (data/results/threads.md). Holds if torch comes later.
+    # spins its own time away: sampling took four times as long (data/results/threads.md). Holds if torch comes later.
     os.environ["GOMP_SPINCOUNT"] = "10000"
 
 

@@ -95,10 +95,11 @@ def seconds_of(name: str, threads: int, spin: str) -> float:
 
 def table(found: dict[str, Any]) -> str:
     """The result as markdown: a row for each work and its threads, medians."""
-    about = heading("python -m tests.benchmarks.threads", found["machine"])
-    repetitions = len(found["rows"]) // len(dict.fromkeys(map(str, ({**row, "seconds": 0} for row in found["rows"]))))
+    names = ("work", "threads", "busy", "spin")
+    repetitions = len(found["rows"]) // len({tuple(row[name] for name in names) for row in found["rows"]})
+    about = heading(f"python -m tests.benchmarks.threads --repetitions {repetitions}", found["machine"])
     lines: list[str] = ["# Threads on a shared machine", "", about, "",
-             f"Seconds, medians of {repetitions}; beside other work, each core has another process that only computes.", "",
+             "Seconds, medians. Beside other work: each core has another process that only computes.", "",
              "| | threads | waiting threads spin | alone | beside other work | times as long |",
              "|---|---|---|---|---|---|"]  # fmt: skip
     cells = dict.fromkeys((row["work"], row["threads"], row["spin"]) for row in found["rows"])
