@@ -62,18 +62,24 @@ class RoundsConfig(DPOConfig):
         check("margin", 0 <= self.margin < math.inf, "must be finite and not negative", "0 leaves out ties alone")
         check("label_temperature", 0 < self.label_temperature < math.inf, "must be positive and finite",
               "1 is the Bradley-Terry model of the scores as they are")  # fmt: skip
-        check("replay", 0 <= self.replay < 1, "is a share of the pairs and must lie in [0, 1)", "0 learns from new ones")
+        check(
+            "replay", 0 <= self.replay < 1, "is a share of the pairs and must lie in [0, 1)", "0 learns from new ones"
+        )
         for name, allowed in (("sampler", SamplerName), ("pairing", PairingName)):
             check(name, getattr(self, name) in allowed.__args__, "is not known",
                   f"choose one of {', '.join(allowed.__args__)}")  # fmt: skip
-        check("prompts", self.sampler != "step" or self.prompts % self.steps == 0,
-              f"must be a multiple of the {self.steps} steps where each step samples", "each gets as many prompts")
+        check(
+            "prompts",
+            self.sampler != "step" or self.prompts % self.steps == 0,
+            f"must be a multiple of the {self.steps} steps where each step samples",
+            "each gets as many prompts",
+        )
         check("checkpoint_every", self.checkpoint_every is None or self.checkpoint_every % self.steps == 0,
-              f"must be a multiple of the {self.steps} steps a round", "a run goes on where a round begins")  # fmt: skip
+              f"must be a multiple of the {self.steps} steps a round", "runs go on where a round begins")  # fmt: skip
         check("epochs", self.epochs == 1, "has no say here", "set rounds and steps")
         check("max_steps", self.max_steps is None, "has no say here", "set rounds and steps")
         check("loss", not self.is_unpaired, "must be a loss of pairs", "dpo is the usual one")
-        check("sync_reference", self.sync_reference is None, "moves the reference by steps, and here it moves by rounds",
+        check("sync_reference", self.sync_reference is None, "moves the reference by steps, here it moves by rounds",
               "set reference_follows")  # fmt: skip
         check("precision", self.precision != "float16", "must be one that answers are sampled in",
               "choose bfloat16 or float32")  # fmt: skip

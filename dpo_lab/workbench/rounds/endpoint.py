@@ -73,8 +73,8 @@ class EndpointJudge:
     ) -> None:  # fmt: skip
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
-            raise ValueError(f"the judge's address must be http(s)://HOST/PATH without a key or a question mark, got one "
-                             f"of {parts.hostname or 'no host'}; put the key into {KEY_VARIABLE}")  # fmt: skip
+            raise ValueError(f"the judge's address must be http(s)://HOST/PATH without a key or a question mark, got "
+                             f"one of {parts.hostname or 'no host'}; put the key into {KEY_VARIABLE}")  # fmt: skip
         for name, value in (("timeout", timeout), ("tries", tries), ("workers", workers), ("max_tokens", max_tokens)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} of a judge must be positive, got {value}; leave it out for the usual value")
@@ -137,7 +137,10 @@ class EndpointJudge:
                 "messages": [{"role": "user", "content": text}]}  # fmt: skip
         reply = self._reply(client, body)
         try:
-            said, tokens = str(reply["choices"][0]["message"]["content"]), (reply.get("usage") or {}).get("total_tokens")
+            said, tokens = (
+                str(reply["choices"][0]["message"]["content"]),
+                (reply.get("usage") or {}).get("total_tokens"),
+            )
         except (LookupError, TypeError, AttributeError):
             raise NoVerdict(f"a reply without a message: {str(reply)[:80]!r}") from None
         tokens = tokens if isinstance(tokens, int) else 0
@@ -167,10 +170,12 @@ class EndpointJudge:
                         self._counts.update(calls=1)
                     return reply
                 if status not in TRANSIENT:
-                    raise ValueError(f"the judge {self.name} refuses with status {status}; check the address, the model's "
-                                     f"name, and the key in {KEY_VARIABLE}")  # fmt: skip
+                    raise ValueError(f"the judge {self.name} refuses with status {status}; check the address, the "
+                                     f"model's name, and the key in {KEY_VARIABLE}")  # fmt: skip
                 why = f"status {status}"
-                pause = float(headers.get("Retry-After", pause)) if headers.get("Retry-After", "x").isdecimal() else pause
+                pause = (
+                    float(headers.get("Retry-After", pause)) if headers.get("Retry-After", "x").isdecimal() else pause
+                )
             except (httpx.HTTPError, TimeoutError) as error:
                 why = type(error).__name__
             except (json.JSONDecodeError, RecursionError):

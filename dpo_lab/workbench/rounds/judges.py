@@ -87,7 +87,9 @@ def is_pairwise(judge: Any) -> bool:
         needed = [p for p in inspect.signature(judge).parameters.values() if p.default is p.empty and p.kind < 2]
         if len(needed) in (2, 3):
             return len(needed) == 3
-    raise ValueError(f"a judge takes (prompts, answers) or (prompt, first, second), got {judge!r}; write such a function")
+    raise ValueError(
+        f"a judge takes (prompts, answers) or (prompt, first, second), got {judge!r}; write such a function"
+    )
 
 
 class _Function:
@@ -142,7 +144,9 @@ def true_reward(prompts: Sequence[Row], answers: Sequence[Completion]) -> list[f
         if not ("task" in row and "job" in row):
             raise ValueError(f"the true reward needs rows of the pocket world, with job and task, got a row of "
                              f"{', '.join(row)}; take the embedded pairs, or another judge")  # fmt: skip
-    rewards = (judge_conversation(Conversation.from_row(row), one.text) for row, one in zip(prompts, answers, strict=True))
+    rewards = (
+        judge_conversation(Conversation.from_row(row), one.text) for row, one in zip(prompts, answers, strict=True)
+    )
     return [verdict.reward for verdict in rewards]
 
 

@@ -110,8 +110,9 @@ def train_rounds(
         raise ValueError("reference is the model that is trained; give a copy, or None to have one made")
     is_pairwise(judge)  # what is no judge is refused before anything is loaded
     warn_of_rate(model, config.learning_rate, highest=1e-5)
-    shared = {entry.name: getattr(config, entry.name) for entry in fields(DPOConfig)}
-    plan = DPOConfig(**shared | {"epochs": config.rounds})
+    shared: dict[str, Any] = {entry.name: getattr(config, entry.name) for entry in fields(DPOConfig)}
+    shared["epochs"] = config.rounds
+    plan = DPOConfig(**shared)
     engine = Engine.open(model, plan)
     start = None
     if not adds_nothing(model) and (reference is None or config.sampler == "never"):
@@ -249,7 +250,11 @@ class RoundsObjective:
         })  # fmt: skip
 
     def learn_from(
-        self, new: list[TokenPair], rows: list[dict[str, Any]], answers: list[list[Completion]], rng: np.random.Generator
+        self,
+        new: list[TokenPair],
+        rows: list[dict[str, Any]],
+        answers: list[list[Completion]],
+        rng: np.random.Generator,
     ) -> int:
         """Fix the round's pairs, with some of earlier rounds, and their order; returns how many are old."""
         config = self.config
@@ -299,7 +304,7 @@ class RoundsObjective:
         } | verdicts.counts  # fmt: skip
 
     def described(self, rows: list[dict[str, Any]], answers: list[list[Completion]]) -> dict[str, float]:
-        """KL from the reference, length and share of whole ones, of answers that the policy sampled at temperature 1."""
+        """KL from the reference, length, share of whole ones, of answers sampled from the policy at temperature 1."""
         data = TokenData.from_rows(
             (encode_prompt(row, self.tokenizer, self.longest_prompt), tuple(one.ids for one in own))
             for row, own in zip(rows, answers, strict=True)
