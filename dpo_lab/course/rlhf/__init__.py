@@ -3,8 +3,8 @@
 Read in this order: `reward_model` (a scalar head and the Bradley–Terry loss), `reward_training`,
 `rewards` (any function of prompts and answers), `estimators` (the formulas of policy gradient), `rollouts` (sampled
 answers), `objectives` (RLOO, PPO and GRPO as the loop takes them), `policy_gradient` (`train_rloo`, `train_ppo`,
-`train_grpo`), `costs`,
-`config` (the settings of all). Then two methods without a second stage: `best_of_n` and `unlikelihood_training`.
+`train_grpo`), `costs`, `config` (the settings of all). Then two methods without a second stage: `best_of_n` and
+`unlikelihood_training`.
 
     reward_model = RewardModel.on(policy)
     for event in train_reward_model(reward_model, tokenizer, pairs): ...

@@ -88,7 +88,7 @@ class ClippedConfig(PolicyGradientConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig(ClippedConfig):
-    """Settings of GRPO: advantages relative to the prompt's other answers, clipping, and a price on the KL per token."""
+    """Settings of GRPO: advantages relative to the prompt's other answers, clipping, a price on the KL per token."""
 
     num_samples: int = 8
     """Answers per prompt, its group; at least 2."""

@@ -57,8 +57,8 @@ class Meter:
         """The counts so far, as metrics.
 
         cost/models: models in memory. cost/sampled_answers, cost/judged_answers: answers that were sampled, and whose
-        reward was computed, to learn from. cost/generated_tokens: tokens of sampled answers. cost/forward_passes: calls of
-        a model; sampling takes one per token, a pass in two halves (`side_by_side`) two. cost/forward_tokens: tokens
+        reward was computed, to learn from. cost/generated_tokens: tokens of sampled answers. cost/forward_passes: calls
+        of a model; sampling takes one per token, a pass in two halves (`side_by_side`) two. cost/forward_tokens: tokens
         that went through a model without a gradient, sampling included. cost/trained_tokens: tokens that went forward
         and back.
         """

@@ -34,11 +34,11 @@ def leave_one_out_advantages(rewards: Tensor) -> Tensor:
 
 
 def group_relative_advantages(rewards: Tensor) -> Tensor:
-    """A_i = (r_i − mean of the prompt's r) / their standard deviation. (B, K) → (B, K)
+    """A_i = (r_i − mean of the prompt's r) / their sample standard deviation. (B, K) → (B, K)
 
     A prompt whose answers are all worth the same has A = 0. The division makes prompts on which answers differ little
-    count as much as the others, so unlike `leave_one_out_advantages` the gradient is not that of the mean reward. Rewards
-    come without the KL penalty. Shao et al. 2024 (arXiv 2402.03300), section 4.1.2.
+    count as much as the others, so unlike with `leave_one_out_advantages` the gradient is not that of the mean reward.
+    Rewards come without the KL penalty. Shao et al. 2024 (arXiv 2402.03300), section 4.1.2.
     """
     num_samples = rewards.shape[-1]
     if num_samples < 2:

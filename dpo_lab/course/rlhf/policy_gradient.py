@@ -1,7 +1,7 @@
 """RLOO, PPO and GRPO over the same loop as DPO: sample, score, learn; again.
 
-`train_rloo`, `train_ppo` and `train_grpo` check their arguments at once and return a stream of events; nothing is sampled until the
-stream is read. What is learnt from is in `objectives`, its formulas in `estimators`.
+`train_rloo`, `train_ppo` and `train_grpo` check their arguments at once and return a stream of events; nothing is
+sampled until the stream is read. What is learnt from is in `objectives`, its formulas in `estimators`.
 """
 
 from __future__ import annotations

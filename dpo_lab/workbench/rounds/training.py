@@ -309,8 +309,9 @@ class RoundsObjective:
             (encode_prompt(row, self.tokenizer, self.longest_prompt), tuple(one.ids for one in own))
             for row, own in zip(rows, answers, strict=True)
         )
+        ratios = self.scored(self.policy, data)
         with self.as_it_was(self.reference) as frozen:
-            ratios = self.scored(self.policy, data) - self.scored(frozen, data)
+            ratios = ratios - self.scored(frozen, data)
         return {"kl": float(ratios.astype(np.float64).mean()), "answer_length": float(data.completion_lengths.mean()),
                 "finished": float(np.mean([one.is_finished for own in answers for one in own]))}  # fmt: skip
 
