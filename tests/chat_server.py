@@ -29,7 +29,9 @@ class Chat:
         reply in order.
     """
 
-    def __init__(self, says: Callable[[str, str], str] = longer, trouble: Callable[[int], Any] = lambda _: None) -> None:
+    def __init__(
+        self, says: Callable[[str, str], str] = longer, trouble: Callable[[int], Any] = lambda _: None
+    ) -> None:
         self.says, self.trouble = says, trouble
         self.lock, self.sent, self.headers = threading.Lock(), [], []
         self.url = ""

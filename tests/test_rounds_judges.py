@@ -194,7 +194,9 @@ def test_nonsense_is_no_verdict_and_is_shown(caplog):
     assert found.counts["judge/failed"] == 4
     assert found.counts["judge/without_verdict"] == 2
     assert found.counts["judge/tokens"] == 12 * TOKENS  # nonsense costs as much
-    assert "no verdict on 4 of 12 questions, which count as ties; the last: a reply that is none of A, B, C" in caplog.text
+    assert (
+        "no verdict on 4 of 12 questions, which count as ties; the last: a reply that is none of A, B, C" in caplog.text
+    )
     assert "I like trains." in caplog.text
 
 
@@ -226,7 +228,7 @@ def test_the_key_stands_in_no_file_and_no_message(tmp_path: Path, monkeypatch: p
 
 def test_a_refusal_is_not_tried_again():
     chat = Chat(trouble=lambda before: 400)
-    with chat_server(chat) as url, pytest.raises(ValueError, match="small at 127.0.0.1 refuses with status 400"):
+    with chat_server(chat) as url, pytest.raises(ValueError, match=r"small at 127.0.0.1 refuses with status 400"):
         judge_answers(endpoint(url, workers=1), ROWS, ANSWERS)
     assert chat.num_sent <= 2  # those under way
 
