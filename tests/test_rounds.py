@@ -137,7 +137,7 @@ def test_what_is_measured_of_a_round(tmp_path):
 def test_the_files_of_pairs_are_data(tmp_path):
     rows = [{"prompt": [{"role": "user", "content": text}], "system": "be good", "chosen": "x", "rejected": "y",
              "mark": i} for i, text in enumerate(PROMPTS)]  # fmt: skip
-    rounds(rows=rows, options={"folder": tmp_path}, pairing="all")
+    rounds(rows=rows, options={"folder": tmp_path}, pair_by="all")
     path = tmp_path / "rounds" / "0002" / "pairs.jsonl"
     loaded, written = list(load_preferences(path)), lines(path)
     assert len(loaded) == len(written) > 6
@@ -224,19 +224,19 @@ def pairs_of(scores, *, texts=None, seed=0, **settings):
 def test_pairs_by_hand():
     scores = [[1, 3, 2, 1], [5, 5, 5, 5], [0, 0, 4, 4]]
     assert pairs_of(scores) == [(0, 1, 0), (2, 2, 0)]
-    assert pairs_of(scores, pairing="all") == [
+    assert pairs_of(scores, pair_by="all") == [
         (0, 1, 2), (0, 1, 0), (0, 1, 3), (0, 2, 0), (0, 2, 3), (2, 2, 0), (2, 2, 1), (2, 3, 0), (2, 3, 1),
     ]  # fmt: skip
-    assert pairs_of(scores, pairing="all", margin=1) == [(0, 1, 0), (0, 1, 3), (2, 2, 0), (2, 2, 1), (2, 3, 0),
+    assert pairs_of(scores, pair_by="all", margin=1) == [(0, 1, 0), (0, 1, 3), (2, 2, 0), (2, 2, 1), (2, 3, 0),
                                                          (2, 3, 1)]  # fmt: skip
-    drawn = {pairs_of(scores, pairing="best_random", seed=seed)[0] for seed in range(30)}
+    drawn = {pairs_of(scores, pair_by="best_random", seed=seed)[0] for seed in range(30)}
     assert drawn == {(0, 1, 0), (0, 1, 2), (0, 1, 3)}
 
 
-@pytest.mark.parametrize("pairing", ["best_worst", "best_random", "all", "bradley_terry"])
-def test_ties_give_no_pair(pairing):
-    assert pairs_of([[2, 2, 2], [0.5, 0.5, 0.5]], pairing=pairing) == []
-    assert pairs_of([[2, 2.5]], pairing=pairing, margin=0.5) == []
+@pytest.mark.parametrize("pair_by", ["best_worst", "best_random", "all", "bradley_terry"])
+def test_ties_give_no_pair(pair_by):
+    assert pairs_of([[2, 2, 2], [0.5, 0.5, 0.5]], pair_by=pair_by) == []
+    assert pairs_of([[2, 2.5]], pair_by=pair_by, margin=0.5) == []
 
 
 def test_neither_does_the_same_text_nor_an_empty_one():
@@ -246,7 +246,7 @@ def test_neither_does_the_same_text_nor_an_empty_one():
 
 
 def test_a_bradley_terry_draw_prefers_the_better_answer_as_often_as_it_should():
-    draws = [pairs_of([[0, 1]], pairing="bradley_terry", label_temperature=0.5, seed=seed)[0] for seed in range(2000)]
+    draws = [pairs_of([[0, 1]], pair_by="bradley_terry", label_temperature=0.5, seed=seed)[0] for seed in range(2000)]
     share = np.mean([pair == (0, 1, 0) for pair in draws])
     assert share == pytest.approx(1 / (1 + np.exp(-2)), abs=0.03)
 
@@ -281,7 +281,7 @@ def test_replayed_pairs_are_of_earlier_rounds():
 
 # ── killed and gone on ───────────────────────────────────────────────────────────────────────────────────────────────
 
-HARD = {"replay": 0.4, "reference_follows": True, "pairing": "bradley_terry", "keep_checkpoints": 2}
+HARD = {"replay": 0.4, "reference_follows": True, "pair_by": "bradley_terry", "keep_checkpoints": 2}
 
 
 def recorded(folder: Path, *, resume: bool = True, **options: Any) -> tuple[Any, Any]:

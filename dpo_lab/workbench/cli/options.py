@@ -154,6 +154,10 @@ class RoundsOptions(ModelOptions, RoundsConfig, LoRAConfig, ReadingSettings):  #
     """No option here: see `reference_follows`."""
     sync_mixup: Annotated[float | None, tyro.conf.Suppress] = None
     """As `sync_reference`."""
+    score_turns: Annotated[ScoreTurns, tyro.conf.Suppress] = "assistant"
+    """No option here: a sampled answer is one turn."""
+    pairing: Annotated[Literal["best_worst", "best_each", "all"], tyro.conf.Suppress] = "best_worst"
+    """No option here: of --pairs only the prompts are taken."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -110,7 +110,7 @@ def show(events: Iterator[Any], status: Any) -> Iterator[Any]:
         elif isinstance(event, Evaluation):
             shown = [f"{name.replace('_', ' ')} {metrics[f'eval_{name}']:.3f}" for name in SHOWN
                      if f"eval_{name}" in metrics]  # fmt: skip
-            console.print(f"held-out after step {event.step}: {'  '.join(shown)}")
+            console.print(f"held-out after step {event.step}: {'  '.join(shown)}", soft_wrap=True)
         elif isinstance(event, Step):
             status.update(f"step {event.step}/{event.num_steps}  loss {metrics['loss']:.4f}")
         yield event

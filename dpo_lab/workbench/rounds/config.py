@@ -37,7 +37,7 @@ class RoundsConfig(DPOConfig):
     """Longest answer, in tokens."""
     sampling_batch_size: int = 256
     """Answers sampled side by side; changes speed and memory, and no text up to rounding."""
-    pairing: PairingName = "best_worst"
+    pair_by: PairingName = "best_worst"
     """Which pairs a prompt gives: its best answer with the worst, the best with a random worse one, all, or a random
     pair whose label is drawn from the Bradley-Terry model."""
     margin: float = 0.0
@@ -46,6 +46,8 @@ class RoundsConfig(DPOConfig):
     """Of bradley_terry: the better answer is chosen with probability σ(difference of scores / this)."""
     reference_follows: bool = False
     """Measure each round against the policy as it began the round; else the reference stays where the run began."""
+    checkpoint_every: int | None = None
+    """Steps between two checkpoints, a multiple of `steps`; None writes one after each round."""
     replay: float = 0.0
     """Share of a round's pairs that is drawn from earlier rounds, in [0, 1)."""
 
@@ -65,7 +67,7 @@ class RoundsConfig(DPOConfig):
         check(
             "replay", 0 <= self.replay < 1, "is a share of the pairs and must lie in [0, 1)", "0 learns from new ones"
         )
-        for name, allowed in (("sampler", SamplerName), ("pairing", PairingName)):
+        for name, allowed in (("sampler", SamplerName), ("pair_by", PairingName)):
             check(name, getattr(self, name) in allowed.__args__, "is not known",
                   f"choose one of {', '.join(allowed.__args__)}")  # fmt: skip
         check(

@@ -33,7 +33,7 @@ def make_pairs(
         pairs = [(i, j) for i in order for j in order if own[i] - own[j] > config.margin and said[i] != said[j]]
         if not pairs:
             continue
-        match config.pairing:
+        match config.pair_by:
             case "best_worst":
                 pairs = [max(pairs, key=lambda pair: own[pair[0]] - own[pair[1]])]
             case "best_random":
