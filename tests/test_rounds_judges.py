@@ -226,6 +226,11 @@ def test_the_key_stands_in_no_file_and_no_message(tmp_path: Path, monkeypatch: p
     assert not any(KEY in text for text in texts)
 
 
+def test_a_prompt_of_broken_bytes_is_asked_about(tmp_path: Path):
+    with chat_server(Chat()) as url:
+        assert endpoint(url, cache=tmp_path / "judged.jsonl").compare([({"prompt": "\ud800"}, "xx", "y")]) == [1]
+
+
 def test_a_refusal_is_not_tried_again():
     chat = Chat(trouble=lambda before: 400)
     with chat_server(chat) as url, pytest.raises(ValueError, match=r"small at 127.0.0.1 refuses with status 400"):

@@ -62,15 +62,8 @@ class Meter:
         that went through a model without a gradient, sampling included. cost/trained_tokens: tokens that went forward
         and back.
         """
-        names = (
-            "models",
-            "sampled_answers",
-            "judged_answers",
-            "generated_tokens",
-            "forward_passes",
-            "forward_tokens",
-            "trained_tokens",
-        )
+        names = ("models", "sampled_answers", "judged_answers", "generated_tokens", "forward_passes", "forward_tokens",
+                 "trained_tokens")  # fmt: skip
         return {f"cost/{name}": float(getattr(self, name)) for name in names}
 
     @contextmanager

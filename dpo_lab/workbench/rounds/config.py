@@ -22,11 +22,11 @@ class RoundsConfig(DPOConfig):
 
     rounds: int = 3
     """How often new prompts are taken, answered, judged and learnt from."""
-    prompts: int = 128
+    prompts: int = 256
     """Prompts a round; every prompt comes once before any comes twice."""
     answers: int = 4
     """Answers sampled to each prompt."""
-    steps: int = 8
+    steps: int = 16
     """Optimiser steps a round, over as many passes through its pairs as they take."""
     sampler: SamplerName = "round"
     """When the weights that sample follow the policy: at each `round` (semi-online DPO), at each `step`, which then has
@@ -55,7 +55,7 @@ class RoundsConfig(DPOConfig):
         super().__post_init__()
         check = _Check(self)
         for name in ("rounds", "prompts", "steps", "sampling_batch_size"):
-            check(name, getattr(self, name) >= 1, "must be at least 1", "3 rounds of 8 steps are a start")
+            check(name, getattr(self, name) >= 1, "must be at least 1", "3 rounds of 16 steps are a start")
         check("answers", self.answers >= 2, "must be at least 2", "a pair needs two answers; 4 to 8 are usual")
         check("max_new_tokens", 1 <= self.max_new_tokens < self.max_length, "must be at least 1 and below max_length",
               "the prompt needs room too")  # fmt: skip
@@ -64,18 +64,12 @@ class RoundsConfig(DPOConfig):
         check("margin", 0 <= self.margin < math.inf, "must be finite and not negative", "0 leaves out ties alone")
         check("label_temperature", 0 < self.label_temperature < math.inf, "must be positive and finite",
               "1 is the Bradley-Terry model of the scores as they are")  # fmt: skip
-        check(
-            "replay", 0 <= self.replay < 1, "is a share of the pairs and must lie in [0, 1)", "0 learns from new ones"
-        )
+        check("replay", 0 <= self.replay < 1, "is a share of the pairs and must lie in [0, 1)", "0 replays none")
         for name, allowed in (("sampler", SamplerName), ("pair_by", PairingName)):
             check(name, getattr(self, name) in allowed.__args__, "is not known",
                   f"choose one of {', '.join(allowed.__args__)}")  # fmt: skip
-        check(
-            "prompts",
-            self.sampler != "step" or self.prompts % self.steps == 0,
-            f"must be a multiple of the {self.steps} steps where each step samples",
-            "each gets as many prompts",
-        )
+        check("prompts", self.sampler != "step" or self.prompts % self.steps == 0,
+              f"must be a multiple of the {self.steps} steps where each step samples", "each gets as many")  # fmt: skip
         check("checkpoint_every", self.checkpoint_every is None or self.checkpoint_every % self.steps == 0,
               f"must be a multiple of the {self.steps} steps a round", "runs go on where a round begins")  # fmt: skip
         check("epochs", self.epochs == 1, "has no say here", "set rounds and steps")

@@ -79,7 +79,7 @@ class EndpointJudge:
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} of a judge must be positive, got {value}; leave it out for the usual value")
         self.url, self.model, self.question = url.rstrip("/") + "/chat/completions", model, question
-        self.host, self.name = parts.hostname, f"{model} at {parts.hostname}"
+        self.name = f"{model} at {parts.hostname}"
         self.timeout, self.tries, self.pause, self.workers = timeout, int(tries), pause, workers
         self.max_tokens, self.cache = max_tokens, None if cache is None else Path(cache)
         self._lock, self._over, self._known = Lock(), Event(), {}
@@ -94,7 +94,7 @@ class EndpointJudge:
         """1, ½ or 0 for each question, None where no verdict came. OSError where most got none, ValueError where the
         endpoint refuses; what came until then is in the cache."""
         self._counts, self._over, reasons = Counter(calls=0, cached=0, retries=0, failed=0, tokens=0), Event(), []
-        headers = {"Authorization": f"Bearer {key}"} if (key := _key()) else {}
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if (key := _key()) else {})
         with httpx.Client(headers=headers, timeout=self.timeout) as client:
 
             def verdict(question: Question) -> float | None:
@@ -137,10 +137,8 @@ class EndpointJudge:
                 "messages": [{"role": "user", "content": text}]}  # fmt: skip
         reply = self._reply(client, body)
         try:
-            said, tokens = (
-                str(reply["choices"][0]["message"]["content"]),
-                (reply.get("usage") or {}).get("total_tokens"),
-            )
+            said = str(reply["choices"][0]["message"]["content"])
+            tokens = (reply.get("usage") or {}).get("total_tokens")
         except (LookupError, TypeError, AttributeError):
             raise NoVerdict(f"a reply without a message: {str(reply)[:80]!r}") from None
         tokens = tokens if isinstance(tokens, int) else 0
@@ -172,10 +170,8 @@ class EndpointJudge:
                 if status not in TRANSIENT:
                     raise ValueError(f"the judge {self.name} refuses with status {status}; check the address, the "
                                      f"model's name, and the key in {KEY_VARIABLE}")  # fmt: skip
-                why = f"status {status}"
-                pause = (
-                    float(headers.get("Retry-After", pause)) if headers.get("Retry-After", "x").isdecimal() else pause
-                )
+                why, wanted = f"status {status}", headers.get("Retry-After", "")
+                pause = float(wanted) if wanted.isdecimal() else pause
             except (httpx.HTTPError, TimeoutError) as error:
                 why = type(error).__name__
             except (json.JSONDecodeError, RecursionError):
@@ -187,7 +183,8 @@ class EndpointJudge:
     def _once(self, client: httpx.Client, body: dict[str, Any]) -> tuple[int, Any, bytes]:
         """One try. A server that sends byte by byte does not hold it for longer than the timeout either."""
         until, data = time.monotonic() + self.timeout, b""
-        with client.stream("POST", self.url, json=body) as response:
+        # Not httpx's own JSON, which refuses half a surrogate pair, as broken bytes in a prompt may give.
+        with client.stream("POST", self.url, content=json.dumps(body)) as response:
             for part in response.iter_bytes():
                 data += part
                 if time.monotonic() > until:

@@ -93,10 +93,10 @@ def train_rounds(
     progress: called with (what is done, how much of it, how much there is) while a round is made.
 
     Metrics of a round, of the policy that begins it: reward (mean score), kl (from the reference, per answer at
-    temperature 1), answer_length (tokens), finished (share with an end token), empty
-    (share of the sampled answers without text, which make no pair), mixed (share of prompts whose scores
-    differ by more than the margin; the others teach nothing), pairs (new ones), replayed, cost/sampled_answers and
-    cost/judged_answers since the beginning, and what a judge of two answers reports (judge/…).
+    temperature 1), answer_length (tokens), finished (share with an end token), empty (share of the sampled
+    answers without text, which make no pair), mixed (share of prompts whose scores differ by more than the margin; the
+    others teach nothing), pairs (new ones), replayed, cost/sampled_answers and cost/judged_answers since the beginning,
+    and what a judge of two answers reports (judge/…).
     A round that gives no pair takes its steps with a gradient of zero, as policy gradient does, and is logged.
     """
     config = (config or RoundsConfig()).by_sampling()
@@ -243,39 +243,34 @@ class RoundsObjective:
             "chosen": answers[p][i].text, "rejected": answers[p][j].text, "round": number + 1, "places": [p, i, j],
             "score_chosen": float(verdicts.scores[p, i]), "score_rejected": float(verdicts.scores[p, j]),
         } for p, i, j in pairs])  # fmt: skip
-        num_replayed = self.learn_from(self.token_pairs(rows, answers, pairs), rows, answers, rng)
+        *new, spare = self.token_pairs(rows, answers, [*pairs, Places(0, 0, 1)])
+        num_replayed = self.learn_from(new, spare, rng)
         self.begun.append({
             "round": number + 1, "num_rounds": config.rounds, "step": number * config.steps,
             "metrics": self.measured(number, rows, answers, verdicts, len(pairs), num_replayed),
         })  # fmt: skip
 
-    def learn_from(
-        self,
-        new: list[TokenPair],
-        rows: list[dict[str, Any]],
-        answers: list[list[Completion]],
-        rng: np.random.Generator,
-    ) -> int:
-        """Fix the round's pairs, with some of earlier rounds, and their order; returns how many are old."""
+    def learn_from(self, new: list[TokenPair], spare: TokenPair, rng: np.random.Generator) -> int:
+        """Fix the round's pairs, with some of earlier rounds, and their order; returns how many are old.
+
+        spare: two answers that stand with weight 0 where there is no pair at all.
+        """
         config = self.config
         num_old = min(len(self.earlier), round(len(new) * config.replay / (1 - config.replay)))
         pool = new + [self.earlier[i] for i in rng.choice(len(self.earlier), num_old, replace=False)]
         if config.replay:
             self.earlier += new
-        if pool:
-            data = TokenData.from_rows(pool)
-        else:
+        if not pool:
             logger.warning("round %d gives no pair: no two answers to a prompt differ in their score by more than %g; "
                            "its steps have a gradient of zero", self.number + 1, config.margin)  # fmt: skip
-            prompt = encode_prompt(rows[0], self.tokenizer, self.longest_prompt)
-            data = TokenData.from_rows([(prompt, (answers[0][0].ids, answers[0][1].ids), 0.0)])
-        none = np.zeros((len(data), 2), np.float32)
+        data = TokenData.from_rows(pool or [(*spare, 0.0)])
+        logps = np.zeros((len(data), 2), np.float32)
         if self.spec.needs_reference:
             with self.as_it_was(self.policy if config.reference_follows else self.reference) as model:
-                none = tail_discounted(lambda part: self.scored(model, part), data, config.ld_alpha)
+                logps = tail_discounted(lambda part: self.scored(model, part), data, config.ld_alpha)
         self.learning = DPOObjective(
             data, None, self.plan, usable_layout(self.policy, config.layout, data), self.engine,
-            pair_loss=self.pair_loss, beta=self.beta, reference_logps=none, held_reference_logps=none,
+            pair_loss=self.pair_loss, beta=self.beta, reference_logps=logps, held_reference_logps=logps,
             ld_alpha=config.ld_alpha, weighting=config.weighting,
         )  # fmt: skip
         self.batches: list[np.ndarray] = []
