@@ -255,7 +255,7 @@ class PPOObjective(ClippedObjective):
         *shared, critic = arguments
         super().__init__(*shared)
         self.critic: RewardModel = critic
-        self.config: PPOConfig
+        self.config: PPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def begin(self, number: int) -> None:
         super().begin(number)

@@ -64,7 +64,7 @@ def rounds(options: RoundsOptions) -> int:
 
 def carry_out(run: Run, options: RoundsOptions, config: RoundsConfig) -> tuple[Finished, list[dict[str, float]]]:
     """Train and record; how it finished, and what was measured of held-out prompts, or of each round without any."""
-    with recorded_inputs(options):  # pyright: ignore[reportArgumentType]
+    with recorded_inputs(options):
         model, tokenizer = load_model(options, config.device)
         prompts, held, tasks = read_prompts(options)
         reference = None if options.reference is None else load_reference(options, options.reference, tokenizer)
