@@ -31,7 +31,7 @@ def test_all_methods_have_as_many_answers_judged(experiment):
     lab = experiment.Lab(arguments)
     rows = {}
     for method in ("base", "offline", "semi-online", "online", "rloo", "grpo"):
-        rows[method] = lab.run({"method": method, "knob": 1e-3, "seed": 0})
+        rows[method] = lab.run({"method": method, "knob": "0.001", "seed": 0})
     assert {row.get("judged_answers") for row in rows.values()} == {None, 2 * 4 * experiment.ANSWERS}
     assert {method: row.get("steps") for method, row in rows.items()} == {
         "base": None, "offline": 4, "semi-online": 4, "online": 4, "rloo": 2, "grpo": 2,

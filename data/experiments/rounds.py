@@ -11,7 +11,8 @@ embedded model.
     rloo, grpo   policy gradient; a rollout has as many prompts as two of online DPO's steps
 
 Equal effort: each method has three learning rates, larger ones for policy gradient, and no other knob is searched. β
-is each method's default in this package. Judged answers are equal, optimiser steps are not: DPO takes two where policy gradient takes one.
+is each method's default in this package. Judged answers are equal, optimiser steps are not: DPO takes two where policy
+gradient takes one.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ def cells(seeds: int) -> list[Cell]:
     """Every method at every rate, a whole seed before the next one, so that a run that is cut short compares all."""
     found = []
     for seed in range(seeds):
-        found.append({"method": "base", "knob": 0.0, "seed": seed})
+        found.append({"method": "base", "knob": "", "seed": seed})
         for method in (*SAMPLERS, "rloo", "grpo"):
             rates = RATES["dpo" if method in SAMPLERS else "rl"]
-            found += [{"method": method, "knob": rate, "seed": seed} for rate in rates]
+            found += [{"method": method, "knob": f"{rate:g}", "seed": seed} for rate in rates]
     return found
 
 
@@ -67,7 +68,7 @@ class Lab:
         model, began = copy.deepcopy(self.reference).requires_grad_(True), time.perf_counter()
         if method == "base":
             return self.measured(model, seed)
-        shared = {"learning_rate": rate, "seed": seed, "device": self.arguments.device,
+        shared = {"learning_rate": float(rate), "seed": seed, "device": self.arguments.device,
                   "max_new_tokens": MAX_NEW_TOKENS}  # fmt: skip
         found = self.in_rounds(model, method, shared) if method in SAMPLERS else self.by_gradient(model, method, shared)
         expected = self.arguments.rounds * self.arguments.prompts * ANSWERS
@@ -125,8 +126,8 @@ def main() -> None:
     settings = {name: getattr(arguments, name) for name in ("rounds", "prompts", "steps", "test_prompts")}
     about = Experiment(
         "rounds", "Offline, semi-online and online", "DPO in rounds beside RLOO and GRPO at equally many judged "
-        "answers in the pocket world; what each is: data/experiments/rounds.py. knob is the learning rate, KL is in nats per "
-        "answer, mixed is the share of prompts whose answers differ in reward.", COLUMNS, settings,
+        "answers in the pocket world; what each is: data/experiments/rounds.py. knob is the learning rate, KL is in "
+        "nats per answer, mixed is the share of prompts whose answers differ in reward.", COLUMNS, settings,
     )  # fmt: skip
     carry_out(about, cells(arguments.seeds), Lab, arguments)
 
