@@ -108,6 +108,25 @@ def test_an_endpoint_that_fails_stops_the_run_and_resume_goes_on(inputs, tmp_pat
     assert key not in calm.out + calm.err + broken.err + broken.out + done.out + done.err
 
 
+def test_ctrl_c_ends_the_run_with_the_round_and_it_goes_on(inputs, own_judges, tmp_path, capsys):
+    (tmp_path / "interrupting.py").write_text(
+        "import os, signal\nfrom ours_of_rounds import short\n\ncalls = []\n\n\ndef judge(prompts, answers):\n"
+        "    calls.append(1)\n    if len(calls) == 2:  # the first is of the held-out prompts\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n    return short(prompts, answers)\n"
+    )
+    run = ("--judge", "interrupting:judge", "--run", tmp_path / "run")
+    stopped = dpo_lab(capsys, "rounds", *inputs, *run)
+    assert stopped.status == 130, stopped.err
+    assert "stopping after this round; Ctrl-C again stops at once" in stopped.err
+    assert "stopped after step 2 of 4" in stopped.out
+    done = dpo_lab(capsys, "rounds", "--run", tmp_path / "run", "--resume")
+    assert done.status == 0, done.err
+    calm = dpo_lab(capsys, "rounds", *inputs, "--judge", "ours_of_rounds:short", "--run", tmp_path / "calm")
+    assert calm.status == 0
+    own = lambda name: without_seconds(Run.load(tmp_path / name).metrics)
+    assert own("run") == own("calm")
+
+
 def test_the_policy_as_its_own_judge(inputs, tmp_path, capsys):
     other = chat_model(tmp_path / "other", seed=3)
     done = dpo_lab(capsys, "rounds", *inputs, "--judge", "implicit", "--reference", other, "--run", tmp_path / "run",

@@ -72,7 +72,7 @@ def carry_out(run: Run, options: RoundsOptions, config: RoundsConfig) -> tuple[F
     judge = find(options, config, tasks, model, reference, tokenizer, run)
     checkpoint = latest_checkpoint(run.checkpoints) if options.resume else None
     measured: dict[type, list[dict[str, float]]] = {Evaluation: [], Round: []}
-    interruption, finished = Interruption(), None
+    interruption, finished = Interruption(unit="round"), None
     with console.status("") as status:
         events = train_rounds(
             model, tokenizer, prompts, judge, config, reference=reference, held_out=held or None, folder=run.folder,

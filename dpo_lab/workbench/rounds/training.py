@@ -119,7 +119,7 @@ def train_rounds(
         start = copy.deepcopy(model)  # behind a fresh adapter it is there already
     reference = start if reference is None else reference
     for frozen in filter(None, (reference, start)):
-        engine.place(frozen.requires_grad_(False).eval(), plan)
+        engine.place(frozen, plan)
     rows, held = (None if some is None else [prompt_row(one) for one in some] for some in (prompts, held_out))
     objective = RoundsObjective(
         model, reference, start, tokenizer, rows or [], held, judge, config, plan, engine,

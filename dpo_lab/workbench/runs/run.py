@@ -4,7 +4,7 @@
     metrics.jsonl   one line per logged step, evaluation and round, {"kind", "step", metric: value, …, "seconds"}
     margins.jsonl   the implicit-reward margin of every held-out pair, one line per evaluation
     samples.jsonl   answers before and after
-    rounds/         of `workbench.rounds`: each round's answers, verdicts and pairs
+    rounds/         of `workbench.rounds`: each round's answers, verdicts and pairs; judged.jsonl: what an endpoint said
     curves.png, report.html, checkpoints/, model/ with its card, and adapter/ where one was trained
 
 No torch here: looking at runs and comparing them is quick.
