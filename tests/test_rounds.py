@@ -414,6 +414,8 @@ def test_mistakes_are_reported_at_the_call():
         train_rounds(model, tiny_tokenizer(), PROMPTS, low_tokens, reference=model)
     with pytest.raises(ValueError, match="prompts must be texts or rows with a prompt, got list"):
         train_rounds(model, tiny_tokenizer(), [[1, 2]], low_tokens)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="a prompt's field 'mark' cannot be written as JSON"):
+        train_rounds(model, tiny_tokenizer(), [{"prompt": "the cat", "mark": {1, 2}}], low_tokens)
 
 
 def test_every_setting_has_its_line_of_documentation():

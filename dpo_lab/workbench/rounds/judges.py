@@ -4,7 +4,7 @@
     judge(prompt, first, second) → from 0 to 1     two texts; 1 the first is better, 0 the second, ½ a tie
 
 The first is what the reward functions of RLHF are, so a learnt reward model is a judge too. The second is called on
-every two answers to a prompt, in both orders. P prompts with K answers each.
+every two answers to a prompt, in both orders: K·(K − 1) times for K answers. P prompts with K answers each.
 """
 
 from __future__ import annotations

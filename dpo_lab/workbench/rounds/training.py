@@ -48,6 +48,7 @@ from dpo_lab.training import DPOObjective
 from dpo_lab.workbench.rounds.config import RoundsConfig
 from dpo_lab.workbench.rounds.judges import Judge, Row, Verdicts, is_pairwise, judge_answers
 from dpo_lab.workbench.rounds.pairing import Places, make_pairs
+from dpo_lab.workbench.runs.provenance import plain_json
 
 ROUNDS, ANSWERS, VERDICTS, PAIRS = "rounds", "answers.jsonl", "verdicts.jsonl", "pairs.jsonl"
 OF_PAIRS = ("chosen", "rejected", "completion", "label", "weight")
@@ -145,7 +146,8 @@ def prompt_row(prompt: Row | str) -> dict[str, Any]:
     if not isinstance(prompt, Mapping) or "prompt" not in prompt:
         raise ValueError(f"prompts must be texts or rows with a prompt, got {type(prompt).__name__} {prompt!r:.60}; a "
                          "judge can't read token ids")  # fmt: skip
-    return {name: value for name, value in prompt.items() if name not in OF_PAIRS and value is not None}
+    row = {name: value for name, value in prompt.items() if name not in OF_PAIRS and value is not None}
+    return plain_json(row, "a prompt's")  # for the files of a round
 
 
 @dataclass
