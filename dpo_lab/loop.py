@@ -202,7 +202,9 @@ class _Loop:
         # Of several processes one alone may know of the stop, and their clocks differ; all must do the same.
         self.is_stopped = engine.processes.any_process(self.stop is not None and self.stop())
         age, limit = time.monotonic() - self.last_saved, 60 * self.config.checkpoint_minutes
-        self.is_save_due = engine.processes.any_process(self.checkpoints is not None and 0 < limit <= age)
+        # Who learns from rounds of its own answers goes on only where one begins.
+        can_save = self.checkpoints is not None and getattr(self.objective, "is_spent", True)
+        self.is_save_due = engine.processes.any_process(can_save and 0 < limit <= age)
         metrics: dict[str, float] = {}
         if plan.metrics_due or self.is_stopped or self.is_save_due:
             # Only here the device is waited for; before the step, so that no broken weights are logged or saved.

@@ -123,6 +123,9 @@ def test_panels_fit_the_kind_of_run():
     assert plots.panels_of(dpo_rows()) == preference
     assert plots.panels_of(sft_rows()) == ["token_loss", "perplexity", "grad_norm", "learning_rate"]
     assert plots.panels_of([]) == []
+    rounds = [{"kind": "round", "step": 0, "reward": 1.0, "kl": 0.0}, {"kind": "result", "step": 9, "kl": 2.0}]
+    assert plots.panels_of(rounds) == ["judged_reward", "kl"]
+    assert plots.panels_of(rounds[1:]) == []
 
 
 @pytest.mark.parametrize(

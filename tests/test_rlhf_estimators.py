@@ -15,9 +15,11 @@ from dpo_lab.course.rlhf import (
     best_of_n_logps,
     clipped_loss,
     generalised_advantages,
+    group_relative_advantages,
     leave_one_out_advantages,
     normalised,
     penalised_rewards,
+    reference_penalty,
     reinforce_loss,
     value_loss,
 )
@@ -117,6 +119,28 @@ def test_a_baseline_that_counts_the_answer_itself_shrinks_the_gradient():
     rewards = torch.tensor([[3.0, 1.0, 2.0, 6.0]])
     own_mean = rewards - rewards.mean(-1, keepdim=True)
     torch.testing.assert_close(own_mean, 3 / 4 * leave_one_out_advantages(rewards))
+
+
+def test_group_relative_advantages_by_hand():
+    found = group_relative_advantages(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0], [0.1, 0.1, 0.1]]))
+    torch.testing.assert_close(found, torch.tensor([[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    scaled = group_relative_advantages(torch.tensor([[10.0, 20.0, 30.0]]) + 7)
+    torch.testing.assert_close(scaled, found[:1])  # neither the scale nor the level of a prompt's rewards counts
+    rewards = torch.randn(4, 6, dtype=torch.float64)
+    torch.testing.assert_close(
+        group_relative_advantages(rewards) * rewards.std(-1, keepdim=True), 5 / 6 * leave_one_out_advantages(rewards)
+    )
+    with pytest.raises(ValueError, match="a group needs at least 2 answers per prompt, got 1"):
+        group_relative_advantages(torch.ones(3, 1))
+
+
+def test_the_penalty_of_the_reference_is_the_kl_in_the_mean_and_never_negative():
+    generator = torch.Generator().manual_seed(0)
+    own, frozen = torch.randn(2, 5, generator=generator, dtype=torch.float64).log_softmax(-1)
+    penalty = reference_penalty(own, frozen)
+    assert (penalty >= 0).all()
+    assert reference_penalty(own, own).abs().max() == 0
+    assert (own.exp() * penalty).sum() == pytest.approx((own.exp() * (own - frozen)).sum())
 
 
 def test_leave_one_out_by_hand():

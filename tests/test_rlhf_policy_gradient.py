@@ -12,6 +12,7 @@ import torch
 
 from dpo_lab.batching import separate_rows
 from dpo_lab.course.rlhf import (
+    GRPOConfig,
     LearntReward,
     Meter,
     PPOConfig,
@@ -19,6 +20,7 @@ from dpo_lab.course.rlhf import (
     RLOOConfig,
     judge_reward,
     sample_best_of_n,
+    train_grpo,
     train_ppo,
     train_rloo,
     train_unlikelihood,
@@ -76,6 +78,15 @@ def ppo(config=None, model=None, **options):
     model = tiny_llama() if model is None else model
     config = config or PPOConfig(**SETTINGS)
     return model, list(train_ppo(model, tiny_tokenizer(), PROMPTS, likes_low_tokens, config, **options))
+
+
+def grpo(config=None, model=None, **options):
+    model = tiny_llama() if model is None else model
+    config = config or GRPOConfig(**SETTINGS, num_samples=4)
+    return model, list(train_grpo(model, tiny_tokenizer(), PROMPTS, likes_low_tokens, config, **options))
+
+
+KINDS = {rloo: RLOOConfig, ppo: PPOConfig, grpo: GRPOConfig}
 
 
 # ── against loops written by hand ────────────────────────────────────────────────────────────────────────────────────
@@ -167,10 +178,46 @@ def test_ppo_equals_a_loop_written_by_hand():
     torch.testing.assert_close(weights(model), weights(by_hand), atol=1e-5, rtol=1e-4)
 
 
+def test_grpo_equals_a_loop_written_by_hand():
+    """One rollout, two passes over it in one piece each: at the second one the policy is no longer the one that sampled
+    and no longer the reference, so clip and penalty have a say."""
+    config = GRPOConfig(**{**SETTINGS, "max_steps": 2, "learning_rate": 0.1}, num_samples=3, passes=2, clip=0.05,
+                        optimizer="sgd", adam_beta1=0.0)  # fmt: skip
+    model, events = grpo(config)
+    by_hand, reference = tiny_llama(), tiny_llama()
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1)
+    prompts, answers = sampled(by_hand, config, 0)
+    plans = []
+    for prompt, row in zip(prompts, answers, strict=True):
+        worth = np.array(likes_low_tokens(None, row))
+        spread = worth.std(ddof=1)
+        for answer, r in zip(row, worth, strict=True):
+            old, base = (answer_logps(one, prompt, answer).detach() for one in (by_hand, reference))
+            plans.append((prompt, answer, old, base, (r - worth.mean()) / spread if spread > 1e-9 else 0.0))
+    for step in range(2):
+        loss, clipped = torch.zeros(()), []
+        for prompt, answer, old, base, advantage in plans:
+            logps = answer_logps(by_hand, prompt, answer)
+            ratio = (logps - old).exp()
+            free, bounded = ratio * advantage, ratio.clamp(0.95, 1.05) * advantage
+            penalty = (base - logps).exp() - (base - logps) - 1
+            loss = loss + (-torch.minimum(free, bounded) + 0.3 * penalty).mean() / len(plans)
+            clipped.append((bounded < free).float().mean().item())
+        metrics = steps(events)[step].metrics
+        assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-4)
+        assert metrics["clip_fraction"] == pytest.approx(np.mean(clipped), abs=1e-6)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
+        optimizer.step()
+    assert steps(events)[1].metrics["clip_fraction"] > 0
+    torch.testing.assert_close(weights(model), weights(by_hand), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("cut", [{"micro_batch_size": 1}, {"tokens_per_pass": 30}, {"layout": "separate"}])
-@pytest.mark.parametrize("train", [rloo, ppo])
+@pytest.mark.parametrize("train", [rloo, ppo, grpo])
 def test_however_a_rollout_is_cut_the_steps_are_the_same(train, cut):
-    kind = {rloo: RLOOConfig, ppo: PPOConfig}[train]
+    kind = KINDS[train]
     base = {**SETTINGS, "learning_rate": 1e-3, "optimizer": "sgd"}
     whole, events = train(kind(**base))
     parts, cut_events = train(kind(**base, **cut))
@@ -202,9 +249,9 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another():
     assert not torch.equal(weights(one), weights(rloo(RLOOConfig(**SETTINGS, seed=1))[0]))
 
 
-@pytest.mark.parametrize("train", [rloo, ppo])
+@pytest.mark.parametrize("train", [rloo, ppo, grpo])
 def test_looking_changes_nothing(train):
-    kind = {rloo: RLOOConfig, ppo: PPOConfig}[train]
+    kind = KINDS[train]
     unseen, _ = train(kind(**SETTINGS, log_every=9))
     length = lambda prompts, answers: [len(answer.ids) for answer in answers]
     seen, events = train(kind(**SETTINGS, evaluate_every=1), held_out=PROMPTS, watch={"length": length})
@@ -258,9 +305,9 @@ def test_a_constant_reward_without_a_price_moves_nothing():
     assert torch.equal(weights(model), weights(tiny_llama()))
 
 
-@pytest.mark.parametrize("train", [rloo, ppo])
+@pytest.mark.parametrize("train", [rloo, ppo, grpo])
 def test_resumed_at_a_rollouts_border_equals_uninterrupted(train, tmp_path):
-    config = {rloo: RLOOConfig, ppo: PPOConfig}[train](**{**SETTINGS, "max_steps": 8}, checkpoint_every=4)
+    config = KINDS[train](**{**SETTINGS, "max_steps": 8}, checkpoint_every=4)
     whole, events = train(config, checkpoints=tmp_path)
     assert [event.step for event in events if isinstance(event, Checkpoint)] == [4, 8]
     again, later = train(config, resume=tmp_path / "step-00000004")
@@ -294,6 +341,7 @@ def test_what_is_counted():
     last = steps(events)[-1].metrics
     lengths = sum(event.metrics["answer_length"] * 16 for event in steps(events))
     assert last["cost/models"] == 3  # policy, reference, reward model
+    assert last["cost/sampled_answers"] == last["cost/judged_answers"] == 2 * 16
     assert last["cost/generated_tokens"] == pytest.approx(lengths)
     assert last["cost/trained_tokens"] >= lengths
     # Per rollout: at most 5 calls to sample, one each of reference, reward model and policy.
@@ -302,6 +350,11 @@ def test_what_is_counted():
     config = PPOConfig(**{**SETTINGS, "max_steps": 1})
     *_, end = train_ppo(model, tokenizer, PROMPTS, reward, config)
     assert end.metrics["cost/models"] == 4
+    assert end.metrics["cost/judged_answers"] == 4
+    config = GRPOConfig(**{**SETTINGS, "max_steps": 3}, num_samples=5)
+    *_, end = train_grpo(model, tokenizer, PROMPTS, reward, config)
+    assert end.metrics["cost/models"] == 3  # no critic
+    assert end.metrics["cost/sampled_answers"] == end.metrics["cost/judged_answers"] == 3 * 20
 
 
 def test_a_meter_counts_other_trainings_too():
@@ -330,6 +383,8 @@ def test_a_meter_counts_other_trainings_too():
     ("kind", "changed", "words"),
     [
         (RLOOConfig, {"num_samples": 1}, "num_samples must be at least 2, got 1"),
+        (GRPOConfig, {"num_samples": 1}, "num_samples must be at least 2, got 1"),
+        (GRPOConfig, {"passes": 0}, "passes must be at least 1, got 0"),
         (RLOOConfig, {"beta": -0.1}, r"beta must be finite and not negative, got -0\.1"),
         (RLOOConfig, {"max_new_tokens": 1024}, "max_new_tokens must be at least 1 and below max_length, got 1024"),
         (RLOOConfig, {"dropout": True}, "dropout must be off"),
@@ -352,6 +407,9 @@ def test_mistakes_are_told_at_the_call():
         train_rloo(model, tokenizer, PROMPTS, 3.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="checkpoint_every must be a multiple of the 4 steps"):
         train_ppo(model, tokenizer, PROMPTS, likes_low_tokens, PPOConfig(**SETTINGS, checkpoint_every=3))
+    with pytest.raises(ValueError, match="checkpoint_every must be a multiple of the 6 steps"):
+        train_grpo(model, tokenizer, PROMPTS, likes_low_tokens,
+                   GRPOConfig(**SETTINGS, passes=3, minibatches=2, checkpoint_every=4))  # fmt: skip
     with pytest.raises(ValueError, match="reference is the model that is trained"):
         train_rloo(model, tokenizer, PROMPTS, likes_low_tokens, reference=model)
     shared = RewardModel(model)

@@ -224,7 +224,7 @@ def test_training_twice_into_one_run_is_refused(run: Run):
 
 
 def test_something_that_is_no_event_is_refused(run: Run):
-    with pytest.raises(ValueError, match="yields Step, Evaluation, Checkpoint and Finished, got dict"):
+    with pytest.raises(ValueError, match="yields Step, Evaluation, Round, Checkpoint and Finished, got dict"):
         list(run.follow([{"loss": 1}]))  # pyright: ignore
 
 

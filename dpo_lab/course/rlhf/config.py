@@ -1,4 +1,4 @@
-"""Settings of RLHF in two stages: a reward model, then PPO or RLOO. Plain dataclasses without torch."""
+"""Settings of RLHF in two stages: a reward model, then PPO, RLOO or GRPO. Plain dataclasses without torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RewardConfig(TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientConfig(TrainingConfig):
-    """What PPO and RLOO share: how answers are sampled, and what drifting costs.
+    """What PPO, RLOO and GRPO share: how answers are sampled, and what drifting costs.
 
     An epoch is as many whole rollouts as the prompts fill. `group_by_length` has no say: prompts come as they come.
     """
@@ -67,8 +67,8 @@ class RLOOConfig(PolicyGradientConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig(PolicyGradientConfig):
-    """Settings of PPO as in RLHF: a KL penalty per token, a critic, GAE, clipping, several passes over a rollout."""
+class ClippedConfig(PolicyGradientConfig):
+    """What PPO and GRPO share: several steps on the answers of a rollout, and a clip that bounds them."""
 
     passes: int = 2
     """How often the answers of a rollout are learnt from before new ones are sampled."""
@@ -76,6 +76,39 @@ class PPOConfig(PolicyGradientConfig):
     """Optimiser steps per pass: the rollout's prompts are dealt out to so many."""
     clip: float = 0.2
     """How far the probability of a token may move, as a share of what it was, before it stops paying."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check = _Check(self)
+        check("passes", self.passes >= 1, "must be at least 1", "2 to 4 are usual")
+        check("minibatches", 1 <= self.minibatches <= self.batch_size, "must lie between 1 and batch_size",
+              "each needs at least one prompt")  # fmt: skip
+        check("clip", 0 < self.clip < 1, "must lie in (0, 1)", "0.2 is usual")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig(ClippedConfig):
+    """Settings of GRPO: advantages relative to the prompt's other answers, clipping, a price on the KL per token."""
+
+    num_samples: int = 8
+    """Answers per prompt, its group; at least 2."""
+    passes: int = 1
+    """How often the answers of a rollout are learnt from before new ones are sampled."""
+    minibatches: int = 1
+    """Optimiser steps per pass: the rollout's prompts are dealt out to so many."""
+    beta: float = 0.04
+    """Price of drifting from the reference, per nat of KL of a mean token, beside advantages of deviation 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _Check(self)("num_samples", self.num_samples >= 2, "must be at least 2",
+                     "an answer is compared with the prompt's other answers; 8 to 64 are usual")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(ClippedConfig):
+    """Settings of PPO as in RLHF: a KL penalty per token, a critic, GAE, clipping, several passes over a rollout."""
+
     discount: float = 1.0
     """γ: what a reward one token later counts. 1 is usual for answers that end."""
     gae_lambda: float = 0.95
@@ -88,10 +121,6 @@ class PPOConfig(PolicyGradientConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check = _Check(self)
-        check("passes", self.passes >= 1, "must be at least 1", "2 to 4 are usual")
-        check("minibatches", 1 <= self.minibatches <= self.batch_size, "must lie between 1 and batch_size",
-              "each needs at least one prompt")  # fmt: skip
-        check("clip", 0 < self.clip < 1, "must lie in (0, 1)", "0.2 is usual")
         check("discount", 0 < self.discount <= 1, "must lie in (0, 1]", "1 is usual")
         check("gae_lambda", 0 <= self.gae_lambda <= 1, "must lie in [0, 1]", "0.95 is usual")
         check("value_weight", 0 < self.value_weight < math.inf, "must be positive and finite", "0.1 is usual")

@@ -31,6 +31,7 @@ class Meter:
         inner = [inner_model(model.backbone if isinstance(model, RewardModel) else model) for model in models]
         distinct = {id(model): model for model in inner}
         self.models, self.is_paused = len(distinct), False
+        self.sampled_answers = self.judged_answers = 0
         self.generated_tokens = self.forward_passes = self.forward_tokens = self.trained_tokens = 0
         self._counting = Lock()  # the halves of a pass go through a model at once
         self._watched, self._handles = [model.base_model for model in distinct.values()], []
@@ -46,15 +47,23 @@ class Meter:
             else:
                 self.forward_tokens += tokens.numel()
 
+    def count_rollout(self, num_tokens: int, num_answers: int) -> None:
+        """Answers were sampled to be learnt from, and each is judged."""
+        self.generated_tokens += num_tokens
+        self.sampled_answers += num_answers
+        self.judged_answers += num_answers
+
     def counts(self) -> dict[str, float]:
         """The counts so far, as metrics.
 
-        cost/models: models in memory. cost/generated_tokens: tokens of sampled answers. cost/forward_passes: calls of
-        a model; sampling takes one per token, a pass in two halves (`side_by_side`) two. cost/forward_tokens: tokens
+        cost/models: models in memory. cost/sampled_answers, cost/judged_answers: answers that were sampled, and whose
+        reward was computed, to learn from. cost/generated_tokens: tokens of sampled answers. cost/forward_passes: calls
+        of a model; sampling takes one per token, a pass in two halves (`side_by_side`) two. cost/forward_tokens: tokens
         that went through a model without a gradient, sampling included. cost/trained_tokens: tokens that went forward
         and back.
         """
-        names = ("models", "generated_tokens", "forward_passes", "forward_tokens", "trained_tokens")
+        names = ("models", "sampled_answers", "judged_answers", "generated_tokens", "forward_passes", "forward_tokens",
+                 "trained_tokens")  # fmt: skip
         return {f"cost/{name}": float(getattr(self, name)) for name in names}
 
     @contextmanager

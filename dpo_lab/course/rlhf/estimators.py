@@ -33,6 +33,32 @@ def leave_one_out_advantages(rewards: Tensor) -> Tensor:
     return rewards - others
 
 
+def group_relative_advantages(rewards: Tensor) -> Tensor:
+    """A_i = (r_i − mean of the prompt's r) / their sample standard deviation. (B, K) → (B, K)
+
+    A prompt whose answers are all worth the same has A = 0. The division makes prompts on which answers differ little
+    count as much as the others, so unlike with `leave_one_out_advantages` the gradient is not that of the mean reward.
+    Rewards come without the KL penalty. Shao et al. 2024 (arXiv 2402.03300), section 4.1.2.
+    """
+    num_samples = rewards.shape[-1]
+    if num_samples < 2:
+        raise ValueError(f"a group needs at least 2 answers per prompt, got {num_samples}; sample more of them")
+    centred = rewards - rewards.mean(-1, keepdim=True)
+    spread = rewards.std(-1, keepdim=True)
+    # Of equal rewards the mean may be off by rounding, which a division by as little would blow up.
+    is_even = spread <= 1e-6 * rewards.abs().amax(-1, keepdim=True)
+    return torch.where(is_even, 0.0, centred / spread.masked_fill(is_even, 1.0))
+
+
+def reference_penalty(logps: Tensor, reference_logps: Tensor) -> Tensor:
+    """π_ref/π − log π_ref/π − 1 per token: never negative, 0 where both agree. Any shape, with gradient.
+
+    Its mean over tokens that π samples is KL(π‖π_ref). Shao et al. 2024 (arXiv 2402.03300), Eq. 4.
+    """
+    log_ratio = reference_logps.detach() - logps
+    return torch.expm1(log_ratio) - log_ratio
+
+
 def reinforce_loss(logps: Tensor, advantages: Tensor) -> Tensor:
     """−A·log π(y|x) per answer, whose gradient is minus the policy gradient's term. Any shape. Williams 1992."""
     return -advantages.detach() * logps

@@ -1,4 +1,4 @@
-"""What RLOO and PPO give the loop: answers sampled when they are needed, and the loss that learns from them.
+"""What RLOO, PPO and GRPO give the loop: answers sampled when they are needed, and the loss that learns from them.
 
 The training data is an endless numbered list of prompts, reshuffled whenever all have come. Slot q belongs to rollout
 q // B; its answers are sampled when the loop first needs them, from the policy as it then stands. So a run is a
@@ -19,14 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from dpo_lab.batching import Batch, Layout, make_batch, row_lengths
-from dpo_lab.course.rlhf.config import PolicyGradientConfig, PPOConfig
+from dpo_lab.course.rlhf.config import ClippedConfig, PolicyGradientConfig, PPOConfig
 from dpo_lab.course.rlhf.costs import Meter
 from dpo_lab.course.rlhf.estimators import (
+    ClippedLoss,
     clipped_loss,
     generalised_advantages,
+    group_relative_advantages,
     leave_one_out_advantages,
     normalised,
     penalised_rewards,
+    reference_penalty,
     reinforce_loss,
     value_loss,
 )
@@ -56,7 +59,7 @@ class ActorCritic(nn.Module):
 
 
 class RolloutObjective:
-    """What RLOO and PPO share: which prompts come when, sampling, rewards, the reference, held-out prompts."""
+    """What RLOO, PPO and GRPO share: which prompts come when, sampling, rewards, the reference, held-out prompts."""
 
     steps_per_rollout = 1
 
@@ -123,7 +126,7 @@ class RolloutObjective:
         first = number * self.config.batch_size
         prompts = [self.prompt(slot) for slot in range(first, first + self.config.batch_size)]
         self.rollout = sample_rollout(self.policy, self.tokenizer, prompts, self.config, seed=self._seed(number))
-        self.meter.generated_tokens += self.rollout.num_tokens
+        self.meter.count_rollout(self.rollout.num_tokens, self.config.batch_size * self.config.num_samples)
         self.layout: Layout = self._layout(self.rollout)
         self.rewards = torch.from_numpy(self.rollout.rewards_by(self.reward))  # (B, K) float64
         self.extra = self._watched(self.rollout)
@@ -185,14 +188,12 @@ class RLOOObjective(RolloutObjective):
         return losses.sum(), metrics | {"loss": metrics["policy_loss"]}
 
 
-class PPOObjective(RolloutObjective):
-    """Several passes over each rollout in minibatches; advantages from a critic."""
+class ClippedObjective(RolloutObjective):
+    """Several passes over each rollout in minibatches, bounded by the clip."""
 
     def __init__(self, *arguments: Any) -> None:
-        *shared, critic = arguments
-        super().__init__(*shared)
-        self.critic: RewardModel = critic
-        self.config: PPOConfig
+        super().__init__(*arguments)
+        self.config: ClippedConfig
         self.steps_per_rollout = self.config.passes * self.config.minibatches
 
     def steps(self, rollout: int) -> list[np.ndarray]:
@@ -202,8 +203,63 @@ class PPOObjective(RolloutObjective):
 
     def begin(self, number: int) -> None:
         super().begin(number)
-        config, self.mask = self.config, self.rollout.mask
+        self.mask = self.rollout.mask
         self.old_logps = self._score(lambda batch: token_logps(self.policy, batch), self.rollout)
+
+    def clipped_metrics(self, rows: np.ndarray, batch: Batch, logps: Tensor, found: ClippedLoss) -> dict[str, Tensor]:
+        """`answer_metrics`, with how far the policy has gone from the one that sampled."""
+        answers = answer_rows(rows, self.config.num_samples)
+        logps_by_answer = sum_per_sequence(logps.detach(), batch)
+        reference = self.reference_logps[answers].sum(-1).view(logps_by_answer.shape)
+        old = self.old_logps[answers].sum(-1).view(logps_by_answer.shape)
+        far = {"clip_fraction": found.is_clipped.float(), "approx_kl": found.kl}
+        means = {name: mean_per_answer(value, batch) for name, value in far.items()}
+        return self.answer_metrics(rows, old - reference, old) | means
+
+
+def mean_per_answer(values: Tensor, batch: Batch) -> Tensor:
+    """Per token (N,) → the mean over each answer's tokens, summed over the answers. ()"""
+    return (sum_per_sequence(values, batch) / batch.lengths).sum()
+
+
+class GRPOObjective(ClippedObjective):
+    """Advantages relative to the prompt's other answers, the same for all tokens of an answer; no critic.
+
+    The loss is (1/|y|) Σ_t [clipped loss of token t + β·reference_penalty], averaged over answers: Shao et al. 2024
+    (arXiv 2402.03300), Eq. 3. So a token of a long answer counts less than one of a short answer.
+    """
+
+    def begin(self, number: int) -> None:
+        super().begin(number)
+        self.advantages = group_relative_advantages(self.rewards).float().view(-1, 1)  # (A, 1)
+
+    def loss(self, scorer: nn.Module, rows: np.ndarray, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = make_batch(self.rollout.data, rows, self.layout).to(device)
+        with autocast(device, self.config.precision):
+            logps = scorer(batch)  # (N,)
+        answers = answer_rows(rows, self.config.num_samples)
+        mask = self.mask[answers]
+        tokens = lambda padded: padded[answers].expand(mask.shape)[mask].to(device)  # (A, T) → (N,)
+        found = clipped_loss(logps, tokens(self.old_logps), tokens(self.advantages), clip=self.config.clip)
+        policy_loss = mean_per_answer(found.loss, batch)
+        penalty = mean_per_answer(reference_penalty(logps, tokens(self.reference_logps)), batch)
+        loss = policy_loss + self.config.beta * penalty
+        metrics = self.clipped_metrics(rows, batch, logps, found)
+        return loss, metrics | {"policy_loss": policy_loss.detach(), "loss": loss.detach()}
+
+
+class PPOObjective(ClippedObjective):
+    """Advantages from a critic, token by token."""
+
+    def __init__(self, *arguments: Any) -> None:
+        *shared, critic = arguments
+        super().__init__(*shared)
+        self.critic: RewardModel = critic
+        self.config: PPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def begin(self, number: int) -> None:
+        super().begin(number)
+        config = self.config
         values = self._score(self.critic.token_values, self.rollout)
         rewards = penalised_rewards(
             self.rewards.flatten().float(), self.old_logps, self.reference_logps, self.mask, beta=config.beta
@@ -224,13 +280,7 @@ class PPOObjective(RolloutObjective):
         of_values = value_loss(values, tokens(self.returns))
         policy_loss = found.loss.sum()
         # The critic's loss is a mean over an answer's tokens, the policy's a sum: that is its gradient.
-        per_answer = lambda value: (sum_per_sequence(value, batch) / batch.lengths).sum()
-        loss = policy_loss + config.value_weight * per_answer(of_values)
-
-        logps_by_answer = sum_per_sequence(logps.detach(), batch)
-        reference = self.reference_logps[answers].sum(-1).view(logps_by_answer.shape)
-        old = self.old_logps[answers].sum(-1).view(logps_by_answer.shape)
-        metrics = self.answer_metrics(rows, old - reference, old)
-        metrics |= {"policy_loss": policy_loss.detach(), "value_loss": per_answer(of_values.detach())}
-        metrics |= {"clip_fraction": per_answer(found.is_clipped.float()), "approx_kl": per_answer(found.kl)}
+        loss = policy_loss + config.value_weight * mean_per_answer(of_values, batch)
+        metrics = self.clipped_metrics(rows, batch, logps, found)
+        metrics |= {"policy_loss": policy_loss.detach(), "value_loss": mean_per_answer(of_values.detach(), batch)}
         return loss, metrics | {"loss": loss.detach()}

@@ -1,7 +1,7 @@
-"""RLOO and PPO over the same loop as DPO: sample, score, learn; again.
+"""RLOO, PPO and GRPO over the same loop as DPO: sample, score, learn; again.
 
-`train_rloo` and `train_ppo` check their arguments at once and return a stream of events; nothing is sampled until the
-stream is read. What is learnt from is in `objectives`, its formulas in `estimators`.
+`train_rloo`, `train_ppo` and `train_grpo` check their arguments at once and return a stream of events; nothing is
+sampled until the stream is read. What is learnt from is in `objectives`, its formulas in `estimators`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import nn
 
-from dpo_lab.course.rlhf.config import PolicyGradientConfig, PPOConfig, RLOOConfig
+from dpo_lab.course.rlhf.config import GRPOConfig, PolicyGradientConfig, PPOConfig, RLOOConfig
 from dpo_lab.course.rlhf.costs import Meter
-from dpo_lab.course.rlhf.objectives import ActorCritic, PPOObjective, RLOOObjective
+from dpo_lab.course.rlhf.objectives import ActorCritic, GRPOObjective, PPOObjective, RLOOObjective
 from dpo_lab.course.rlhf.reward_model import RewardModel
 from dpo_lab.course.rlhf.rewards import LearntReward, Reward
 from dpo_lab.engine.engine import Engine
@@ -93,6 +93,32 @@ def train_ppo(
         both, objective, Engine.open(both, config), config, scorer=both, checkpoints=checkpoints, resume=resume,
         stop=at_border,
     )  # fmt: skip
+    return _with_costs(events, meter)
+
+
+def train_grpo(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt] | Any, reward: Reward,
+    config: GRPOConfig | None = None,
+    *, reference: nn.Module | None = None, watch: Mapping[str, Reward] | None = None,
+    held_out: Sequence[Prompt] | Any | None = None, checkpoints: str | Path | None = None,
+    resume: str | Path | None = None, stop: Callable[[], bool] | None = None,
+) -> Iterator[Event]:  # fmt: skip
+    """Climb the reward with `model` (in place) by GRPO; arguments and metrics as in `train_rloo`.
+
+    Like RLOO it compares an answer with the prompt's others, but divides by their standard deviation; like PPO it takes
+    several clipped steps on a rollout, without a critic. The KL is no part of the reward: each token pays
+    β·(π_ref/π − log π_ref/π − 1). Shao et al. 2024 (arXiv 2402.03300). Further metrics: clip_fraction, approx_kl, as in
+    `train_ppo`.
+    """
+    config = config or GRPOConfig()
+    reference = _prepare(model, reference, prompts, reward, config,
+                         steps_per_rollout=config.passes * config.minibatches)  # fmt: skip
+    meter = Meter(model, reference, *_models_in(reward))
+    objective = GRPOObjective(model, reference, tokenizer, prompts, reward, config, watch, held_out, meter)
+    at_border = None if stop is None else lambda: objective.is_spent and stop()
+    events = optimise(
+        model, objective, Engine.open(model, config), config, checkpoints=checkpoints, resume=resume, stop=at_border
+    )
     return _with_costs(events, meter)
 
 

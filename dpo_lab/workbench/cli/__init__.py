@@ -2,6 +2,7 @@
 
 options    the commands and their options
 train      train, sft: from data to a run folder
+rounds     sample, judge, pair, learn, go on
 models     cache, evaluate, sample, merge
 data       inspect, convert: how data are read, and written in the layouts of other tools
 suites     evaluate --suite and --against

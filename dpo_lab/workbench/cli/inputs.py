@@ -27,9 +27,9 @@ from dpo_lab.preferences.token_cache import (
 )
 from dpo_lab.preferences.token_data import TokenData
 from dpo_lab.storage.logp_store import token_cache_folder
-from dpo_lab.workbench.cli.options import DataOptions, InputOptions
+from dpo_lab.workbench.cli.options import DataOptions
 from dpo_lab.workbench.cli.terminal import console
-from dpo_lab.workbench.runs.settings import shared_fields
+from dpo_lab.workbench.runs.settings import ReadingSettings, shared_fields
 
 Options = TypeVar("Options", bound=Any)
 Row = dict[str, Any]
@@ -85,7 +85,7 @@ def is_small(name: str) -> bool:
     return name == "embedded" or 0 < sum(file.stat().st_size for file in Path(name).glob("*.safetensors")) < SMALL
 
 
-def load_model(options: InputOptions, device: str) -> tuple[Any, Any]:
+def load_model(options: ReadingSettings, device: str) -> tuple[Any, Any]:
     """The policy and its tokenizer; a line on the terminal says which."""
     model, tokenizer = load_policy(options.model, device=device, trust_remote_code=options.trust_remote_code)
     which = f"smollm2 ({origin_of(model)})" if options.model == "smollm2" else options.model
@@ -93,7 +93,7 @@ def load_model(options: InputOptions, device: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def load_reference(options: InputOptions, name: str, tokenizer: Any) -> Any:
+def load_reference(options: ReadingSettings, name: str, tokenizer: Any) -> Any:
     """The reference called `name`; it must speak in the tokens of the model."""
     reference, own = load_policy(name, device=vars(options)["device"], trust_remote_code=options.trust_remote_code)
     if own.get_vocab() != tokenizer.get_vocab():
@@ -105,7 +105,7 @@ def load_reference(options: InputOptions, name: str, tokenizer: Any) -> Any:
     return reference
 
 
-def read_rows(options: InputOptions, seed: int, read: Read, *, embedded_split: str) -> list[Row]:
+def read_rows(options: ReadingSettings, seed: int, read: Read, *, embedded_split: str) -> list[Row]:
     """The rows that --pairs names; what was left out is printed."""
     split = options.split or (embedded_split if options.pairs == "embedded" else None)
     rows, report = read(options.pairs, split=split, limit=options.limit, seed=seed, **reading(options, options.pairs))

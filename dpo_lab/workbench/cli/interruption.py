@@ -38,12 +38,14 @@ def endings() -> list[int]:
 class Interruption:
     """While it is entered, Ctrl-C or SIGTERM requests a stop after the current step; a second one stops at once.
 
+    unit: what a stop waits for the end of.
     processes: those that train together.
     """
 
     is_requested = False
 
-    def __init__(self, processes: Any = None) -> None:
+    def __init__(self, processes: Any = None, *, unit: str = "step") -> None:
+        self.unit = unit
         self.is_several = processes is not None and processes.count > 1
         self.is_speaker = processes is None or processes.is_main
 
@@ -67,4 +69,4 @@ class Interruption:
             raise KeyboardInterrupt
         self.is_requested, self.requested_at = True, time.monotonic()
         if self.is_speaker:
-            print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+            print(f"\nstopping after this {self.unit}; Ctrl-C again stops at once", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dpo_lab.config import AutoPrecision, DPOConfig, LoRAConfig, LossName, ScoreTurns, SFTConfig, TrackerName
+from dpo_lab.workbench.rounds.config import RoundsConfig
 from dpo_lab.workbench.runs.settings import HeldOutSettings, PassSettings, ReadingSettings, RowSettings, SplitSettings
 from dpo_lab.workbench.sweeps.settings import SweepSettings
 
@@ -117,6 +118,64 @@ class SFTOptions(ModelOptions, SFTConfig, LoRAConfig, RunOptions):  # pyright: i
         super().__post_init__()
         self.check()
         self.check_lora(self.dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundsOptions(ModelOptions, RoundsConfig, LoRAConfig, ReadingSettings):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Align a model in rounds: sample answers to the prompts of --pairs, judge them, learn from the pairs, go on."""
+
+    loss: LossWords = "dpo"
+    """Which loss of pairs (`dpo-lab losses` prints them); or a sum of losses and of sft, as dpo:1 sft:0.1."""
+    judge: str = "true"
+    """Who says which answer is better: `true` is the true reward of the world that the prompts come from; `implicit` is
+    the policy's own reward against --reference; MODULE:FUNCTION takes (prompts, answers) and returns a number for each
+    answer, or (prompt, first answer, second answer) and returns 1, 0 or 0.5; http(s)://HOST/v1 is an endpoint with the
+    OpenAI chat protocol, its key in the environment variable DPO_LAB_JUDGE_KEY."""
+    judge_model: str | None = None
+    """The model that the endpoint of --judge runs."""
+    length_price: float = 0.0
+    """What a token costs under --judge implicit, so that long answers do not win by their length."""
+    reference: str | None = None
+    """The frozen model; None takes the policy as it is when the run begins."""
+    tasks: int = 0
+    """Take this many tasks of the world of instructions as prompts, in place of --pairs; for models such as smollm2."""
+    held_prompts: int = 64
+    """Prompts of the test split with which the policy is measured; of other data as many rows, which teach nothing
+    then. 0 measures none."""
+    run: Path | None = None
+    """Folder of the run; None makes runs/rounds-DATE-TIME."""
+    resume: bool = False
+    """Go on with the run in --run from its last checkpoint, where a round began."""
+    epochs: Annotated[float, tyro.conf.Suppress] = 1.0
+    """No option here: rounds and steps say how long a run is."""
+    max_steps: Annotated[int | None, tyro.conf.Suppress] = None
+    """As `epochs`."""
+    sync_reference: Annotated[int | None, tyro.conf.Suppress] = None
+    """No option here: see `reference_follows`."""
+    sync_mixup: Annotated[float | None, tyro.conf.Suppress] = None
+    """As `sync_reference`."""
+    score_turns: Annotated[ScoreTurns, tyro.conf.Suppress] = "assistant"
+    """No option here: a sampled answer is one turn."""
+    pairing: Annotated[Literal["best_worst", "best_each", "all"], tyro.conf.Suppress] = "best_worst"
+    """No option here: of --pairs only the prompts are taken."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_lora(self.dropout)
+        for name in ("tasks", "held_prompts"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}; 64 is usual"
+                )
+        is_endpoint = self.judge.startswith(("http://", "https://"))
+        if is_endpoint != (self.judge_model is not None):
+            raise ValueError("--judge-model names the model of an endpoint; give it with --judge http(s)://HOST/v1, "
+                             "and only there")  # fmt: skip
+        if self.judge == "implicit" and self.reference is None:
+            raise ValueError("--judge implicit needs --reference: measured against itself, every reward of the policy "
+                             "is 0; name the model that it was before it learnt from preferences")  # fmt: skip
+        if self.length_price and self.judge != "implicit":
+            raise ValueError(f"--length-price {self.length_price} is for --judge implicit; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,6 +436,7 @@ def check_kl_prompts(number: int) -> None:
 COMMANDS = {
     "train": TrainOptions,
     "sft": SFTOptions,
+    "rounds": RoundsOptions,
     "cache": CacheOptions,
     "evaluate": EvaluateOptions,
     "sample": SampleOptions,

@@ -25,7 +25,7 @@ from dpo_lab.storage.checkpoints import latest_checkpoint, read_manifest
 from dpo_lab.training import train_dpo, train_sft
 from dpo_lab.workbench.cli.inputs import Row, dated_folder, load_model, settled, training_data
 from dpo_lab.workbench.cli.interruption import Interruption
-from dpo_lab.workbench.cli.options import RunOptions, SFTOptions, TrainOptions
+from dpo_lab.workbench.cli.options import RoundsOptions, RunOptions, SFTOptions, TrainOptions
 from dpo_lab.workbench.cli.progress import Dashboard, result_table
 from dpo_lab.workbench.cli.terminal import complain, console
 from dpo_lab.workbench.evaluation.kl import kl_from_reference
@@ -36,7 +36,7 @@ from dpo_lab.workbench.runs.run import CONFIG, Run
 from dpo_lab.workbench.runs.settings import as_begun, shared_fields
 from dpo_lab.workbench.runs.tracking import check_tracker, tracked
 
-Options = TypeVar("Options", bound=RunOptions)
+Options = TypeVar("Options", bound=RunOptions | RoundsOptions)
 
 FREE_ON_RESUME = ("cache", "device", "track", "push_to_hub")
 """Options that may be given anew when a run goes on; all others are those that it was begun with."""
@@ -150,7 +150,7 @@ def resumed(options: Options) -> Options:
 
 
 @contextmanager
-def recorded_inputs(options: RunOptions) -> Iterator[None]:
+def recorded_inputs(options: RunOptions | RoundsOptions) -> Iterator[None]:
     """On --resume, an error about the model or the data also names the file that requests them."""
     try:
         yield

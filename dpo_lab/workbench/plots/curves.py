@@ -80,6 +80,16 @@ PANELS: dict[str, Panel] = {
         "True reward of sampled answers", "mean per answer", (Curve("true_reward", "true reward"),),
         "What the judge gives to answers that the model samples on the way, where a judge knows.",
     ),
+    "judged_reward": Panel(
+        "Score of sampled answers", "mean per answer", (Curve("reward", "score"),),
+        "What the judge of a run in rounds gives to the answers that the policy samples when a round begins.",
+        is_noisy=False,
+    ),
+    "kl": Panel(
+        "KL from the reference", "nats per answer", (Curve("kl", "KL"),),
+        "How far the policy has gone from where it began, on answers that it samples itself.",
+        from_zero=True, is_noisy=False,
+    ),
     "logps_chosen": Panel(
         "Log-prob of chosen answers", "nats per answer", (Curve("logps/chosen", *_CHOSEN),),
         "log π of the chosen answers, summed over tokens. It often falls while the margin grows: worth watching.",
@@ -128,7 +138,8 @@ def panels_of(rows: Rows) -> list[str]:
     """The names of the panels that these rows can fill, in reading order."""
     has_pairs = any("rewards/chosen" in row or "eval_rewards/chosen" in row for row in rows)
     unwanted = "token_loss" if has_pairs else "loss"
-    names = {name.removeprefix("eval_") for row in rows for name in row}
+    # What is measured once, after training, is no curve.
+    names = {name.removeprefix("eval_") for row in rows if row.get("kind") != "result" for name in row}
     return [
         key for key, panel in PANELS.items() if key != unwanted and any(curve.metric in names for curve in panel.curves)
     ]

@@ -16,7 +16,7 @@ from typing import Any
 Row = Mapping[str, Any]
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
-_METHODS = {"train": "preference tuning", "sft": "supervised fine-tuning"}
+_METHODS = {"train": "preference tuning", "sft": "supervised fine-tuning", "rounds": "preference tuning in rounds"}
 _PLACES = {"run", "resume", "cache", "model", "pairs", "held_out", "push_to_hub", "track"}
 """Settings that name places; model and data stand in the card's first table."""
 
@@ -69,7 +69,7 @@ def _front_matter(command: str, base: str, sources: Sequence[Any]) -> str:
         lines.append(f"base_model: {json.dumps(base)}")
     if of_hub:
         lines.append(f"datasets: {json.dumps(list(dict.fromkeys(of_hub)))}")
-    tags = ["dpo-lab", "preference-optimization" if command == "train" else "sft"]
+    tags = ["dpo-lab", "sft" if command == "sft" else "preference-optimization"]
     return "\n".join(["---", *lines, f"tags: {json.dumps(tags)}", "---"])
 
 

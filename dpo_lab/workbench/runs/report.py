@@ -19,7 +19,7 @@ from dpo_lab.workbench.runs.page import code, folded, picture, table, terms, tex
 Row = Mapping[str, Any]
 
 FIGURE = (4.6, 3.0)  # inches: small, so that its letters can be read on a phone
-COMMANDS = {"train": "Preference tuning", "sft": "Supervised fine-tuning"}
+COMMANDS = {"train": "Preference tuning", "sft": "Supervised fine-tuning", "rounds": "Preference tuning in rounds"}
 
 
 def render_report(run: Any, panels: Mapping[str, bytes]) -> str:

@@ -1,9 +1,10 @@
 """A run as a folder: what was requested, what was measured, what the model answers now.
 
     config.json     command, settings, sources, seed, device, versions, when it began
-    metrics.jsonl   one line per logged step and evaluation, {"kind", "step", metric: value, …, "seconds"}
+    metrics.jsonl   one line per logged step, evaluation and round, {"kind", "step", metric: value, …, "seconds"}
     margins.jsonl   the implicit-reward margin of every held-out pair, one line per evaluation
     samples.jsonl   answers before and after
+    rounds/         of `workbench.rounds`: each round's answers, verdicts and pairs; judged.jsonl: what an endpoint said
     curves.png, report.html, checkpoints/, model/ with its card, and adapter/ where one was trained
 
 No torch here: looking at runs and comparing them is quick.
@@ -156,7 +157,7 @@ class Run:
             self._repaired(MARGINS)
             seconds_before = max((row.get("seconds", 0.0) for row in rows), default=0.0)
             last_step = max((row["step"] for row in rows if row["kind"] == "step"), default=0)
-            evaluated = {row["step"] for row in rows if row["kind"] == "evaluation"}
+            recorded = {(row["kind"], row["step"]) for row in rows if row["kind"] in ("evaluation", "round")}
             for event in events:
                 row = row_of(event)
                 if row is None:  # a checkpoint: what it will be resumed with must be on the disk too
@@ -168,7 +169,7 @@ class Run:
                         f"{self.folder} already records step {last_step}, got step {row['step']}; call rewind(step) "
                         "with the step that training goes on from, or create another run"
                     )
-                elif not (row["kind"] == "evaluation" and row["step"] in evaluated):
+                elif (row["kind"], row["step"]) not in recorded:
                     if margins := getattr(event, "margins", ()):
                         rounded = [float(f"{margin:.7g}") for margin in margins]  # float32 has no more digits
                         append_line(self.folder / MARGINS, {"step": row["step"], "margins": rounded})
@@ -328,10 +329,13 @@ def row_of(event: Event) -> dict[str, Any] | None:
     match type(event).__name__:  # by name, so that torch is not loaded to look at runs
         case "Step" | "Evaluation" as name:
             return {"kind": name.lower(), "step": event.step, **event.metrics, "seconds": event.seconds}  # pyright: ignore
+        case "Round":
+            numbers = {"round": event.round, "num_rounds": event.num_rounds}  # pyright: ignore
+            return {"kind": "round", "step": event.step, **numbers, **event.metrics, "seconds": event.seconds}  # pyright: ignore
         case "Finished":
             state = {"num_steps": event.num_steps, "is_complete": event.is_complete}  # pyright: ignore
             return {"kind": "finished", "step": event.step, **state, "seconds": event.seconds}  # pyright: ignore
         case "Checkpoint":
             return None
         case name:
-            raise ValueError(f"a training yields Step, Evaluation, Checkpoint and Finished, got {name}")
+            raise ValueError(f"a training yields Step, Evaluation, Round, Checkpoint and Finished, got {name}")
