@@ -85,7 +85,7 @@ def test_the_core_is_read_in_an_evening():
     assert lines(flat) <= 2000
     assert lines([PACKAGE / "dpo.py"]) <= 90
     # The world for real models, its judge, the sampler, .gguf files and the suites came after the limit of 28,000.
-    assert lines(PACKAGE.rglob("*.py")) <= 34_000
+    assert lines(PACKAGE.rglob("*.py")) <= 34_900
 
 
 def test_no_name_that_a_folder_offers_is_one_of_its_modules():

@@ -36,7 +36,7 @@ GAP = 0.3  # nats per pair between the held-out loss and that of training
 HIGH_LOSS = 2 * LOG_2  # the average pair is ranked wrong by a margin of 1.1: worse than not trained
 SPIKE = 5.0  # times the median of the ten steps before
 LONGER = 1.25  # mean length of answers, end over start
-CLIPPED = 0.95  # share of steps
+CLIPPED, FAR_ABOVE = 0.95, 10.0  # share of steps; times the limit
 WITHOUT_REFERENCE = ("simpo", "orpo", "cpo", "simper")
 
 
@@ -56,21 +56,21 @@ CAUSES: dict[str, Cause] = {  # of equal weight, the earlier is more often the c
     "not_finite": Cause(
         "Values are not finite",
         "An overflow (float16 above all), a learning rate that is too high, or a row without any scored token.",
-        "Train in bfloat16 or float32, lower the learning rate, lengthen the warm-up, and look at the rows of that step.",
+        "Train in bfloat16 or float32, lower the learning rate, lengthen the warm-up, and look at that step's rows.",
         LOOP, ("loss", "grad_norm"),
     ),
     "wrong_reference": Cause(
         "Rewards do not start at zero",
-        "Before the first step policy and reference are one model, so every reward is 0 and the loss is log 2. Here the "
-        "reference is another model, is scored from stale log-probs, or one of the two has its dropout on.",
-        "Score the reference again, from the weights that training starts with, in evaluation mode. Give adapters and "
-        "base the same start. Check that the first loss is 0.6931.",
+        "Before the first step policy and reference are one model, so every reward is 0 and the loss is log 2. Here "
+        "the reference is another model, its log-probs are stale, or one of the two has its dropout on.",
+        "Score the reference again, from the weights that training starts with, in evaluation mode. Check that the "
+        "first loss is 0.6931.",
         FAILS, ("rewards", "loss"),
     ),
     "stuck": Cause(
         "The loss stays at log 2",
-        "The policy does not learn to tell the answers apart: the learning rate is far too low, the weights are frozen, "
-        "chosen and rejected are cut to the same tokens, or the labels are random.",
+        "The policy does not learn to tell the answers apart: the learning rate is far too low, the weights are "
+        "frozen, chosen and rejected are cut to the same tokens, or the labels are random.",
         "Raise the learning rate tenfold. See that weights require a gradient, and look at some rows as tokens "
         "(dpo-lab inspect): do chosen and rejected differ?",
         LOOP, ("loss", "margins"),
@@ -122,7 +122,7 @@ CAUSES: dict[str, Cause] = {  # of equal weight, the earlier is more often the c
         "Answers grow longer",
         "The labels prefer the longer answer more often than its quality explains, and the policy learns that.",
         "Count how often the longer answer is chosen. Pairs of equal length, ld_alpha, or sigmoid_norm.",
-        FAILS, (),
+        FAILS, ("answer_length",),
     ),
     "too_short": Cause(
         "Training ended too early",
@@ -132,8 +132,8 @@ CAUSES: dict[str, Cause] = {  # of equal weight, the earlier is more often the c
     ),
     "clipped": Cause(
         "The gradient is clipped at every step",
-        "The step's length is then set by the limit and no longer by the gradient. Adam hides it; with SGD the learning "
-        "rate has lost its meaning.",
+        "The limit sets the step's length then, and no longer the gradient. Adam hides it; with SGD the learning rate "
+        "has lost its meaning.",
         "Raise max_grad_norm above the usual norm, so that it catches outliers only.",
         LOOP, ("grad_norm",),
     ),
@@ -331,9 +331,10 @@ def overfitting(log: Log) -> Finding | None:
     if len(held) < 2 or len(loss) < 3:
         return None
     first, last = ends(loss)
-    lowest, rise = int(held.argmin()), float(held[-1] - held.min())
+    steps, held_values = log.series["eval_loss"]
+    rise = float(held[-1] - held.min())
     if last < first and rise > HELD_OUT_RISE and last < held[-1]:
-        step = int(log.series["eval_loss"][0][lowest])
+        step = int(steps[held_values == held.min()][0])
         seen = f"The held-out loss was lowest at step {step} ({held.min():.3f}) and ends at {held[-1]:.3f}; that of "
         return Finding("overfitting", "problem" if held[-1] > held[0] else "warning", "certain",
                        f"{seen}training ends at {last:.3f}.")  # fmt: skip
@@ -352,8 +353,8 @@ def margins(log: Log) -> Finding | None:
     _, last = ends(values)
     if last < SURE or late < GROWS * middle:
         return None
-    return Finding("margins", "warning", "certain", f"The mean margin is {last:.1f} at the end, {late:.1f} over the last "
-                   f"third and {middle:.1f} over the one before.")  # fmt: skip
+    return Finding("margins", "warning", "certain", f"The mean margin is {last:.1f} at the end, {late:.1f} over the "
+                   f"last third and {middle:.1f} over the one before.")  # fmt: skip
 
 
 def memorised(log: Log) -> Finding | None:
@@ -413,15 +414,18 @@ def too_short(log: Log) -> Finding | None:
 
 
 def clipped(log: Log) -> Finding | None:
-    """Gradient norms above the limit in CLIPPED of the steps; transformers' limit of 1 where the log has none."""
-    norm, limit = log.values("grad_norm"), log.facts.get("max_grad_norm", 1.0)
-    if len(norm) < 10 or (share := float((norm > limit).mean())) < CLIPPED:
+    """Gradient norms above the limit in CLIPPED of the steps, and a warning where they are mostly FAR_ABOVE it. Where
+    the log has no limit, transformers' 1 is assumed, and only the latter is said."""
+    norm, limit = log.values("grad_norm"), log.facts.get("max_grad_norm")
+    assumed = 1.0 if limit is None else limit
+    if len(norm) < 10 or (share := float((norm > assumed).mean())) < CLIPPED:
         return None
-    seen = f"{share:.0%} of the gradient norms are above {limit:g} (median {np.median(norm):.3g})."
-    if is_assumed := "max_grad_norm" not in log.facts:
+    is_far = float(np.median(norm)) > FAR_ABOVE * assumed
+    seen = f"{share:.0%} of the gradient norms are above {assumed:g} (median {np.median(norm):.3g})."
+    if limit is None:
         seen += " The log does not state the limit; 1 is the usual one."
-    far = float(np.median(norm)) > 10 * limit
-    return Finding("clipped", "warning" if far else "note", "possible" if is_assumed else "certain", seen)
+        return Finding("clipped", "warning", "possible", seen) if is_far else None
+    return Finding("clipped", "warning" if is_far else "note", "certain", seen)
 
 
 CHECKS: tuple[Callable[[Log], Finding | None], ...] = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from array import array
 from collections import defaultdict
@@ -133,8 +134,9 @@ class _Table:
     def add(self, row: Mapping[str, Any], facts: dict[str, Any]) -> None:
         """Values of one step, by any tool's names."""
         named = {our_name(name): value for name, value in row.items() if value not in (None, "")}
-        for fact, names in (("num_steps", ("num_steps", "total_steps")), ("beta", ("beta",))):
-            facts |= {fact: row[name] for name in names if row.get(name) not in (None, "")}
+        for name, fact in (("num_steps", "num_steps"), ("total_steps", "num_steps"), ("beta", "beta")):
+            if (stated := _number(row.get(name))) is not None:
+                facts[fact] = stated
         found = {name: value for name, value in named.items() if name.removeprefix("eval_") in KNOWN}
         if not found:
             self.others |= dict.fromkeys(map(str, row))
@@ -255,8 +257,10 @@ def _events(file: Path) -> Iterator[dict[str, Any]]:
 
 def _facts_of(run: Run) -> dict[str, Any]:
     settings = run.config.get("settings") or {}
-    names = ("beta", "loss", "max_grad_norm")
-    return {name: settings[name] for name in names if settings.get(name) is not None}
+    facts = {name: settings[name] for name in ("beta", "loss") if settings.get(name) is not None}
+    if "max_grad_norm" in settings:
+        facts["max_grad_norm"] = settings["max_grad_norm"] or math.inf  # None does not clip
+    return facts
 
 
 def _lengths(file: Path, table: _Table) -> tuple[float, float]:

@@ -80,6 +80,10 @@ PANELS: dict[str, Panel] = {
         "True reward of sampled answers", "mean per answer", (Curve("true_reward", "true reward"),),
         "What the judge gives to answers that the model samples on the way, where a judge knows.",
     ),
+    "answer_length": Panel(
+        "Length of sampled answers", "as logged", (Curve("answer_length", "length"),),
+        "Words or tokens per sampled answer. Length that grows without a task for it points to the labels.",
+    ),
     "logps_chosen": Panel(
         "Log-prob of chosen answers", "nats per answer", (Curve("logps/chosen", *_CHOSEN),),
         "log π of the chosen answers, summed over tokens. It often falls while the margin grows: worth watching.",
