@@ -51,17 +51,13 @@ def pocket(num: int, seed: int, split: str = "train") -> Rows:
 
 
 def words(num: int, seed: int, *, label: str = "good", longest: int = 7) -> Rows:
-    """Pairs of made-up words. label "good": the answer with more of good, happy, yes is chosen; "none": at random;
-    "twins": the rejected answer is the chosen one with its last word changed."""
+    """Pairs of made-up words. label "good": the answer with more of good, happy, yes is chosen; "none": at random."""
     from tests.tiny import WORDS
 
     rng, rows = Random(seed), []
     draw = lambda low: " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, longest)))
     while len(rows) < num:
         one, two = draw(3), draw(3)
-        if label == "twins":
-            one = f"{one} good"
-            two = f"{one.rpartition(' ')[0]} bad"
         worth = [sum(word in ("good", "happy", "yes") for word in answer.split()) for answer in (one, two)]
         if label == "good" and worth[0] == worth[1]:
             continue
@@ -69,17 +65,6 @@ def words(num: int, seed: int, *, label: str = "good", longest: int = 7) -> Rows
             one, two = two, one
         rows.append({"prompt": f"{draw(2)} ", "chosen": one, "rejected": two})
     return rows
-
-
-def twins(rows: Rows, seed: int) -> Rows:
-    """Pairs whose rejected answer is the chosen one with one word in its middle replaced."""
-    rng, made = Random(seed), []
-    for row in rows:
-        said = row["chosen"][-1]["content"].split()
-        if len(said) > 3:
-            said[rng.randrange(1, len(said) - 1)] = rng.choice(["green", "seven", "often", "under", "quickly"])
-            made.append(row | {"rejected": [{"role": "assistant", "content": " ".join(said)}]})
-    return made
 
 
 def longer_chosen(rows: Rows) -> Rows:
@@ -257,29 +242,36 @@ def with_lengths(path: Path, rows: Rows, prompts: Rows, seed: int, **knobs: Any)
 
 @case("healthy-ours", None)
 def _(path: Path) -> None:
-    ours(path, embedded(), pocket(480, 1), pocket(64, 1, "test"), beta=0.5, batch_size=12, learning_rate=3e-4,
-         evaluate_every=10)  # fmt: skip
+    ours(path, embedded(), pocket(320, 1), pocket(48, 1, "test"), beta=0.5, learning_rate=3e-4, evaluate_every=10)
 
 
 @case("healthy-trl", None)
 def _(path: Path) -> None:
-    trl(path, embedded(), pocket(320, 2), pocket(48, 2, "test"), learning_rate=2e-4, eval_steps=10)
+    trl(
+        path,
+        embedded(),
+        pocket(160, 2),
+        pocket(24, 2, "test"),
+        learning_rate=2e-4,
+        eval_steps=20,
+        per_device_train_batch_size=4,
+    )
 
 
 @case("healthy-trl-windows.csv", None, kept_out=True)
 def _(path: Path) -> None:
-    trl(path, embedded(), pocket(480, 3), beta=0.3, form="csv", logging_steps=4, learning_rate=3e-4)
+    trl(path, tiny(3), words(960, 3), beta=0.3, form="csv", logging_steps=4, learning_rate=2e-3)
 
 
 @case("healthy-ours-simpo", None, kept_out=True)
 def _(path: Path) -> None:
-    ours(path, embedded(), pocket(400, 4), pocket(48, 4, "test"), loss="simpo", beta=2.0, learning_rate=1e-4, seed=4,
+    ours(path, embedded(), pocket(240, 4), pocket(32, 4, "test"), loss="simpo", beta=2.0, learning_rate=1e-4, seed=4,
          evaluate_every=20)  # fmt: skip
 
 
 @case("healthy-ours-ipo", None, kept_out=True)
 def _(path: Path) -> None:
-    ours(path, embedded(), pocket(320, 5), pocket(48, 5, "test"), loss="ipo", beta=0.5, seed=5, evaluate_every=10)
+    ours(path, embedded(), pocket(240, 5), pocket(32, 5, "test"), loss="ipo", beta=0.5, seed=5, evaluate_every=10)
 
 
 @case("healthy-factory", None, kept_out=True)
@@ -290,8 +282,8 @@ def _(path: Path) -> None:
 
 @case("healthy-events", None, kept_out=True)
 def _(path: Path) -> None:
-    trl(path, embedded(), pocket(240, 7), pocket(48, 7, "test"), form="events", learning_rate=1.5e-4, beta=0.2,
-        eval_steps=15, lr_scheduler_type="cosine", seed=7)  # fmt: skip
+    trl(path, embedded(), pocket(160, 7), pocket(24, 7, "test"), form="events", learning_rate=1.5e-4, beta=0.2,
+        eval_steps=20, lr_scheduler_type="cosine", per_device_train_batch_size=4, seed=7)  # fmt: skip
 
 
 # ── one thing wrong ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -299,13 +291,13 @@ def _(path: Path) -> None:
 
 @case("displacement-ours", "displacement")
 def _(path: Path) -> None:
-    ours(path, embedded(), twins(pocket(320, 11), 11), twins(pocket(64, 11, "test"), 12), learning_rate=3e-4,
-         evaluate_every=10)  # fmt: skip
+    ours(path, embedded(), pocket(240, 11), pocket(32, 11, "test"), beta=0.05, learning_rate=1e-3, evaluate_every=10)
 
 
 @case("displacement-trl.csv", "displacement", kept_out=True)
 def _(path: Path) -> None:
-    trl(path, embedded(), twins(pocket(400, 13), 13), form="csv", learning_rate=4e-4, beta=0.05, logging_steps=2)
+    trl(path, embedded(), pocket(48, 13), form="csv", learning_rate=8e-4, beta=0.05, num_train_epochs=3,
+        per_device_train_batch_size=4, seed=13)  # fmt: skip
 
 
 @case("stuck-rate", "stuck")
@@ -315,7 +307,7 @@ def _(path: Path) -> None:
 
 @case("stuck-rate-factory", "stuck", kept_out=True)
 def _(path: Path) -> None:
-    trl(path, embedded(), pocket(240, 15), pocket(32, 15, "test"), form="factory", learning_rate=5e-9, eval_steps=15)
+    trl(path, tiny(15), words(240, 15), words(32, 51), form="factory", learning_rate=5e-9, eval_steps=15)
 
 
 @case("stuck-zero.csv", "stuck", kept_out=True)
@@ -341,34 +333,34 @@ def _(path: Path) -> None:
 
 @case("margins-ours", "margins")
 def _(path: Path) -> None:
-    ours(path, tiny(21), words(24, 21), learning_rate=4e-3, epochs=60.0, beta=0.3, schedule="constant", log_every=5)
+    ours(path, tiny(21), words(24, 21), learning_rate=6e-3, epochs=80.0, beta=0.3, schedule="constant", log_every=6)
 
 
 @case("margins-trl.csv", "margins", kept_out=True)
 def _(path: Path) -> None:
-    trl(path, embedded(), pocket(16, 22), form="csv", learning_rate=4e-4, num_train_epochs=40, beta=0.5, seed=22,
-        lr_scheduler_type="constant", logging_steps=2)  # fmt: skip
+    trl(path, tiny(22), words(16, 22), form="csv", learning_rate=5e-3, num_train_epochs=80, beta=0.5, seed=22,
+        lr_scheduler_type="constant", logging_steps=4)  # fmt: skip
 
 
 @case("length-ours", "length")
 def _(path: Path) -> None:
-    ours(path, embedded(), longer_chosen(pocket(480, 23)), samples=pocket(40, 23, "test"), beta=0.2, learning_rate=4e-4,
-         batch_size=12)  # fmt: skip
+    rows, prompts = longer_chosen(pocket(320, 23)), pocket(40, 23, "test")
+    ours(path, embedded(), rows, samples=prompts, beta=0.2, learning_rate=8e-4)
 
 
 @case("length.csv", "length", kept_out=True)
 def _(path: Path) -> None:
-    with_lengths(path, longer_chosen(pocket(400, 24)), pocket(32, 24, "test"), 24, beta=0.3, learning_rate=4e-4)
+    with_lengths(path, longer_chosen(pocket(280, 24)), pocket(24, 24, "test"), 24, beta=0.3, learning_rate=8e-4)
 
 
 @case("rate-ours", "learning_rate")
 def _(path: Path) -> None:
-    ours(path, embedded(), pocket(480, 25), pocket(48, 25, "test"), learning_rate=5e-3, evaluate_every=20)
+    ours(path, embedded(), pocket(320, 25), pocket(32, 25, "test"), learning_rate=5e-3, evaluate_every=20)
 
 
 @case("rate-trl", "learning_rate", kept_out=True)
 def _(path: Path) -> None:
-    trl(path, embedded(), pocket(320, 26), learning_rate=4e-3, beta=0.2, seed=26)
+    trl(path, embedded(), pocket(160, 26), learning_rate=4e-3, beta=0.2, per_device_train_batch_size=4, seed=26)
 
 
 @case("rate-events", "learning_rate", kept_out=True)
@@ -378,26 +370,26 @@ def _(path: Path) -> None:
 
 @case("kl-ours", "kl")
 def _(path: Path) -> None:
-    ours(path, embedded(), pocket(320, 29), pocket(48, 29, "test"), kl=pocket(32, 29, "test"), beta=0.01,
-         learning_rate=1e-3, epochs=2.0, log_every=2, evaluate_every=20)  # fmt: skip
+    ours(path, embedded(), pocket(160, 29), pocket(32, 29, "test"), kl=pocket(32, 29, "test"), beta=0.01,
+         learning_rate=4e-3, epochs=4.0, log_every=2, evaluate_every=40)  # fmt: skip
 
 
 @case("kl-ours-words", "kl", kept_out=True)
 def _(path: Path) -> None:
-    ours(path, tiny(30), words(400, 30), kl=words(32, 31), beta=0.01, learning_rate=1e-2, epochs=2.0, log_every=2)
+    ours(path, tiny(30), words(400, 30), kl=words(32, 31), beta=0.01, learning_rate=1e-2, epochs=4.0, log_every=4)
 
 
 @case("reference-trl", "wrong_reference")
 def _(path: Path) -> None:
-    rows = pocket(640, 32)
-    trl(path, embedded(), rows[:280], reference=tuned(rows[320:], "rejected"))
+    rows = pocket(480, 32)
+    trl(path, embedded(), rows[:140], reference=tuned(rows[160:], "rejected", steps=40), per_device_train_batch_size=4)
 
 
 @case("reference-ours-stale", "wrong_reference", kept_out=True)
 def _(path: Path) -> None:
-    rows = pocket(640, 33)
-    start = tuned(rows[320:], "chosen", steps=40, seed=33), embedded()[1]
-    ours(path, start, rows[:320], pocket(48, 33, "test"), reference=embedded()[0], beta=0.3)
+    rows = pocket(480, 33)
+    start = tuned(rows[240:], "chosen", steps=30, seed=33), embedded()[1]
+    ours(path, start, rows[:240], pocket(48, 33, "test"), reference=embedded()[0], beta=0.3)
 
 
 @case("reference-trl-windows.csv", "wrong_reference", kept_out=True)
@@ -407,8 +399,8 @@ def _(path: Path) -> None:
 
 @case("overfitting-ours", "overfitting")
 def _(path: Path) -> None:
-    ours(path, embedded(), pocket(64, 36), pocket(96, 36, "test"), epochs=8.0, beta=0.5, learning_rate=5e-4,
-         evaluate_every=8, log_every=2)  # fmt: skip
+    ours(path, embedded(), pocket(48, 36), pocket(64, 36, "test"), epochs=8.0, beta=0.5, learning_rate=5e-4,
+         evaluate_every=8)  # fmt: skip
 
 
 @case("overfitting-trl", "overfitting", kept_out=True)
@@ -424,32 +416,32 @@ def _(path: Path) -> None:
 
 @case("not-finite.csv", "not_finite", kept_out=True)
 def _(path: Path) -> None:
-    trl(path, embedded(), pocket(200, 40), form="csv", learning_rate=1e20, optim="sgd", logging_nan_inf_filter=False)
+    trl(path, tiny(40), words(200, 40), form="csv", learning_rate=1e20, optim="sgd", logging_nan_inf_filter=False)
 
 
 @case("clipped-ours", "clipped")
 def _(path: Path) -> None:
-    ours(path, embedded(), pocket(320, 41), max_grad_norm=0.01, learning_rate=2e-4)
+    ours(path, embedded(), pocket(240, 41), max_grad_norm=0.01, learning_rate=2e-4)
 
 
 @case("clipped-trl", "clipped", kept_out=True)
 def _(path: Path) -> None:
-    trl(path, embedded(), pocket(280, 42), beta=2.0, optim="sgd", learning_rate=2e-3)
+    trl(path, embedded(), pocket(120, 42), beta=2.0, optim="sgd", learning_rate=2e-3, per_device_train_batch_size=4)
 
 
 @case("short-ours", "too_short")
 def _(path: Path) -> None:
-    ours(path, embedded(), pocket(480, 43), pocket(32, 43, "test"), stop_after=24)
+    ours(path, embedded(), pocket(480, 43), pocket(24, 43, "test"), stop_after=24)
 
 
 @case("short-trl-checkpoint", "too_short", kept_out=True)
 def _(path: Path) -> None:
-    trl(path, embedded(), pocket(480, 44), save_strategy="steps", save_steps=24, max_steps=60)
+    trl(path, tiny(44), words(480, 44), save_strategy="steps", save_steps=24, max_steps=60, learning_rate=1e-3)
 
 
 @case("short-few.csv", "too_short", kept_out=True)
 def _(path: Path) -> None:
-    trl(path, embedded(), pocket(96, 45), form="csv", learning_rate=1e-4, seed=45)
+    trl(path, embedded(), pocket(48, 45), form="csv", learning_rate=1e-4, per_device_train_batch_size=4, seed=45)
 
 
 def main(names: list[str]) -> None:

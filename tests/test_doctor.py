@@ -78,7 +78,7 @@ def test_the_logs_are_those_of_the_script_and_small():
         ("not_finite", {"loss": lambda step, row: math.nan if step > 30 else row["loss"]}),
         ("wrong_reference", {"rewards/rejected": lambda step, row: row["rewards/rejected"] - 0.1}),
         ("stuck", {"loss": lambda step, row: math.log(2) - 0.01, "rewards/accuracies": lambda step, row: 0.5}),
-        ("learning_rate", {"loss": lambda step, row: 2.0 if step % 8 == 7 else row["loss"]}),
+        ("learning_rate", {"loss": lambda step, row: 2.0 if step in (20, 22, 24) else row["loss"]}),
         ("margins", {"rewards/margins": lambda step, row: 0.3 * step, "loss": lambda step, row: 0.6}),
         ("memorised", {"loss": lambda step, row: math.log(2) / step**2, "rewards/accuracies": lambda step, row: 1.0}),
         ("kl", {"kl": lambda step, row: 2.0 * step}),
@@ -112,8 +112,8 @@ def test_rewards_of_a_loss_without_a_reference_may_start_anywhere(tmp_path):
 
 
 def test_a_first_row_that_is_a_mean_over_steps_may_be_off_zero(tmp_path):
-    windows = [row | {"step": 10 * row["step"], "rewards/rejected": row["rewards/rejected"] - 0.05 * min(row["step"], 9)}
-               for row in rows_of()]  # fmt: skip
+    fall = lambda row: row["rewards/rejected"] - 0.05 * min(row["step"], 9)
+    windows = [row | {"step": 10 * row["step"], "rewards/rejected": fall(row)} for row in rows_of()]
     assert causes(jsonl(tmp_path / "log.jsonl", windows)) == []
     windows = [row | {"rewards/rejected": row["rewards/rejected"] - 2} for row in windows]
     (finding,) = diagnose(jsonl(tmp_path / "log.jsonl", windows)).findings
@@ -202,13 +202,13 @@ def test_steps_again_after_a_resume_count_once_and_the_later_value_holds(tmp_pat
 
 def test_odd_values_are_read_or_left_out_and_counted(tmp_path):
     rows = [
-        {"step": 3, "loss": "0.5"}, {"step": 1, "loss": "NaN"}, {"step": "2", "loss": "n/a"}, {"step": 2, "loss": True},
-        {"step": 2.5, "loss": 1.0}, {"step": "late", "loss": 1.0}, {"step": 4, "loss": None}, {"loss": 0.4},
+        {"step": 1, "loss": "NaN"}, {"step": "2", "loss": "n/a"}, {"step": 2, "loss": True}, {"step": 2.5, "loss": 1.0},
+        {"step": 3, "loss": "0.5"}, {"loss": 0.4}, {"step": "late", "loss": 1.0}, {"step": 5, "loss": None},
         {"step": 9, "other": 1}, {"step": math.inf, "loss": 1.0},
     ]  # fmt: skip
     log = read_log(jsonl(tmp_path / "log.jsonl", rows))
     steps, values = log.series["loss"]
-    assert steps.tolist() == [1, 3, 4]  # the row without a step follows step 3's place in the file
+    assert steps.tolist() == [1, 3, 4]  # the row without a step comes after step 3
     assert math.isnan(values[0])
     assert values[1:].tolist() == [0.5, 0.4]
     assert log.notes == (
@@ -243,9 +243,9 @@ def test_what_is_no_log_is_refused_in_words(tmp_path, name, content, message):
 
 
 def test_places_without_a_log_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="there is no file or folder .*; give a log, or the folder of a run"):
+    with pytest.raises(ValueError, match=r"there is no file or folder .*; give a log, or the folder of a run"):
         read_log(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="holds no log: no metrics.jsonl with config.json, trainer_state.json"):
+    with pytest.raises(ValueError, match=r"holds no log: no metrics\.jsonl with config.json, trainer_state.json"):
         read_log(tmp_path)
 
 
@@ -264,18 +264,18 @@ def test_a_line_that_was_cut_off_is_left_out_and_reported(tmp_path):
 
 
 def test_a_long_log_is_streamed_and_drawn_thinned(tmp_path):
-    path, num = tmp_path / "long.csv", 100_000
+    path, num = tmp_path / "long.csv", 5_000
     with path.open("w", newline="") as text:
         writer = csv.writer(text)
         writer.writerow(["step", "loss", "comment"])
-        writer.writerows([step, 0.5, "x" * 200] for step in range(num))
-    assert path.stat().st_size > 20e6
+        writer.writerows([step, 0.5, "x" * 2000] for step in range(num))
+    assert path.stat().st_size > 10e6
     tracemalloc.start()
     log = read_log(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(log.values("loss")) == num
-    assert peak < 12e6
+    assert peak < 1e6
     assert len(log.rows()) <= reading_module.DRAWN
 
 
@@ -299,7 +299,9 @@ def test_the_command_prints_findings_curves_and_what_it_could_not_look_at(tmp_pa
 
 def test_a_healthy_run_is_called_so_with_its_numbers(tmp_path, capsys):
     done = dpo_lab(capsys, "doctor", jsonl(tmp_path / "log.jsonl", rows_of()))
-    assert done.out.startswith("Nothing looks wrong: loss 0.674 → 0.328, accuracy 0.509 → 0.735, margin 0.037 → 0.9")
+    assert done.out.startswith(
+        "Nothing looks wrong: loss 0.675 → 0.331, accuracy 0.509 → 0.734, margin 0.038 → 0.938.\n"
+    )
 
 
 def test_a_slip_is_one_message(tmp_path, capsys):

@@ -22,18 +22,18 @@ Sureness = Literal["certain", "likely", "possible"]
 LEVELS, SURENESS = Level.__args__, Sureness.__args__
 
 LOG_2 = math.log(2)
-AT_START = 0.05  # β × nats: beyond the rounding of bfloat16; exactly 0 is right before the first step
-NEAR_LOG_2 = 0.02  # a margin of 0.04: pairs are told apart at odds of 51 to 49
+AT_START = 0.02  # β × nats: beyond the rounding of bfloat16; exactly 0 is right before the first step
+NEAR_LOG_2, NO_MARGIN = 0.005, 0.05  # nats per pair below log 2, which is a margin of 0.01; β × nats, batches are noisy
 FEWEST_STEPS = 20  # a warm-up and little more
 ALL_RIGHT, NO_LOSS = 0.99, 0.1  # a loss of 0.1 is a margin of 2.3: odds of ten to one on the average pair
-SURE = 10.0  # margin: no label is certain at odds of 20,000 to 1
+SURE = 7.0  # margin: odds of a thousand to one, and no label is so certain
 GROWS = 1.1  # from one sixth of a run to the next
 FALLEN = 5.0  # nats: an answer is 150 times less likely
 SHARED = 0.5  # share of the rejected answers' fall that the chosen ones fall too
 FAR = 50.0  # nats per answer: samples of the policy that the reference practically never gives
 HELD_OUT_RISE = 0.05  # nats per pair above the lowest held-out loss
 GAP = 0.3  # nats per pair between the held-out loss and that of training
-HIGH_LOSS = 2 * LOG_2  # the average pair is ranked wrong by a margin of 1.1: worse than not trained
+WORSE = 0.1  # nats per pair above log 2: the average pair is ranked wrong by a margin of 0.2
 SPIKE = 5.0  # times the median of the ten steps before
 LONGER = 1.25  # mean length of answers, end over start
 CLIPPED, FAR_ABOVE = 0.95, 10.0  # share of steps; times the limit
@@ -246,7 +246,7 @@ def nats_moved(log: Log, side: str) -> float | None:
 def starts_at_log_2(log: Log) -> bool:
     """Whether the loss is one that begins at log 2, as DPO's does, and rewards were logged."""
     loss = log.values("loss")
-    return len(loss) > 0 and len(log.values("rewards/accuracies")) > 0 and abs(loss[0] - LOG_2) < AT_START
+    return len(loss) > 0 and len(log.values("rewards/accuracies")) > 0 and abs(loss[0] - LOG_2) < 0.05
 
 
 def is_without_reference(log: Log) -> bool:
@@ -293,11 +293,12 @@ def wrong_reference(log: Log) -> Finding | None:
 
 
 def stuck(log: Log) -> Finding | None:
-    """The last third of the losses within NEAR_LOG_2 of log 2, after FEWEST_STEPS."""
+    """Over the last third, after FEWEST_STEPS, a loss that is not NEAR_LOG_2 below log 2, and NO_MARGIN."""
     if not starts_at_log_2(log) or log.last_step < FEWEST_STEPS or len(loss := log.values("loss")) < 3:
         return None
     late = parts_of(loss, 3)[-1]
-    if abs(late - LOG_2) > NEAR_LOG_2:
+    gaps = log.values("rewards/margins")
+    if late < LOG_2 - NEAR_LOG_2 or (len(gaps) >= 3 and abs(parts_of(gaps, 3)[-1]) > NO_MARGIN):
         return None
     seen = f"Over the last third the loss is {late:.4f} on average, and log 2 is {LOG_2:.4f}."
     rewards = np.concatenate([log.values("rewards/chosen"), log.values("rewards/rejected")])
@@ -311,18 +312,18 @@ def stuck(log: Log) -> Finding | None:
 
 
 def learning_rate(log: Log) -> Finding | None:
-    """Losses above HIGH_LOSS, and gradient norms of SPIKE times those before and above that of the start."""
-    if not starts_at_log_2(log):
-        return None
+    """A tenth of the run whose mean loss is WORSE than that of an untrained policy; surer with gradient norms that are
+    SPIKE times the median of the ten before."""
     loss, norm = log.values("loss"), log.values("grad_norm")
-    high = int((loss > HIGH_LOSS).sum())
-    spikes = sum(norm[i] > SPIKE * np.median(norm[i - 10 : i]) and norm[i] > norm[0] for i in range(10, len(norm)))
-    if not high:
+    if not starts_at_log_2(log) or len(loss) < FEWEST_STEPS or (worst := max(parts_of(loss, 10))) < LOG_2 + WORSE:
         return None
-    seen = f"{high} of {len(loss)} losses are above {HIGH_LOSS:.2f}, twice log 2 (the highest is {loss.max():.3g})."
+    spikes = sum(norm[i] > SPIKE * np.median(norm[i - 10 : i]) for i in range(10, len(norm)))
+    seen = (
+        f"Over a tenth of the run the loss is {worst:.3f} on average ({loss.max():.3g} at most); log 2 is {LOG_2:.3f}."
+    )
     if spikes:
-        seen += f" {spikes} gradient norms are {SPIKE:g} times the median of the ten before."
-    return Finding("learning_rate", "problem", "certain" if high > 1 and spikes else "likely", seen)
+        seen += f" {spikes} of {len(norm)} gradient norms are {SPIKE:g} times the median of the ten before."
+    return Finding("learning_rate", "problem", "certain" if spikes else "likely", seen)
 
 
 def overfitting(log: Log) -> Finding | None:
@@ -340,7 +341,7 @@ def overfitting(log: Log) -> Finding | None:
                        f"{seen}training ends at {last:.3f}.")  # fmt: skip
     if held[-1] - last > GAP:
         seen = f"At the end the held-out loss is {held[-1]:.3f} and that of training {last:.3f}."
-        return Finding("overfitting", "warning", "likely", seen)
+        return Finding("overfitting", "warning", "certain", seen)
     return None
 
 
