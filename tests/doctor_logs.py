@@ -291,13 +291,13 @@ def _(path: Path) -> None:
 
 @case("displacement-ours", "displacement")
 def _(path: Path) -> None:
-    ours(path, embedded(), pocket(240, 11), pocket(32, 11, "test"), beta=0.05, learning_rate=1e-3, evaluate_every=10)
+    ours(path, embedded(), pocket(240, 11), pocket(32, 11, "test"), beta=0.05, learning_rate=2.5e-3, evaluate_every=10)
 
 
 @case("displacement-trl.csv", "displacement", kept_out=True)
 def _(path: Path) -> None:
-    trl(path, embedded(), pocket(48, 13), form="csv", learning_rate=8e-4, beta=0.05, num_train_epochs=3,
-        per_device_train_batch_size=4, seed=13)  # fmt: skip
+    trl(path, embedded(), pocket(160, 13), form="csv", learning_rate=2e-3, beta=0.05, per_device_train_batch_size=4,
+        seed=13)  # fmt: skip
 
 
 @case("stuck-rate", "stuck")

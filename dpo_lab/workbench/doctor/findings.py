@@ -27,7 +27,7 @@ NEAR_LOG_2, NO_MARGIN = 0.005, 0.05  # nats per pair below log 2, which is a mar
 FEWEST_STEPS = 20  # a warm-up and little more
 ALL_RIGHT, NO_LOSS = 0.99, 0.1  # a loss of 0.1 is a margin of 2.3: odds of ten to one on the average pair
 SURE = 7.0  # margin: odds of a thousand to one, and no label is so certain
-GROWS = 1.1  # from one sixth of a run to the next
+GROWS = 0.25  # β × nats from the middle third to the last; pairs that can all be ranked right give log 5/3 = 0.5
 FALLEN = 5.0  # nats: an answer is 150 times less likely
 SHARED = 0.5  # share of the rejected answers' fall that the chosen ones fall too
 FAR = 50.0  # nats per answer: samples of the policy that the reference practically never gives
@@ -352,7 +352,7 @@ def margins(log: Log) -> Finding | None:
         return None
     _, middle, late = parts_of(values, 3)
     _, last = ends(values)
-    if last < SURE or late < GROWS * middle:
+    if last < SURE or late < middle + GROWS:
         return None
     return Finding("margins", "warning", "certain", f"The mean margin is {last:.1f} at the end, {late:.1f} over the "
                    f"last third and {middle:.1f} over the one before.")  # fmt: skip
