@@ -48,7 +48,12 @@ def causes(path: Path, other: Path | None = None) -> list[str]:
 # ── logs of real trainings ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("case", [one for one in CASES if one.cause], ids=lambda case: case.name)
+MISSED = {"rate-events": ["displacement"], "kl-ours-words": []}
+"""Two of the logs that were kept out, and what is found in them instead: a rate of 0.1 that this tiny model survives,
+with both log-probs falling; and a measured KL of 25 nats, where a policy counts as far away from 50 on."""
+
+
+@pytest.mark.parametrize("case", [one for one in CASES if one.cause and one.name not in MISSED], ids=lambda c: c.name)
 def test_the_cause_that_was_planted_comes_first(case):
     diagnosis = diagnose(FOLDER / case.name)
     assert not diagnosis.is_healthy
@@ -62,9 +67,17 @@ def test_a_healthy_run_gives_no_alarm(case):
     assert len(diagnosis.vitals) >= 2
 
 
+@pytest.mark.parametrize("name", MISSED)
+def test_what_is_missed_is_known(name):
+    """So that the numbers in the README stay true: a change that finds them should say so there."""
+    assert causes(FOLDER / name) == MISSED[name]
+    assert name in {case.name for case in CASES if case.is_kept_out}
+
+
 def test_the_logs_are_those_of_the_script_and_small():
     assert {path.name for path in FOLDER.iterdir()} == {case.name for case in CASES}
-    assert sum(case.cause is not None for case in CASES) >= 20
+    planted = [case for case in CASES if case.cause]
+    assert (len(planted), sum(case.is_kept_out for case in planted), len(CASES) - len(planted)) == (29, 17, 7)
     assert {case.cause for case in CASES} - {None} == set(CAUSES) - {"beta"}
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 330_000
 
@@ -77,7 +90,7 @@ def test_the_logs_are_those_of_the_script_and_small():
     [
         ("not_finite", {"loss": lambda step, row: math.nan if step > 30 else row["loss"]}),
         ("wrong_reference", {"rewards/rejected": lambda step, row: row["rewards/rejected"] - 0.1}),
-        ("stuck", {"loss": lambda step, row: math.log(2) - 0.01, "rewards/accuracies": lambda step, row: 0.5}),
+        ("stuck", {"loss": lambda step, row: math.log(2) - 0.003, "rewards/margins": lambda step, row: 0.006}),
         ("learning_rate", {"loss": lambda step, row: 2.0 if step in (20, 22, 24) else row["loss"]}),
         ("margins", {"rewards/margins": lambda step, row: 0.3 * step, "loss": lambda step, row: 0.6}),
         ("memorised", {"loss": lambda step, row: math.log(2) / step**2, "rewards/accuracies": lambda step, row: 1.0}),
@@ -191,6 +204,16 @@ def test_a_chart_of_wandb_is_read_without_its_bounds(tmp_path):
         read_log(chart)
 
 
+def test_an_empty_cell_of_the_step_belongs_to_the_step_before(tmp_path):
+    """W&B counts calls of its logger as well; the two counts must not be mixed."""
+    export = tmp_path / "history.csv"
+    export.write_text("_step,train/global_step,train/loss,eval/loss\n0,10,0.69,\n1,,,0.68\n2,20,0.6,\n")
+    log = read_log(export)
+    assert log.series["loss"][0].tolist() == [10, 20]
+    assert log.series["eval_loss"][0].tolist() == [10]
+    assert log.notes[0].startswith("1 rows have no step")
+
+
 def test_steps_again_after_a_resume_count_once_and_the_later_value_holds(tmp_path):
     rows = [*rows_of(30), *({"step": step, "loss": 0.1} for step in (29, 30, 31))]
     log = read_log(jsonl(tmp_path / "log.jsonl", rows))
@@ -212,7 +235,7 @@ def test_odd_values_are_read_or_left_out_and_counted(tmp_path):
     assert math.isnan(values[0])
     assert values[1:].tolist() == [0.5, 0.4]
     assert log.notes == (
-        "1 rows have no step (" + ", ".join(reading_module.STEPS) + ") and are numbered in their order",
+        "1 rows have no step (" + ", ".join(reading_module.STEPS) + ") and are placed by their order",
         "3 rows are left out: their step is no whole number",
         "2 values are left out: they are no numbers (the first is 'n/a' of loss at step 2)",
     )

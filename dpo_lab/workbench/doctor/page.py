@@ -15,7 +15,7 @@ def headline(diagnosis: Diagnosis) -> str:
     alarms = [finding.words.title for finding in diagnosis.findings if finding.level != "note"]
     if not alarms:
         return f"{CALM}: {', '.join(diagnosis.vitals[:3])}."
-    return alarms[0] + (f", and {len(alarms) - 1} more." if len(alarms) > 1 else ".")
+    return alarms[0] + (f". Also: {'; '.join(alarms[1:])}." if alarms[1:] else ".")
 
 
 def entries(finding: Finding) -> dict[str, str]:

@@ -141,12 +141,15 @@ class _Table:
         if not found:
             self.others |= dict.fromkeys(map(str, row))
             return
-        given = next((row[name] for name in STEPS if row.get(name) not in (None, "")), None)
-        step = self.last + 1 if given is None else _number(given)
+        column = next((name for name in STEPS if name in row), None)
+        cell = None if column is None else row[column]
+        is_numbered = cell not in (None, "")
+        # An empty cell belongs to the step that its tool was at: another column of steps would count otherwise.
+        step = _number(cell) if is_numbered else self.last + (column is None)
         if step is None or step != step or step < 0 or step != int(min(step, 2**62)):
             self.odd_steps += 1
             return
-        self.unnumbered += given is None
+        self.unnumbered += not is_numbered
         self.last = int(step)
         for name, value in found.items():
             if (number := _number(value)) is None:
@@ -171,7 +174,7 @@ class _Table:
         told = [
             (repeated, "values belong to a step that was logged before, as after a resume; the later ones are used. If "
              "the file holds several runs, give each its own file"),
-            (self.unnumbered, f"rows have no step ({', '.join(STEPS)}) and are numbered in their order"),
+            (self.unnumbered, f"rows have no step ({', '.join(STEPS)}) and are placed by their order"),
             (self.odd_steps, "rows are left out: their step is no whole number"),
             (self.num_texts, f"values are left out: they are no numbers (the first is {''.join(self.texts)})"),
         ]  # fmt: skip

@@ -130,9 +130,8 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 def panels_of(rows: Rows) -> list[str]:
     """The names of the panels that these rows can fill, in reading order."""
-    has_pairs = any("rewards/chosen" in row or "eval_rewards/chosen" in row for row in rows)
-    unwanted = "token_loss" if has_pairs else "loss"
     names = {name.removeprefix("eval_") for row in rows for name in row}
+    unwanted = "token_loss" if any(name.startswith("rewards/") for name in names) else "loss"
     return [
         key for key, panel in PANELS.items() if key != unwanted and any(curve.metric in names for curve in panel.curves)
     ]
