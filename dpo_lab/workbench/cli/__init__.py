@@ -7,6 +7,7 @@ models     cache, evaluate, sample, merge
 data       inspect, convert: how data are read, and written in the layouts of other tools
 suites     evaluate --suite and --against
 tables     compare, losses, recipes
+doctor     what the log of a run says is wrong with it
 sweep      many short runs that search for good knobs
 demo, real, lab   what make demo, make real and make lab call
 inputs, progress, terminal, interruption   what several of them share

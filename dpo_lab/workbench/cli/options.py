@@ -349,6 +349,19 @@ class ReportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """Read the log of a run, of whichever tool, and say what is wrong with it."""
+
+    log: Annotated[Path, tyro.conf.Positional]
+    """A run folder, a checkpoint or output folder with trainer_state.json (TRL, axolotl), LLaMA-Factory's
+    trainer_log.jsonl, a TensorBoard event file, or a .csv export."""
+    other: Annotated[Path | None, tyro.conf.Positional] = None
+    """The log of a second run: says whether rewards and margins of the two can be compared."""
+    html: Path | None = None
+    """Write the diagnosis with its curves to this .html file."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepOptions(PrecisionOption, SweepSettings):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Search for good knobs: several short runs, stored in a study that many processes may work on at once."""
 
@@ -445,6 +458,7 @@ COMMANDS = {
     "merge": MergeOptions,
     "compare": CompareOptions,
     "report": ReportOptions,
+    "doctor": DoctorOptions,
     "sweep": SweepOptions,
     "losses": LossesOptions,
     "recipes": RecipesOptions,

@@ -90,6 +90,10 @@ PANELS: dict[str, Panel] = {
         "How far the policy has gone from where it began, on answers that it samples itself.",
         from_zero=True, is_noisy=False,
     ),
+    "answer_length": Panel(
+        "Length of sampled answers", "as logged", (Curve("answer_length", "length"),),
+        "Words or tokens per sampled answer. Length that grows without a task for it points to the labels.",
+    ),
     "logps_chosen": Panel(
         "Log-prob of chosen answers", "nats per answer", (Curve("logps/chosen", *_CHOSEN),),
         "log π of the chosen answers, summed over tokens. It often falls while the margin grows: worth watching.",
@@ -136,10 +140,9 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 def panels_of(rows: Rows) -> list[str]:
     """The names of the panels that these rows can fill, in reading order."""
-    has_pairs = any("rewards/chosen" in row or "eval_rewards/chosen" in row for row in rows)
-    unwanted = "token_loss" if has_pairs else "loss"
     # What is measured once, after training, is no curve.
     names = {name.removeprefix("eval_") for row in rows if row.get("kind") != "result" for name in row}
+    unwanted = "token_loss" if any(name.startswith("rewards/") for name in names) else "loss"
     return [
         key for key, panel in PANELS.items() if key != unwanted and any(curve.metric in names for curve in panel.curves)
     ]
