@@ -236,6 +236,7 @@
       const width = figure.panels.length > 1 && room >= 600 ? Math.floor((room - 17) / 2) : Math.min(room, 640);
       panels.replaceChildren(...figure.panels.map((panel) => {
         const holder = document.createElement("div");
+        holder.style.width = `${width}px`;  // its legend wraps and makes it no wider
         const title = document.createElement("p");
         title.className = "panel-title";
         title.textContent = panel.title;

@@ -5,11 +5,11 @@ window.addEventListener("load", () => {
   for (const toggle of document.querySelectorAll("summary"))
     if (!toggle.textContent.trim()) toggle.setAttribute("aria-label", "Show or hide the pages below");
 
-  // A formula that is wider than the page scrolls in its own frame; the arrow keys must reach it.
+  // What is wider than the page scrolls in its own frame; the arrow keys must reach it.
   const reach = () => {
-    for (const formula of document.querySelectorAll("mjx-container[display]"))
-      if (formula.scrollWidth > formula.clientWidth) formula.tabIndex = 0;
+    for (const frame of document.querySelectorAll("mjx-container[display], .cell_output .text_html, .cell_output .text_html div"))
+      if (frame.scrollWidth > frame.clientWidth && getComputedStyle(frame).overflowX !== "visible") frame.tabIndex = 0;
   };
-  const started = window.MathJax?.startup?.promise;
-  if (started) started.then(reach);
+  reach();
+  window.MathJax?.startup?.promise?.then(reach);
 });
