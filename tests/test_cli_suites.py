@@ -91,7 +91,7 @@ def test_a_judge_of_ones_own_on_prompts_of_ones_own(tell, models, tmp_path):
     found = json.loads((tmp_path / "o.json").read_text())["against"]
     sides = zip(found["answers"], found["others"], strict=True)
     assert found["outcomes"] == [0.5 if len(a) == len(b) else float(len(a) > len(b)) for a, b in sides]
-    told = tell(*common, "--judge", "my_judge:first")
+    told = tell(*common[:-1], "other.json", "--judge", "my_judge:first")
     assert "0 wins, 0 losses, 0 ties, 6 disagreements" in told.out
     assert row_of(told.out, "first preferred")[0] == "1.000"
 

@@ -562,9 +562,10 @@ def test_a_log_that_cannot_be_written_does_not_end_a_training(capsys, tmp_path, 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a system without SIGHUP")
 def test_a_terminal_that_is_closed_stops_as_sigterm_does(monkeypatch):
-    assert endings() == [signal.SIGTERM, signal.SIGHUP]
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        assert endings() == [signal.SIGTERM, signal.SIGHUP]
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
         assert endings() == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -15,11 +15,15 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dpo_lab.preferences import TokenData, load_preferences
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.workbench.cli import parse
+from dpo_lab.workbench.doctor.findings import Diagnosis, Finding
+from dpo_lab.workbench.doctor.page import diagnosis_page
+from dpo_lab.workbench.doctor.reading import Log
 from tests.audit import audit
 from tests.command_line import chat_model, dpo_lab, some_rows, write_rows
 from tests.conftest import ROOT
@@ -201,8 +205,6 @@ def test_the_check_itself_sees_what_would_run():
 def test_every_function_that_makes_html_escapes_what_it_is_given():
     from types import SimpleNamespace
 
-    import numpy as np
-
     from dpo_lab.preferences import ReadReport, TokenReport
     from dpo_lab.preferences.inspection import Inspection, Part, ShownRow
     from dpo_lab.workbench.plots import new_figure, show, token_html
@@ -239,6 +241,9 @@ def test_every_function_that_makes_html_escapes_what_it_is_given():
     report = render_report(run, panels={})
     check(report.partition("<body>")[2])
     assert "default-src 'none'" in report.partition("<body>")[0]
+    log = Log(EVIL, EVIL, {EVIL: (np.arange(3), np.ones(3))}, {}, (EVIL,))  # nothing to draw
+    diagnosis = Diagnosis(log, (Finding("not_finite", "problem", "certain", EVIL),), (EVIL,), (EVIL,))
+    check(diagnosis_page(diagnosis).partition("<body>")[2])
     assert Tags(shown_text(show(new_figure(3, 2), EVIL * 2, EVIL * 2))).tags == {"details", "summary"}
 
 
@@ -258,7 +263,7 @@ def shown_text(shown) -> str:
 def test_no_other_module_makes_html():
     known = {"workbench/plots/captions.py", "workbench/plots/token_rewards.py", "workbench/runs/page.py",
              "workbench/runs/report.py", "workbench/widgets/inspector.py", "workbench/widgets/markup.py",
-             "workbench/widgets/sweep.py", "preferences/inspection.py"}  # fmt: skip
+             "workbench/widgets/sweep.py", "workbench/doctor/page.py", "preferences/inspection.py"}  # fmt: skip
     tag = re.compile(r"<(?:/?[a-z][a-z0-9]*)(?: [a-z-]+=|>)")
     found = set()
     for path in (ROOT / "dpo_lab").rglob("*.py"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -133,6 +134,7 @@ def plain(data: TokenData) -> list:
 @some
 @given(rows=TOKEN_ROWS)
 def test_what_is_collected_on_disk_is_what_is_collected_in_memory(folder, rows):
+    shutil.rmtree(folder / "tokens", ignore_errors=True)  # of the example before
     collector = Collector(folder / "tokens")
     for index, (prompt, completions, weight) in enumerate(rows):
         collector.add(prompt, completions, weight, index)
@@ -151,6 +153,7 @@ def test_what_is_collected_on_disk_is_what_is_collected_in_memory(folder, rows):
 def test_streamed_rows_give_the_tokens_of_rows_at_once(folder, rows):
     tokenizer = bpe()
     at_once, told = tokenize_pairs(rows, tokenizer)
+    shutil.rmtree(folder / "streamed", ignore_errors=True)  # of the example before
     streamed, report = tokenize_pairs(iter(rows), tokenizer, folder=folder / "streamed")
     assert plain(streamed) == plain(at_once)
     assert streamed.source_rows.tolist() == at_once.source_rows.tolist()
