@@ -55,6 +55,11 @@ def sigterm(folder: Path, inputs: Words, calm: Run, moment: float) -> dict[str, 
     is_early = status == -signal.SIGTERM and not run.exists()  # the command had not begun
     assert status in (0, 130) or is_early, (status, (folder / "log").read_text()[-2000:])
     seen = {"rounds": 1, "stopped": int(status != 0), "with steps": int((run / "metrics.jsonl").exists())}
+    if "what was trained and measured is in" in (folder / "log").read_text():  # it struck the KL or the report
+        assert ended(started(folder, ("report", str(run)))) == 0
+        assert (run / "report.html").is_file()
+        assert (run / "model/model.safetensors").read_bytes() == (calm.model_folder / "model.safetensors").read_bytes()
+        return seen | {"in the report": 1}
     if status != 0:
         again = (*inputs, "--run", str(run)) if not run.exists() else ("train", "--run", str(run), "--resume")
         assert ended(started(folder, again)) == 0, (folder / "log").read_text()[-2000:]
