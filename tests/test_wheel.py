@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 import urllib.request
 import venv
 import zipfile
@@ -131,7 +132,14 @@ def test_it_opens_a_copy_of_the_course_and_writes_nothing_beside_itself(elsewher
             address, page, token = found.groups()
             assert page == "/tree/notebooks/student/README.md"
             contents = f"{address}/api/contents{page.removeprefix('/tree')}?content=0&token={token}"
-            assert b'"README.md"' in urllib.request.urlopen(contents, timeout=30).read()
+            until = time.monotonic() + 60
+            while True:
+                try:
+                    assert b'"README.md"' in urllib.request.urlopen(contents, timeout=30).read()
+                    break
+                except OSError:  # it names its address before it answers there
+                    assert time.monotonic() < until
+                    time.sleep(0.2)
         finally:
             server.terminate()
     assert installed() == before
