@@ -207,7 +207,7 @@ def test_generation_still_works_after_shared_scoring(model):
 
 
 def test_a_model_that_caps_its_logits_is_scored_by_its_own(caplog):
-    from transformers import Gemma2Config, Gemma2ForCausalLM
+    from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma2PreTrainedModel
 
     torch.manual_seed(0)
     config = Gemma2Config(
@@ -271,9 +271,9 @@ def test_a_model_whose_attention_does_more_keeps_its_own(name, caplog, monkeypat
 
 
 def test_a_model_that_caps_its_scores_does_not_share_even_where_transformers_would_let_it(monkeypatch):
-    from transformers import Gemma2Config, Gemma2ForCausalLM
+    from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma2PreTrainedModel
 
-    monkeypatch.setattr(Gemma2ForCausalLM, "_supports_sdpa", True)
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", True)
     small = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 8,
              "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
     assert not attention.can_share(Gemma2ForCausalLM(Gemma2Config(attn_logit_softcapping=50.0, **small)))
