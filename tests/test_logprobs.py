@@ -207,7 +207,7 @@ def test_generation_still_works_after_shared_scoring(model):
 
 
 def test_a_model_that_caps_its_logits_is_scored_by_its_own(caplog):
-    from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma2PreTrainedModel
+    from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
     config = Gemma2Config(
