@@ -44,6 +44,19 @@ def test_no_solution_and_no_output_is_given_away(path: Path):
             assert own.source == cell.source
 
 
+@each_notebook
+def test_both_versions_open_in_any_editor(path: Path):
+    """What VS Code and Colab look at: the format and its ids, the kernel and the language, and no state of widgets."""
+    for file in (path, STUDENT / path.name):
+        notebook = read(file)
+        nbformat.validate(notebook)
+        assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+        assert notebook.metadata.kernelspec == {"display_name": "Python 3", "language": "python", "name": "python3"}
+        assert notebook.metadata.language_info.name == "python"
+        assert set(notebook.metadata) == {"kernelspec", "language_info"}
+        assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+
+
 @each_page
 def test_links_of_the_student_version_lead_somewhere(path: Path):
     assert not broken_links(STUDENT / path.name)
