@@ -6,6 +6,7 @@ import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -93,3 +94,8 @@ def random_pairs(num: int, *, vocab_size: int = 64, seed: int = 0, longest: int 
     draw = lambda low, high: generator.integers(3, vocab_size, generator.integers(low, high + 1)).astype(np.int32)
     shortest = 0 if empty_prompts else 1
     return TokenData.from_rows([(draw(shortest, longest), (draw(2, longest), draw(2, longest))) for _ in range(num)])
+
+
+def tooltip_of(control: Any) -> str:
+    """What a control shows beside the mouse that rests on it; in ipywidgets 7 only buttons have the trait `tooltip`."""
+    return control.tooltip if hasattr(control, "tooltip") else control.description_tooltip

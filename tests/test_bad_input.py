@@ -383,11 +383,22 @@ def test_the_course_without_its_notebooks_or_jupyter(refuse, monkeypatch, tmp_pa
     from dpo_lab.workbench.cli import lab
 
     monkeypatch.setattr(lab, "__file__", str(tmp_path / "dpo_lab" / "workbench" / "cli" / "lab.py"))
-    refuse("lab", say=("the notebooks are not part of the installed package", "run `make lab` there"))
+    refuse("lab", say=("the notebooks are missing beside the package and in it", "run `make lab` there"))
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "README.md").write_text("# The course\n")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    refuse("lab", say=("JupyterLab is not installed", "pip install 'dpo-lab[course]'"))
+    refuse("lab", "--folder", "new", say=("JupyterLab is not installed", "pip install 'dpo-lab[course]'"))
+
+
+def test_a_folder_that_is_no_copy_of_the_course(refuse, monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    for name in ("full", "full/thesis.txt"):
+        refuse("lab", "--folder", name, say=(f"{name} holds no copy of the course and is not empty", "empty folder"))
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+    (tmp_path / "full" / ".dpo-lab-course.json").write_text("[")
+    refuse("lab", "--folder", "full", say=(".dpo-lab-course.json is damaged", "write {} into it", "another folder"))
 
 
 def test_a_package_that_is_not_installed_and_memory_that_is_out(refuse, monkeypatch):

@@ -471,11 +471,90 @@ def test_the_lab_listens_on_the_loopback_address_behind_its_token(tell, monkeypa
     assert f"--ServerApp.root_dir={tmp_path}" in command
     assert "--ServerApp.ip=127.0.0.1" in command
     assert "--ServerApp.port=9999" in command
-    assert any(part.startswith("--LabApp.default_url=/lab/tree/notebooks/README.md") for part in command)
+    assert "--LabApp.default_url=/lab/tree/notebooks/README.md" in command
     assert command[-1] == "--no-browser"
+    (tmp_path / "notebooks" / "student").mkdir()
+    (tmp_path / "notebooks" / "student" / "README.md").write_text("# The course\n")
+    assert "--LabApp.default_url=/lab/tree/notebooks/student/README.md" in lab.lab_command(options)
     assert not any("token" in part or "password" in part or "allow" in part for part in command)
     monkeypatch.setattr(lab.os, "execve", lambda *_: sys.exit(7))  # this process becomes the server
     assert tell("lab").status == 7
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """The command line of the server that `dpo-lab lab` becomes, in place of the server."""
+    from dpo_lab.workbench.cli import lab
+
+    became = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(lab.os, "execve", lambda program, command, environment: became.append(command))
+    monkeypatch.setattr(lab.subprocess, "call", lambda *_, **__: 0)
+    return became
+
+
+def test_a_checkouts_own_notebooks_are_opened_and_nothing_is_copied(tell, server, tmp_path):
+    tell("lab")
+    assert f"--ServerApp.root_dir={ROOT}" in server[0]
+    assert "--LabApp.default_url=/lab/tree/notebooks/student/README.md" in server[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_of_the_course_is_whole_and_renewed_but_for_what_the_reader_changed(tell, server, tmp_path, monkeypatch):
+    from dpo_lab.workbench.cli import lab
+    from tests.test_notebooks import NOTEBOOKS, broken_links
+
+    mine = tmp_path / "mine"
+    assert tell("lab", "--folder", "mine").out == "the course is in mine\n"
+    assert f"--ServerApp.root_dir={mine}" in server[0], "an absolute path"
+    for path in NOTEBOOKS:
+        assert (mine / "notebooks" / path.name).read_bytes() == path.read_bytes()
+        assert (mine / "notebooks/student" / path.name).is_file()
+    pages = [path for path in mine.rglob("*") if path.suffix in (".md", ".ipynb")]
+    broken = {(path.relative_to(mine).as_posix(), link) for path in pages for link in broken_links(path)}
+    # Two pages lead on to code that only a checkout has; nothing in a notebook or a map does.
+    assert {page for page, _ in broken} == {"data/README.md", "CONTRIBUTING.md", "SECURITY.md"}
+    assert not list(mine.rglob("__init__.py")), "a folder named dpo_lab that Python would import"
+
+    changed, deleted, old = (mine / "notebooks/student" / path.name for path in NOTEBOOKS[:3])
+    changed.write_text("my answers")
+    deleted.unlink()
+    own = mine / "notebooks" / "mine.ipynb"
+    own.write_text("{}")
+    before = old.read_bytes()
+    renewed = tmp_path / "renewed.ipynb"
+    renewed.write_text("a later version")
+    files = lab.course_files()
+    names = [path.relative_to(mine).as_posix() for path in (changed, old)]
+    monkeypatch.setattr(lab, "course_files", lambda: files | dict.fromkeys(names, renewed))
+    for _ in range(2):
+        assert f"left as you changed them: {names[0]}; rename one" in " ".join(
+            tell("lab", "--folder", "mine").out.split()
+        )
+        assert (changed.read_text(), own.read_text()) == ("my answers", "{}")
+        assert old.read_text() == "a later version" != before
+        assert deleted.is_file()
+    changed.rename(changed.with_name("answers.ipynb"))
+    assert tell("lab", "--folder", "mine").out == "the course is in mine\n"
+    assert changed.read_text() == "a later version"
+
+
+def test_a_copy_that_was_cut_off_goes_on(tell, server, tmp_path, monkeypatch):
+    from dpo_lab.workbench.cli import lab
+
+    files, write, count = lab.course_files(), lab.write_whole, 0
+
+    def failing(path, data, *, remedy):
+        nonlocal count
+        if (count := count + 1) > 9:
+            raise OSError(28, "No space left on device")
+        write(path, data, remedy=remedy)
+
+    monkeypatch.setattr(lab, "write_whole", failing)
+    assert tell("lab", "--folder", "mine").status == 2
+    monkeypatch.setattr(lab, "write_whole", write)
+    assert tell("lab", "--folder", "mine").out == "the course is in mine\n"
+    assert all((tmp_path / "mine" / name).read_bytes() == path.read_bytes() for name, path in files.items())
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):

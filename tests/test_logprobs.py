@@ -270,6 +270,16 @@ def test_a_model_whose_attention_does_more_keeps_its_own(name, caplog, monkeypat
     assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False), before)
 
 
+def test_a_model_that_caps_its_scores_does_not_share_even_where_transformers_would_let_it(monkeypatch):
+    from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma2PreTrainedModel
+
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", True)
+    small = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 8,
+             "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    assert not attention.can_share(Gemma2ForCausalLM(Gemma2Config(attn_logit_softcapping=50.0, **small)))
+    assert attention.can_share(Gemma2ForCausalLM(Gemma2Config(attn_logit_softcapping=None, **small)))
+
+
 @pytest.mark.parametrize("options", [{"softcap": 50.0}, {"s_aux": torch.zeros(4)}])
 def test_shared_rows_refuse_what_they_would_leave_out(options):
     query, key, value = torch.randn(3, 1, 4, 6, 8)

@@ -233,6 +233,24 @@ def test_an_adapter_comes_and_goes_without_a_warning(tmp_path):
     assert [str(warning.message) for warning in told] == []
 
 
+def test_an_adapter_of_a_model_of_the_hub_is_merged_without_a_question_to_the_hub(tmp_path, monkeypatch):
+    asked, (base, again) = [], (tiny_llama(), tiny_llama())
+    base.name_or_path = again.name_or_path = "owner/model"
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *what: asked.append(what))
+    merge_adapter(again, save_adapter(add_lora(base, rank=4), tmp_path))
+    assert asked == []
+
+
+def test_an_adapter_saved_with_its_embeddings_is_merged(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    data = random_pairs(12)
+    model = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"]))
+    learnt(model)
+    model.save_pretrained(tmp_path, save_embedding_layers=True)  # as "auto" decides where they are targeted
+    assert abs(score(merge_adapter(tiny_llama(), tmp_path), data) - score(model, data)).max() < 1e-4
+
+
 def test_a_merged_adapter_is_a_reference_like_any_other(tmp_path):
     data, model = random_pairs(12), add_lora(tiny_llama(), rank=4)
     learnt(model)

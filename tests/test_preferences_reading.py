@@ -259,6 +259,10 @@ def typed(value):
     return json.dumps(value, sort_keys=True)
 
 
+needs_json = pytest.mark.skipif(not hasattr(datasets, "Json"), reason="this release of datasets has no type for them")
+
+
+@needs_json
 def test_tools_and_messages_come_back_from_a_data_set_exactly():
     data = load_preferences(tool_rows())
     assert isinstance(data, datasets.Dataset)
@@ -268,6 +272,16 @@ def test_tools_and_messages_come_back_from_a_data_set_exactly():
     again, _ = read_preferences(data)
     assert [row["prompt"] for row in again] == [row["prompt"] for row in tool_rows()]
     assert [row.get("tools") for row in again] == [row.get("tools") for row in tool_rows()]
+
+
+def test_without_a_type_for_tools_rows_come_as_a_list_and_it_is_said(monkeypatch, caplog):
+    monkeypatch.delattr(datasets, "Json", raising=False)
+    data = load_preferences(tool_rows())
+    assert isinstance(data, list)
+    assert [typed(lacking(row, list(given_row))) for row, given_row in zip(data, tool_rows(), strict=True)] == [
+        typed(row) for row in tool_rows()
+    ]
+    assert "does not fit a datasets.Dataset exactly: the rows are a list of dicts" in caplog.text
 
 
 def test_text_that_looks_like_json_stays_text():
@@ -354,6 +368,7 @@ def test_the_split_depends_on_prompts_and_seed_not_on_the_order():
     assert len(kept) >= len(train) - 3
 
 
+@needs_json
 def test_a_data_set_is_split_into_data_sets_just_like_its_rows():
     data = load_preferences(tool_rows())
     train, validation = split_rows(data, 0.3)

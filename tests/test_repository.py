@@ -177,6 +177,43 @@ def test_every_requirement_is_pinned_and_allows_its_pin():
     assert str(pins["torch"].specifier) == "==2.13.0"
 
 
+def test_citation_changelog_and_metadata_name_one_version_and_licence():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["cff-version"], cited["type"], cited["license"]) == ("1.2.0", "software", project["license"])
+    assert cited["version"] == project["version"]
+    assert "2305.18290" in cited["references"][0]["doi"]
+    newest = re.search(
+        r"^## \[(.+?)\] - (unreleased|\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert newest is not None
+    assert newest[1] == project["version"]
+
+
+def test_a_release_builds_what_its_tag_names_without_a_secret():
+    text = (ROOT / ".github/workflows/release.yml").read_text()
+    workflow = yaml.load(text, yaml.BaseLoader)  # a plain loader reads the key `on` as true
+    assert workflow["on"] == {"push": {"tags": ["v*"]}}
+    assert workflow["permissions"] == {"contents": "write"}
+    assert "secrets." not in text
+    steps = "\n".join(step.get("run", "") for step in workflow["jobs"]["release"]["steps"])
+    assert (
+        steps.index('test "$GITHUB_REF_NAME" = "v$version"')
+        < steps.index("-m build")
+        < steps.index("gh release create")
+    )
+
+
+@pytest.mark.parametrize("name", ["bug", "course_mistake", "question"])
+def test_a_form_for_issues_is_one_that_github_takes(name):
+    form = yaml.safe_load((ROOT / f".github/ISSUE_TEMPLATE/{name}.yml").read_text())
+    assert all(form[key] for key in ("name", "description", "body"))
+    asked = [field for field in form["body"] if field["type"] != "markdown"]
+    assert len({field["id"] for field in asked}) == len(asked)
+    assert all(field["type"] in ("input", "textarea") and field["attributes"]["label"] for field in asked)
+    assert any(field.get("validations", {}).get("required") for field in asked)
+
+
 def test_importing_the_package_loads_nothing_heavy():
     heavy = ("torch", "transformers", "matplotlib", "ipywidgets", "datasets")
     code = f"import sys, dpo_lab; print([m for m in {heavy} if m in sys.modules])"

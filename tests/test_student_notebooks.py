@@ -9,14 +9,15 @@ import nbformat
 import pytest
 
 from dpo_lab.course.exercises.release import finish, released, student_version
-from tests.test_notebooks import FOLDER, NOTEBOOKS, broken_links, code, read
+from tests.test_notebooks import FOLDER, MAP, NOTEBOOKS, broken_links, code, read
 
 STUDENT = FOLDER / "student"
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_page = pytest.mark.parametrize("path", [MAP, *NOTEBOOKS], ids=lambda path: path.stem)
 
 
-@each_notebook
+@each_page
 def test_committed_is_what_a_release_writes(path: Path):
     for written, text in released(path).items():
         assert written.is_file(), "run `make release`"
@@ -44,6 +45,19 @@ def test_no_solution_and_no_output_is_given_away(path: Path):
 
 
 @each_notebook
+def test_both_versions_open_in_any_editor(path: Path):
+    """What VS Code and Colab look at: the format and its ids, the kernel and the language, and no state of widgets."""
+    for file in (path, STUDENT / path.name):
+        notebook = read(file)
+        nbformat.validate(notebook)
+        assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+        assert notebook.metadata.kernelspec == {"display_name": "Python 3", "language": "python", "name": "python3"}
+        assert notebook.metadata.language_info.name == "python"
+        assert set(notebook.metadata) == {"kernelspec", "language_info"}
+        assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+
+
+@each_page
 def test_links_of_the_student_version_lead_somewhere(path: Path):
     assert not broken_links(STUDENT / path.name)
 
@@ -100,10 +114,14 @@ def test_wrong_marks_are_refused(source: str, solution: bool, told: str):
 
 
 def test_links_are_rewritten_for_the_folder_below():
-    text = "[map](README.md) [next](01_preferences.ipynb) [a](https://a.org) [here](#a) [p](../dpo_lab/README.md)"
+    text = (
+        "[map](README.md) [next](01_preferences.ipynb) [a](https://a.org) [here](#a) [p](../dpo_lab/README.md) "
+        "[student](student/README.md) [solved](../notebooks/README.md)"
+    )
     made = student_version(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]))
     assert made.cells[0].source == (
-        "[map](../README.md) [next](01_preferences.ipynb) [a](https://a.org) [here](#a) [p](../../dpo_lab/README.md)"
+        "[map](README.md) [next](01_preferences.ipynb) [a](https://a.org) [here](#a) [p](../../dpo_lab/README.md) "
+        "[student](README.md) [solved](../../notebooks/README.md)"
     )
 
 

@@ -1,12 +1,15 @@
-"""The built wheel, installed alone elsewhere, trains on the embedded model and data that it brings."""
+"""The built wheel, installed alone elsewhere, trains on the model and data that it brings, and opens the course."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import time
+import urllib.request
 import venv
 import zipfile
 from importlib.util import find_spec
@@ -72,10 +75,14 @@ def test_the_wheel_holds_package_model_and_data_and_nothing_else(wheel):
         "dpo_lab/_data/models/pocket-sft/tokenizer.json",
         "dpo_lab/_data/pairs/train.jsonl.gz",
         "dpo_lab/_data/pairs/test.jsonl.gz",
+        "dpo_lab/_course/notebooks/README.md",
+        "dpo_lab/_course/notebooks/student/README.md",
     ):
         assert needed in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert not [name for name in names if "test_" in name or name.endswith((".pyc", ".ipynb"))]
+    assert not [name for name in names if "test_" in name or name.endswith(".pyc")]
+    notebooks = {name.removeprefix("dpo_lab/_course/") for name in names if name.endswith(".ipynb")}
+    assert notebooks == {path.relative_to(ROOT).as_posix() for path in (ROOT / "notebooks").glob("**/[0-9]*.ipynb")}
     assert wheel.stat().st_size < 20e6
 
 
@@ -102,3 +109,41 @@ def test_it_trains_from_an_empty_folder(elsewhere, tmp_path):
         cwd=tmp_path,
     )  # fmt: skip
     assert "→" in answer
+
+
+def test_it_opens_a_copy_of_the_course_and_writes_nothing_beside_itself(elsewhere, tmp_path):
+    pytest.importorskip("jupyterlab")
+    (config := tmp_path / "config").mkdir()
+    (config / "jupyter_server_config.json").write_text('{"ServerApp": {"allow_root": true}}')
+    (packages,) = elsewhere.glob("lib/python*/site-packages")
+    installed = lambda: {
+        (path, path.stat().st_mtime_ns) for path in packages.rglob("*") if "__pycache__" not in str(path)
+    }
+    before = installed()
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    with subprocess.Popen(
+        [elsewhere / "bin" / "dpo-lab", "lab", "--folder", "mine", "--port", "18897", "--no-browser"], cwd=tmp_path,
+        env=inherited | {"JUPYTER_CONFIG_DIR": str(config), "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as server:  # fmt: skip
+        try:
+            told = iter(server.stderr or ())
+            found = next(filter(None, (re.search(r"(http://\S+)/lab(\S*)\?token=(\w+)", line) for line in told)))
+            address, page, token = found.groups()
+            assert page == "/tree/notebooks/student/README.md"
+            contents = f"{address}/api/contents{page.removeprefix('/tree')}?content=0&token={token}"
+            until = time.monotonic() + 60
+            while True:
+                try:
+                    assert b'"README.md"' in urllib.request.urlopen(contents, timeout=30).read()
+                    break
+                except OSError:  # it names its address before it answers there
+                    assert time.monotonic() < until
+                    time.sleep(0.2)
+        finally:
+            server.terminate()
+    assert installed() == before
+    assert (tmp_path / "mine" / "notebooks" / "student" / "00_quickstart.ipynb").is_file()
+    # The copy has a folder dpo_lab, for reading; what runs there is the package.
+    place = run(elsewhere / "bin" / "python", "-c", "import dpo_lab; print(dpo_lab.__file__)", cwd=tmp_path / "mine")
+    assert Path(place.strip()).is_relative_to(elsewhere)

@@ -35,6 +35,7 @@ from dpo_lab.workbench.widgets.cockpit.to_recipe import own_knobs, recipe_of
 from dpo_lab.workbench.widgets.controls import KNOBS, accepted_range, control, field_docs, tidy
 from dpo_lab.workbench.widgets.markup import shortened
 from tests.command_line import chat_model, some_rows, write_rows
+from tests.conftest import tooltip_of
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)> $\\frac{a}{b}$ " + "x" * 10_000
 
@@ -97,7 +98,7 @@ def test_tooltips_are_the_documentation_of_the_configuration():
     for name in ("loss", "beta", "learning_rate", "label_smoothing", "epochs", "batch_size", "max_length", "seed"):
         value = {"beta": 0.1, "label_smoothing": 0.1}.get(name, getattr(DPOConfig(), name))
         made = control(DPOConfig, name, value)
-        assert made.tooltip == docs[name]
+        assert tooltip_of(made) == docs[name]
         assert made.description
         assert made.value == value
         assert not getattr(made, "continuous_update", False)
@@ -180,6 +181,9 @@ def test_what_the_controls_say_is_the_recipe_the_command_and_the_code(cockpit):
     assert {name: getattr(options, name) for name in recipe.settings} == recipe.settings
     assert "beta=0.355" in plain(cockpit.python.value)
     assert repr(cockpit) == f"Cockpit({line})"
+    assert [cockpit.as_code.get_title(index) for index in (0, 1)] == [
+        "The same run as a command", "The same run as Python",
+    ]  # fmt: skip
 
 
 def test_all_pairs_is_an_entry_of_the_menu_that_shows(cockpit):

@@ -15,7 +15,7 @@ import torch
 from dpo_lab.batching import make_batch
 from dpo_lab.logprobs import token_logps
 from dpo_lab.preferences import tokenize_pairs
-from tests.conftest import tiny_llama
+from tests.conftest import tiny_llama, tooltip_of
 from tests.tiny import saved_model, tiny_tokenizer
 
 ipywidgets = pytest.importorskip("ipywidgets")
@@ -235,7 +235,7 @@ def test_every_control_has_a_label_and_says_what_it_does(policies, reference):
     panel.wait(60)
     for control in (panel.model, panel.by, panel.job_filter, panel.place, panel.previous, panel.following):
         assert control.description
-        assert control.tooltip
+        assert tooltip_of(control)
     assert repr(panel) == "Inspector(one, two: 3 pairs)"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from dpo_lab.preferences import read_preferences
 from dpo_lab.workbench.labels import LabelBook, win_rates
-from tests.conftest import tiny_llama
+from tests.conftest import tiny_llama, tooltip_of
 from tests.tiny import CHAT_TEMPLATE, saved_model, tiny_tokenizer
 
 ipywidgets = pytest.importorskip("ipywidgets")
@@ -230,7 +230,7 @@ def test_nasty_texts_are_labelled_as_text(tmp_path):
 def test_every_control_has_a_label_and_says_what_it_does(tmp_path):
     panel = panel_at(tmp_path)
     controls = [*panel.buttons.values(), panel.key, panel.path, panel.ties, panel.write, panel.reveal]
-    assert all(control.description and control.tooltip for control in controls)
+    assert all(control.description and tooltip_of(control) for control in controls)
     assert set(KEYS.values()) == set(panel.buttons)
     for key, name in KEYS.items():
         assert f"({key})" in panel.buttons[name].description

@@ -16,6 +16,7 @@ from dpo_lab.workbench.sweeps import StoredStudy, SweepSettings
 from dpo_lab.workbench.widgets import SweepPanel
 from dpo_lab.workbench.widgets.sweep import draw_sweep, sweep_settings, table_of_trials
 from tests.command_line import chat_model, some_rows, write_rows
+from tests.conftest import tooltip_of
 
 ASKED = SweepSettings(beta="0.05:1:log", loss="dpo,ipo")
 
@@ -43,7 +44,7 @@ def test_empty_fields_leave_a_knob_alone_and_the_rest_is_taken():
 def test_every_control_has_a_label_and_says_what_it_does(tmp_path):
     for control in SweepPanel(folder=tmp_path / "s").controls.values():
         assert control.description
-        assert len(control.tooltip) > 10
+        assert len(tooltip_of(control)) > 10
 
 
 def test_the_table_has_the_best_first_and_holds_texts_as_text():

@@ -148,6 +148,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) 
 def can_share(model: Any) -> bool:
     """Whether a transformers model can be given this attention: it takes its own from the registry, and needs nothing
     that torch's own attention does not do (Gemma 2 caps scores, GPT-OSS has sinks)."""
+    if getattr(getattr(model, "config", None), "attn_logit_softcapping", None) is not None:
+        return False  # transformers 5.15 says of Gemma 2 that torch's attention serves it
     return bool(
         hasattr(model, "set_attn_implementation") and model._can_set_attn_implementation() and model._supports_sdpa
     )

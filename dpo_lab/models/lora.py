@@ -249,7 +249,10 @@ def merge_adapter(base: nn.Module, folder: str | Path) -> Any:
         if not hasattr(model, "merge_and_unload"):
             raise ValueError(f"{settings.peft_type} cannot be merged into weights; use an adapter such as LoRA")
         weights = load_file(folder / ADAPTER_WEIGHTS)
-        expected = peft.get_peft_model_state_dict(model)
+        # With "auto", peft asks the Hub here too. Whoever saved the embeddings as well has them in the file.
+        expected = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+        if weights.keys() - expected.keys():
+            expected = peft.get_peft_model_state_dict(model, save_embedding_layers=True)
         odd = sorted(weights.keys() ^ expected.keys())
         odd += [name for name in weights.keys() & expected.keys() if weights[name].shape != expected[name].shape]
         if odd:

@@ -2,7 +2,8 @@
 
 `python -m dpo_lab.course.exercises.release` cleans every notebook of the course of what differs between two runs
 (times, versions, widget state, the addresses of cells) and writes `notebooks/student/`, where solutions are replaced as
-nbgrader's ClearSolutions replaces them and outputs are empty. `--check` changes nothing and says what would change.
+nbgrader's ClearSolutions replaces them and outputs are empty, with a map of its own. `--check` changes nothing and says
+what would change.
 """
 
 from __future__ import annotations
@@ -89,8 +90,16 @@ def student_version(notebook: Any) -> Any:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
         else:
-            cell.source = re.sub(r"\]\((?!https?:|#|mailto:)([^)\s]+)\)", _one_deeper, cell.source)
+            cell.source = links_one_deeper(cell.source)
     return notebook
+
+
+def links_one_deeper(text: str) -> str:
+    """A page of the course with its links as the student version needs them, which lies one folder deeper.
+
+    A link to a notebook or to the map stays, and then leads to the student version's own.
+    """
+    return re.sub(r"\]\((?!https?:|#|mailto:)([^)\s]+)\)", _one_deeper, text)
 
 
 def _without_regions(source: str, stub: str) -> tuple[str, bool]:
@@ -119,9 +128,10 @@ def _without_regions(source: str, stub: str) -> tuple[str, bool]:
 
 
 def _one_deeper(match: re.Match[str]) -> str:
-    """A relative link as the folder below needs it; other notebooks of the course are there too."""
     target = match[1]
-    return match[0] if re.match(r"\d\d_\w+\.ipynb", target) else f"](../{target})"
+    if re.match(r"\d\d_\w+\.ipynb|README\.md", target):
+        return match[0]
+    return f"]({target.removeprefix('student/')})" if target.startswith("student/") else f"](../{target})"
 
 
 def _unfinished(notebook: Any) -> Iterator[str]:
@@ -134,7 +144,9 @@ def _unfinished(notebook: Any) -> Iterator[str]:
 
 
 def released(path: Path) -> dict[Path, str]:
-    """The files that a release writes for one notebook, with their texts: itself, finished, and the student version."""
+    """The files that a release writes for a notebook or the map, with their texts: itself and the student version."""
+    if path.suffix == ".md":
+        return {path.parent / "student" / path.name: links_one_deeper(path.read_text(encoding="utf-8"))}
     import nbformat
 
     finished = finish(nbformat.read(path, as_version=4), path.name)
@@ -146,9 +158,9 @@ def main(arguments: list[str]) -> int:
     if set(arguments) - {"--check"}:
         raise SystemExit("usage: python -m dpo_lab.course.exercises.release [--check]")
     folder, is_check, failed = course_folder(), "--check" in arguments, False
-    for notebook in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+    for page in (folder / "README.md", *sorted(folder.glob("[0-9][0-9]_*.ipynb"))):
         try:
-            files = released(notebook)
+            files = released(page)
         except ValueError as error:
             print(error, file=sys.stderr)
             failed = True

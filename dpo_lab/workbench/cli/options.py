@@ -434,6 +434,9 @@ class RealOptions(PrecisionOption):
 class LabOptions:
     """Open the course in JupyterLab, on this machine only."""
 
+    folder: Path | None = None
+    """Work on a copy of the course in this folder: a new or empty one is filled, in an earlier copy the files that you
+    have not changed are renewed. None opens a checkout's own notebooks, and elsewhere takes ./dpo-lab-course."""
     port: int = 8888
     """Port on the loopback address; the next free one is taken if it is in use."""
     browser: bool = True

@@ -18,7 +18,7 @@ from dpo_lab.workbench.labels.book import LabelBook
 from dpo_lab.workbench.widgets import markup
 from dpo_lab.workbench.widgets.background import HasJob, Job
 from dpo_lab.workbench.widgets.labeller import Labeller
-from dpo_lab.workbench.widgets.layout import attempt, button, row
+from dpo_lab.workbench.widgets.layout import attempt, button, row, tip
 from dpo_lab.workbench.widgets.sources import PolicySource, named, policy_of
 
 _AT_ONCE = 16  # prompts between two looks at the stop button
@@ -135,9 +135,9 @@ class Arena(HasJob, ipywidgets.VBox):
     def _build(self, num_prompts: int, seed: int) -> None:
         wide = ipywidgets.Layout(width="16em")
         self.count = ipywidgets.BoundedIntText(value=num_prompts, min=1, max=10_000, description="prompts", layout=wide,
-                                               tooltip="how many prompts both models answer")  # fmt: skip
+                                               **tip("how many prompts both models answer"))  # fmt: skip
         self.seed = ipywidgets.IntText(value=seed, description="seed", layout=wide,
-                                       tooltip="draws the prompts, the answers and their sides")  # fmt: skip
+                                       **tip("draws the prompts, the answers and their sides"))  # fmt: skip
         self.go = button("Sample answers", "both models answer every prompt; then labelling begins",
                          lambda: attempt(self.start, self.message), button_style="primary")  # fmt: skip
         self.halt = button("Stop", "end the sampling", self.stop, disabled=True)

@@ -16,7 +16,7 @@ from dpo_lab.workbench.plots.style import Picture
 from dpo_lab.workbench.runs import compare
 from dpo_lab.workbench.runs.run import Run
 from dpo_lab.workbench.widgets import markup
-from dpo_lab.workbench.widgets.layout import button, room, texts
+from dpo_lab.workbench.widgets.layout import button, room, texts, tip
 from dpo_lab.workbench.widgets.live_figure import RunsFigure
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ class Comparer(ipywidgets.VBox):
         wide = room("46em", "8em")
         self.runs = ipywidgets.SelectMultiple(
             options=self._options(), value=tuple(range(len(self.all))), description="runs",
-            rows=min(8, max(3, len(self.all))), tooltip="The runs to compare; Ctrl or Shift chooses several", **wide,
+            rows=min(8, max(3, len(self.all))), **tip("The runs to compare; Ctrl or Shift chooses several"), **wide,
         )  # fmt: skip
-        self.prompt = ipywidgets.Dropdown(description="prompt", tooltip="A prompt that some of these runs answered",
+        self.prompt = ipywidgets.Dropdown(description="prompt", **tip("A prompt that some of these runs answered"),
                                           **wide)  # fmt: skip
         self.again = button("Read again", "Read the runs' folders again, as they may have grown", self.refresh,
                             icon="refresh")  # fmt: skip

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import ipywidgets
 
-from dpo_lab.workbench.widgets.layout import room
+from dpo_lab.workbench.widgets.layout import room, tip
 
 
 class Knob(NamedTuple):
@@ -127,7 +127,7 @@ def control_of(make: Callable[..., Any], kind: type, name: str, **traits: Any) -
     """A control of one's own choice for a field: with its label, its tooltip and room for both."""
     look = {
         "description": KNOBS[name].label if name in KNOBS else name.replace("_", " "),
-        "tooltip": field_docs(kind)[name],
+        **tip(field_docs(kind)[name]),
     }
     return make(**look | room("30em", "11em") | traits)
 

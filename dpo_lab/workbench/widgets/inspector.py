@@ -20,7 +20,7 @@ from dpo_lab.workbench.plots.token_rewards import token_heatmap, token_html
 from dpo_lab.workbench.plots.token_text import visible
 from dpo_lab.workbench.widgets import markup
 from dpo_lab.workbench.widgets.background import Job
-from dpo_lab.workbench.widgets.layout import button, room, row, texts
+from dpo_lab.workbench.widgets.layout import button, room, row, texts, tip
 from dpo_lab.workbench.widgets.sources import PolicySource, named, policy_of, run_of, with_checkpoints
 
 Table = Mapping[str, np.ndarray]
@@ -147,16 +147,16 @@ class Inspector(ipywidgets.VBox):
     def _build(self) -> None:
         wide = room("24em")
         self.model = ipywidgets.Dropdown(options=list(self.models), description="model",
-                                         tooltip="the policy, or its checkpoint, to look at", **wide)  # fmt: skip
+                                         **tip("the policy, or its checkpoint, to look at"), **wide)  # fmt: skip
         self.by = ipywidgets.Dropdown(options=list(ORDERS), description="sorted by",
-                                      tooltip="error: those ranked most wrongly first", **wide)  # fmt: skip
+                                      **tip("error: those ranked most wrongly first"), **wide)  # fmt: skip
         jobs = sorted({str(row["job"]) for row in self.rows if row.get("job")})
         self.job_filter = ipywidgets.Dropdown(options=[ALL_JOBS, *jobs], description="job",
-                                              tooltip="only pairs of this job", **wide)  # fmt: skip
+                                              **tip("only pairs of this job"), **wide)  # fmt: skip
         if not jobs:
             self.job_filter.layout.display = "none"
         self.place = ipywidgets.BoundedIntText(value=1, min=1, max=1, description="pair",
-                                               tooltip="which pair of the list; the arrow keys walk through it",
+                                               **tip("which pair of the list; the arrow keys walk through it"),
                                                layout=ipywidgets.Layout(width="12em"))  # fmt: skip
         self.previous = button("Previous", "the pair before this one", lambda: self._walk(-1))
         self.following = button("Next", "the pair after this one", lambda: self._walk(+1))

@@ -18,7 +18,7 @@ import ipywidgets
 from dpo_lab.workbench.labels.book import CHOICES, LabelBook
 from dpo_lab.workbench.labels.results import export_labels, left_share, win_rates
 from dpo_lab.workbench.widgets import markup
-from dpo_lab.workbench.widgets.layout import attempt, button, row, texts
+from dpo_lab.workbench.widgets.layout import attempt, button, row, texts, tip
 
 KEYS = {"a": "left", "b": "right", "t": "tie", "s": "skip", "u": "undo"}
 _BUTTONS = {
@@ -120,12 +120,12 @@ class Labeller(ipywidgets.VBox):
         self.prompt = ipywidgets.HTML(layout=wide)
         self.left, self.right = ipywidgets.HTML(layout=half), ipywidgets.HTML(layout=half)
         self.buttons = {
-            name: button(label, tip, lambda name=name: self._guarded(lambda: self._do(name)), layout={"width": "11em"})
-            for name, (label, tip) in _BUTTONS.items()
+            name: button(label, what, lambda name=name: self._guarded(lambda: self._do(name)), layout={"width": "11em"})
+            for name, (label, what) in _BUTTONS.items()
         }
         self.key = ipywidgets.Text(
             description="key", placeholder="a, b, t, s or u", continuous_update=True,
-            tooltip="type one letter: a left, b right, t tie, s skip, u undo; the field empties itself",
+            **tip("type one letter: a left, b right, t tie, s skip, u undo; the field empties itself"),
             layout=ipywidgets.Layout(width="16em"),
         )  # fmt: skip
         self.key.observe(self._on_key, names="value")
@@ -134,11 +134,11 @@ class Labeller(ipywidgets.VBox):
         name = self.book.path.name.removesuffix(".jsonl").removesuffix(".book")
         self.path = ipywidgets.Text(
             value=str(self.book.path.with_name(f"{name}.labels.jsonl")), description="export to",
-            tooltip="the JSONL file that load_preferences reads", layout=ipywidgets.Layout(flex="1 1 20em"),
+            **tip("the JSONL file that load_preferences reads"), layout=ipywidgets.Layout(flex="1 1 20em"),
         )  # fmt: skip
         self.ties = ipywidgets.Dropdown(
             options=["leave out", "both ways"], description="ties",
-            tooltip="both ways writes a tie as two rows of half the weight", layout=ipywidgets.Layout(width="14em"),
+            **tip("both ways writes a tie as two rows of half the weight"), layout=ipywidgets.Layout(width="14em"),
         )  # fmt: skip
         self.write = button("Export", "write the preferences as JSONL",
                             lambda: attempt(self._export, self.message), layout={"width": "8em"})  # fmt: skip

@@ -25,6 +25,11 @@ def room(width: str, label: str | None = None) -> dict[str, Any]:
     return traits if label is None else traits | {"style": {"description_width": label}}
 
 
+def tip(text: str) -> dict[str, str]:
+    """The trait that shows a text beside the mouse that rests on a control; ipywidgets 7 has it under another name."""
+    return {"tooltip" if hasattr(ipywidgets.Text, "tooltip") else "description_tooltip": text}
+
+
 def row(*children: ipywidgets.Widget) -> ipywidgets.HBox:
     """Controls side by side, on a second line where the page is narrow."""
     return ipywidgets.HBox(children, layout=ipywidgets.Layout(flex_flow="row wrap", align_items="center"))

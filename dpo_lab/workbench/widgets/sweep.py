@@ -24,7 +24,7 @@ from dpo_lab.workbench.sweeps.sweep import SweepEnded, SweepEvent, TrialBegan, T
 from dpo_lab.workbench.widgets import markup
 from dpo_lab.workbench.widgets.background import HasJob, Job, Throttle
 from dpo_lab.workbench.widgets.controls import control_of
-from dpo_lab.workbench.widgets.layout import button, drawing, picture_box, room, show_picture, texts
+from dpo_lab.workbench.widgets.layout import button, drawing, picture_box, room, show_picture, texts, tip
 
 KNOBS = ("loss", "beta", "learning_rate", "label_smoothing", "epochs", "batch_size")
 """The knobs that have a field in the panel; the others of a sweep come in through `SweepPanel(**settings)`."""
@@ -100,7 +100,7 @@ class SweepPanel(HasJob, ipywidgets.VBox):
         self.controls: dict[str, Any] = _fields(self.settings)
         self.controls["folder"] = ipywidgets.Text(
             value="" if folder is None else str(folder), description="study folder", continuous_update=False,
-            placeholder="empty: a new one in runs/", tooltip="A folder that holds a study is joined",
+            placeholder="empty: a new one in runs/", **tip("A folder that holds a study is joined"),
             **room("30em", "11em"),
         )  # fmt: skip
         self.start_button = button("Start", "Begin, or go on", self.start, button_style="primary")

@@ -23,7 +23,7 @@ from dpo_lab.workbench.widgets.background import HasJob, Job, Throttle
 from dpo_lab.workbench.widgets.cockpit import status_text
 from dpo_lab.workbench.widgets.cockpit.knobs import controls_of
 from dpo_lab.workbench.widgets.cockpit.to_recipe import SHARED_KNOBS, own_knobs, recipe_of
-from dpo_lab.workbench.widgets.layout import button, room, texts
+from dpo_lab.workbench.widgets.layout import button, room, texts, tip
 from dpo_lab.workbench.widgets.live_figure import RunsFigure
 
 SHOWN_AT_FIRST = 4  # runs that are overlaid unless others are chosen
@@ -259,16 +259,16 @@ class Cockpit(HasJob, ipywidgets.VBox):
         self.status, self.notes, self.answers, self.command, self.python = texts(5)
         self.shown_runs = ipywidgets.SelectMultiple(
             options=options, value=tuple(name for _, name in options[-SHOWN_AT_FIRST:]), description="runs shown",
-            rows=4, tooltip="Curves over each other; Ctrl or Shift chooses several", **wide,
+            rows=4, **tip("Curves over each other; Ctrl or Shift chooses several"), **wide,
         )  # fmt: skip
         self.curves = RunsFigure(self.draw, describe=self.describe, runs=self.shown_runs)
         self.answers_of = ipywidgets.Dropdown(options=options[::-1], description="answers of",
-                                              tooltip="Whose answers are shown", **wide)  # fmt: skip
-        self.prompt = ipywidgets.Dropdown(description="prompt", tooltip="The held-out prompt that was answered",
+                                              **tip("Whose answers are shown"), **wide)  # fmt: skip
+        self.prompt = ipywidgets.Dropdown(description="prompt", **tip("The held-out prompt that was answered"),
                                           **wide)  # fmt: skip
-        self.as_code = ipywidgets.Accordion(
-            [self.command, self.python], titles=("The same run as a command", "The same run as Python")
-        )
+        self.as_code = ipywidgets.Accordion([self.command, self.python])
+        for index, language in enumerate(("a command", "Python")):
+            self.as_code.set_title(index, f"The same run as {language}")
         knobs = ipywidgets.Box(list(self.controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
         super().__init__([
             knobs, ipywidgets.HBox([self.train_button, self.stop_button]),
