@@ -102,7 +102,7 @@ def test_convert_writes_a_file_that_reads_back_as_the_same_rows(tell, tmp_path, 
     assert outcome.status == 0, outcome
     assert "12 rows written as trl: out.json" in outcome.out
     assert read_preferences(tmp_path / name)[0] == ROWS
-    assert f"{name} is there already, and no data are written over" in tell("convert", "embedded", name).message
+    assert f"{name} is there already, and no file is written over" in tell("convert", "embedded", name).message
     name = f"other-{name}"
     assert tell("convert", "SHELF/pairs.jsonl", f"turns-{name}", "--to", "openai").status == 0
     [first, *_] = read_preferences(tmp_path / f"turns-{name}")[0]
