@@ -1,4 +1,4 @@
-"""DPO on the first policy's answers, on each round's own, and on each step's own: `python data/experiments/offline_online.py`.
+"""DPO offline, semi-online and online, with three numbers on the way: `python data/experiments/offline_online.py`.
 
 Three runs that differ in one setting of `train_rounds`, `sampler`, and start from the embedded model. All take the
 same prompts, as many answers to each, and as many steps; the true reward is the judge:
@@ -9,6 +9,8 @@ same prompts, as many answers to each, and as many steps; the true reward is the
 
 Judged on the 400 prompts of the test split: true reward of one answer each, and KL from the embedded model. Of each
 fifth of a run it keeps what `train_rounds` reports, and the accuracy on pairs before they are learnt from.
+
+One learning rate, a few minutes. The study with tuned rates, beside RLOO and GRPO, is `rounds.py`.
 
 Rows go to data/results/offline_online.json, the table to offline_online.md; notebook 17 draws it.
 """
@@ -83,8 +85,8 @@ def main() -> None:
     arguments = parser(__doc__).parse_args()
     experiment = Experiment(
         "offline_online", "Offline, semi-online and online DPO in the pocket world",
-        "True reward of one answer to each of 400 test prompts, and KL in nats per answer, mean ± standard deviation over "
-        "seeds. Everything else is equal: prompts, answers to each, steps, learning rate.",
+        "True reward of one answer to each of 400 test prompts, and KL in nats per answer, mean ± standard deviation "
+        "over seeds. Everything else is equal: prompts, answers to each, steps, learning rate.",
         ("reward", "kl", "sampled_answers", "cpu_seconds"), SETTINGS | {"evaluation_seed": EVALUATION_SEED},
     )  # fmt: skip
     carry_out(experiment, cells(arguments.seeds), Lab, arguments)
