@@ -23,6 +23,7 @@ __getattr__, __dir__ = face(__name__, {
     "reference_cache": "check_cache_key check_looks_stale check_reference_bytes check_rows_to_compute",
     "real_model": "check_both_orders check_guarded_demand check_nearest_pair",
     "rlhf": "check_best_of_n check_kl_estimate check_reward_at_kl check_rloo_advantages",
+    "rounds": "check_mixed_share check_round check_round_pairs",
     "scaling": "check_adapter_margins check_device_bytes check_global_mean check_passes",
     "training_loop": "check_accumulation check_repaired_loop check_training_step check_warmup_share",
 })  # fmt: skip
