@@ -98,7 +98,7 @@ gpu:
 data: $(VENV)/.with-course
 	$(BIN)/python data/build.py
 
-# The last six are the experiments of notebooks 10 to 13 and 17 (4, 65, 20, 17, 24 and 3 minutes on two cores): cells on two
+# The last six are the experiments of notebooks 10 to 13 and 17 (4, 65, 20, 17, 24 and 4 minutes on two cores): cells on two
 # processes, kept one by one; started again they go on, and with ANEW=--anew they begin from scratch.
 EXPERIMENT := $(BIN)/python data/experiments
 WORKERS := --workers 2 $(ANEW)

@@ -98,7 +98,8 @@ def test_a_round_that_learns_nothing_or_something_else():
     ):
 
         def wrong(policy, start, rows, sample, judge, inner, learn=learn):
-            return one_round(policy, start, rows, sample, judge, lambda *a, reference: learn(*a, reference, inner))
+            own = lambda policy, pairs, reference: learn(policy, pairs, reference, inner)
+            return one_round(policy, start, rows, sample, judge, own)
 
         with pytest.raises(NotYet, match=message):
             check_round(wrong)
