@@ -330,7 +330,7 @@ def roads() -> Figure:
         layers.append(line(f"@kl{i}", f"@reward{i}", name, low=f"@low{i}", high=f"@high{i}", dots=True))
     at = np.array([[_same_kl(rows, method, float(k)) for method in ROADS] for k in NATS])  # (K, methods, 3)
     tables |= {name: table("k i", at[:, :, part]) for part, name in enumerate(("mean", "low", "high"))}
-    told = ["; ".join(f"{name} {mean:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(mean) else f"{name} stays nearer"
+    noted = ["; ".join(f"{name} {mean:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(mean) else f"{name} stays nearer"
                       for name, (mean, low, high) in zip(ROADS.values(), row, strict=True)) for row in at]  # fmt: skip
     return Figure(
         "DPO against RLHF, at the same KL",
@@ -340,12 +340,12 @@ def roads() -> Figure:
          panel("True reward at that KL", axis("true reward, 95% interval over seeds", [1.4, 3]),
                {"names": list(ROADS.values())},
                bars("@mean", "mean of three seeds", low="@low", high="@high", dots=True))],
-        "At {k} nats from the reference: {told}. Between two settings the reward is read off a straight line in √KL; "
+        "At {k} nats from the reference: {noted}. Between two settings the reward is read off a straight line in √KL; "
         "nothing is extrapolated.",
-        tables | {"told": table("k", told)},
+        tables | {"noted": table("k", noted)},
         lambda: (plot_roads(rows, ROADS, max_kl=2.0, matched=0.3, title="True reward against KL").figure,
                  f"True reward against KL from the reference, a line per method from {start:.2f} at KL 0. "
-                 f"At 0.3 nats: {told[_nearest(NATS, 0.3)]}."),
+                 f"At 0.3 nats: {noted[_nearest(NATS, 0.3)]}."),
     )  # fmt: skip
 
 
@@ -355,8 +355,8 @@ def turn() -> Figure:
 
 
 def noise() -> Figure:
-    """Wrong labels: three losses with up to 40 % of the labels turned round."""
-    return _failure("noise", "Wrong labels", "level", "labels turned round", "{:.0%}".format, 1)
+    """Wrong labels: three losses with up to 40 % of the labels flipped."""
+    return _failure("noise", "Wrong labels", "level", "labels flipped", "{:.0%}".format, 1)
 
 
 def _failure(name: str, title: str, key: str, label: str, write: Callable[[float], str], start: int) -> Figure:
@@ -371,7 +371,7 @@ def _failure(name: str, title: str, key: str, label: str, write: Callable[[float
                         for place in places] for measure in MEASURES] for method in lines])  # fmt: skip
     mean, spread = found.mean(-1), found.std(-1, ddof=1)  # (lines, measures, places)
     curves = {method: {place: found[i, 0, j] for j, place in enumerate(places)} for i, method in enumerate(lines)}
-    told = [[", ".join(f"{mean[i, m, j]:.3g} for “{method}”" for i, method in enumerate(lines))
+    noted = [[", ".join(f"{mean[i, m, j]:.3g} for “{method}”" for i, method in enumerate(lines))
              for j in range(len(places))] for m in range(len(MEASURES))]  # fmt: skip
     still = plot_levels(curves, label, MEASURES["reward"], title=title, level=None, is_share=name == "noise")
     return Figure(
@@ -381,7 +381,7 @@ def _failure(name: str, title: str, key: str, label: str, write: Callable[[float
                axis("@measures", "@range"), rule("x", "@place"),
                *(line("@places", f"@mean{i}", method, low=f"@low{i}", high=f"@high{i}", dots=True)
                  for i, method in enumerate(lines)))],
-        f"At {label} {{at}}, {{measure}}: {{told}}. Each is the mean of three seeds; a bar is one standard deviation.",
+        f"At {label} {{at}}, {{measure}}: {{noted}}. Each is the mean of three seeds; a bar is one standard deviation.",
         {
             "places": table("i", places), "place": table("at", "places"),
             "measures": table("measure", list(MEASURES.values())),
@@ -390,7 +390,7 @@ def _failure(name: str, title: str, key: str, label: str, write: Callable[[float
             **{f"mean{i}": table("measure i", mean[i]) for i in range(len(lines))},
             **{f"low{i}": table("measure i", mean[i] - spread[i]) for i in range(len(lines))},
             **{f"high{i}": table("measure i", mean[i] + spread[i]) for i in range(len(lines))},
-            "told": table("measure at", told),
+            "noted": table("measure at", noted),
         },
         lambda: (still.figure, f"True reward against {label}: "
                  + "; ".join(f"{method} from {mean[i, 0, 0]:.2f} to {mean[i, 0, -1]:.2f}"
@@ -417,11 +417,11 @@ def real_model() -> Figure:
                {"names": list(GROUPS), "marked": "group"},
                bars("@before_share", "before", low="@before_low", high="@before_high", quiet=True),
                bars("@after_share", "after", low="@after_low", high="@after_high"))],
-        "{method}, {group}: {told}",
+        "{method}, {group}: {noted}",
         {
             **{f"before_{part}": table("i", before[:, i]) for i, part in enumerate(parts)},
             **{f"after_{part}": table("method i", after[:, :, i]) for i, part in enumerate(parts)},
-            "told": table("method group", [[
+            "noted": table("method group", [[
                 f"{before[g, 0]:.0%} of the demands before, {after[m, g, 0]:.0%} after; the difference is "
                 f"{100 * gain.share:+.0f} points, 95% interval over tasks {100 * gain.low:+.0f} to "
                 f"{100 * gain.high:+.0f}."

@@ -209,7 +209,7 @@ def test_the_real_model_is_drawn_as_it_was_judged(figures, site):
             expected = demand_share(rows, method, tasks, belongs)
             assert at(figure, "after_share", method=m)[g] == near(expected.share)
             assert at(figure, "after_low", method=m)[g] == near(expected.low)
-            assert f"{expected.share:.0%} after" in at(figure, "told", method=m, group=g)
+            assert f"{expected.share:.0%} after" in at(figure, "noted", method=m, group=g)
 
 
 def test_each_figure_has_its_place_on_the_page_and_a_still_picture_with_words(figures, site):

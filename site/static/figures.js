@@ -225,11 +225,11 @@
     const panels = document.createElement("div");
     panels.className = "panels";
     panels.setAttribute("role", "img");
-    const told = document.createElement("p");
-    told.className = "told";
-    told.id = `${root.id}-told`;
-    told.setAttribute("role", "status");
-    panels.setAttribute("aria-labelledby", told.id);
+    const noted = document.createElement("p");
+    noted.className = "noted";
+    noted.id = `${root.id}-noted`;
+    noted.setAttribute("role", "status");
+    panels.setAttribute("aria-labelledby", noted.id);
 
     const draw = () => {
       const room = Math.max(240, Math.floor(panels.clientWidth));
@@ -245,7 +245,7 @@
         return holder;
       }));
       const words = sentence(figure, state);
-      if (told.textContent !== words) told.textContent = words;
+      if (noted.textContent !== words) noted.textContent = words;
     };
 
     for (const control of figure.controls) {
@@ -280,7 +280,7 @@
       line.append(label, input, ...(control.is_menu ? [] : [shown]));
       form.append(line);
     }
-    root.append(form, panels, told);
+    root.append(form, panels, noted);
     draw();
     let width = root.clientWidth;
     new ResizeObserver(() => {

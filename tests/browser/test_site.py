@@ -125,8 +125,10 @@ def test_a_page_has_no_barrier_that_axe_knows(reader: Reader, name: str):
     page = reader.open(name)
     page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text())
     found = page.evaluate("axe.run(document, {preload: false, runOnly: " + json.dumps(STANDARDS) + "})")
-    told = [f"{one['id']}: {one['help']}: {node['html'][:160]}" for one in found["violations"] for node in one["nodes"]]
-    assert told == []
+    faults = [
+        f"{one['id']}: {one['help']}: {node['html'][:160]}" for one in found["violations"] for node in one["nodes"]
+    ]
+    assert faults == []
 
 
 def test_every_slider_answers_to_the_keyboard(phone: Reader):
@@ -135,14 +137,14 @@ def test_every_slider_answers_to_the_keyboard(phone: Reader):
     assert figures.count() >= 9
     for i in range(figures.count()):
         figure = figures.nth(i)
-        told = figure.locator(".told")
+        noted = figure.locator(".noted")
         for slider in figure.locator("input[type=range]").all():
             assert page.locator(f"label[for='{slider.get_attribute('id')}']").inner_text()
             slider.focus()
-            before, said, drawn = slider.input_value(), told.inner_text(), figure.locator(".panels").inner_html()
+            before, said, drawn = slider.input_value(), noted.inner_text(), figure.locator(".panels").inner_html()
             page.keyboard.press("ArrowRight" if int(before) < int(slider.get_attribute("max") or 0) else "ArrowLeft")
             assert abs(int(slider.input_value()) - int(before)) == 1
-            assert told.inner_text() != said
+            assert noted.inner_text() != said
             assert figure.locator(".panels").inner_html() != drawn
             spoken = slider.get_attribute("aria-valuetext")
             assert spoken == slider.locator("xpath=following-sibling::output").inner_text()

@@ -450,14 +450,14 @@ def incomparable(log: Log, other: Log) -> Finding | None:
 
 def vitals(log: Log) -> tuple[str, ...]:
     """The numbers that show how a run went, as far as they were logged."""
-    told = []
+    numbers = []
     for metric, name in (("loss", "loss"), ("eval_loss", "held-out loss"), ("eval_rewards/accuracies", "held-out "
                          "accuracy"), ("rewards/accuracies", "accuracy"), ("rewards/margins", "margin")):  # fmt: skip
         if len(values := log.values(metric)):
-            told.append("{} {:.3f} → {:.3f}".format(name, *(ends(values))))
+            numbers.append("{} {:.3f} → {:.3f}".format(name, *(ends(values))))
     if (moved := nats_moved(log, "chosen")) is not None:
-        told.append(f"log-prob of chosen answers {moved:+.1f} nats")
-    return tuple(told)
+        numbers.append(f"log-prob of chosen answers {moved:+.1f} nats")
+    return tuple(numbers)
 
 
 def unchecked(log: Log) -> tuple[str, ...]:

@@ -171,14 +171,14 @@ class _Table:
             at, first = np.unique(np.array(steps, np.int64)[::-1], return_index=True)
             series[metric] = at, np.array(values, np.float64)[::-1][first]
             repeated += len(steps) - len(at)
-        told = [
+        left_out = [
             (repeated, "values belong to a step that was logged before, as after a resume; the later ones are used. If "
              "the file holds several runs, give each its own file"),
             (self.unnumbered, f"rows have no step ({', '.join(STEPS)}) and are placed by their order"),
             (self.odd_steps, "rows are left out: their step is no whole number"),
             (self.num_texts, f"values are left out: they are no numbers (the first is {''.join(self.texts)})"),
         ]  # fmt: skip
-        notes = [*self.notes, *(f"{count:,} {words}" for count, words in told if count)]
+        notes = [*self.notes, *(f"{count:,} {words}" for count, words in left_out if count)]
         return Log(str(file), name, series, facts, tuple(notes))
 
 
