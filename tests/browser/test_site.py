@@ -125,10 +125,8 @@ def test_a_page_has_no_barrier_that_axe_knows(reader: Reader, name: str):
     page = reader.open(name)
     page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text())
     found = page.evaluate("axe.run(document, {preload: false, runOnly: " + json.dumps(STANDARDS) + "})")
-    seen = [
-        f"{one['id']}: {one['help']}: {node['html'][:160]}" for one in found["violations"] for node in one["nodes"]
-    ]
-    assert faults == []
+    seen = [f"{one['id']}: {one['help']}: {node['html'][:160]}" for one in found["violations"] for node in one["nodes"]]
+    assert seen == []
 
 
 def test_every_slider_answers_to_the_keyboard(phone: Reader):
