@@ -66,7 +66,7 @@ def home() -> str:
 
 def notebooks() -> list[Path]:
     """The notebooks of the course, in order."""
-    return sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    return sorted((ROOT / "notebooks").glob("[0-9][0-9]*.ipynb"))
 
 
 def gather(target: Path) -> None:
@@ -187,7 +187,7 @@ def _with_number_and_links(source: str, name: str) -> str:
     title, _, rest = source.partition("\n")
     assert title.startswith("# "), f"{name} must begin with its title, got {title!r}"
     links = "\n".join(f"- {link}" for link in chapter_links(name))
-    return f"# {int(name[:2])}. {title[2:]}\n\n:::{{container}} chapter-links\n{links}\n:::\n{rest}"
+    return f"# {number_of(name)}. {title[2:]}\n\n:::{{container}} chapter-links\n{links}\n:::\n{rest}"
 
 
 def chapter_links(name: str) -> list[str]:
@@ -248,7 +248,7 @@ def _with_figures(text: str, written: Written) -> str:
         return (
             f'```{{raw}} html\n<div class="moving" id="figure-{name}-frame">\n'
             f'<script type="application/json">{data}</script>\n<noscript>{still}</noscript>\n'
-            f"</div>\n```\n\nFrom [chapter {int(belongs[:2])}](/notebooks/{belongs}.ipynb)."
+            f"</div>\n```\n\nFrom [chapter {number_of(belongs)}](/notebooks/{belongs}.ipynb)."
         )
 
     return re.sub(r"^<!-- figure: ([\w-]+) -->$", one, text, flags=re.MULTILINE)
@@ -257,10 +257,15 @@ def _with_figures(text: str, written: Written) -> str:
 def _with_students(text: str) -> str:
     """The page "Run it", with the list of the student versions in the place of its mark."""
     rows = [
-        f"- {int(path.stem[:2])}: {{download}}`{title_of(path)} </downloads/student/{path.name}>`"
+        f"- {number_of(path.stem)}: {{download}}`{title_of(path)} </downloads/student/{path.name}>`"
         for path in notebooks()
     ]
     return text.replace("<!-- student versions -->", "\n".join(rows))
+
+
+def number_of(name: str) -> str:
+    """The number of a notebook by its file's name: 03_loss_and_gradient → 3, 02b_what_follows → 2b."""
+    return name.split("_")[0].lstrip("0") or "0"
 
 
 def title_of(path: Path) -> str:

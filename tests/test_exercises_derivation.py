@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_lab.course.exercises import NotYet, check_beta_for_kl, check_recovered_gaps, check_shift, check_two_responses
+from dpo_lab.course.exercises import (
+    NotYet,
+    check_beta_for_kl,
+    check_open_numbers,
+    check_recovered_gaps,
+    check_shift,
+    check_two_responses,
+)
 from dpo_lab.worlds.tabular import kitchen_world, kl, optimal_logps
 
 
@@ -34,6 +41,14 @@ def beta_for(spent):
     return search
 
 
+def open_numbers(num_answers, pairs):
+    """By the rank of the comparisons: each fixes the difference of two of `num_answers` − 1 numbers."""
+    rows = np.zeros((max(1, len(pairs)), num_answers))
+    for row, (one, other) in zip(rows, pairs, strict=False):
+        row[one], row[other] = 1, -1
+    return num_answers - 1 - np.linalg.matrix_rank(rows)
+
+
 def mean_kl(world, beta):
     return world.mean(kl(optimal_logps(world, beta), world.reference_logps)).item()
 
@@ -47,6 +62,7 @@ RIGHT = [
     (check_recovered_gaps, lambda p, q, beta: gaps(p, q, beta).tolist(), "Z was not needed"),
     (check_shift, SHIFT, "neither π* nor any preference"),
     (check_shift, {key: torch.tensor(value) for key, value in SHIFT.items()} | {"π*": 3e-16}, "neither π*"),
+    (check_open_numbers, open_numbers, "chains of them join"),
     (check_beta_for_kl, beta_for(mean_kl), "fixes β"),
     (check_beta_for_kl, lambda world, budget: torch.tensor(beta_for(mean_kl)(world, budget)), "fixes β"),
 ]
@@ -109,6 +125,11 @@ WRONG = [
     (check_shift, SHIFT | {"P": 0.9}, "only as a difference"),
     (check_shift, {"log Z": 6.0}, "isn't there"),
     (check_shift, 6.0, "should be a dictionary"),
+    (check_open_numbers, lambda num, pairs: open_numbers(num, pairs) + 1, "is the number of groups"),
+    (check_open_numbers, lambda num, pairs: num - len(set(sum(pairs, ()))), "without a common response"),
+    (check_open_numbers, lambda num, pairs: num - 1 - len(pairs), "where a chain joins"),
+    (check_open_numbers, lambda num, pairs: 7, "count the groups"),
+    (check_open_numbers, lambda num, pairs: None, "returned nothing"),
     (check_beta_for_kl, beta_for(lambda w, b: w.mean(kl(w.reference_logps, optimal_logps(w, b))).item()),
      "charges for KL(π*‖π_ref)"),
     (check_beta_for_kl, beta_for(lambda w, b: kl(optimal_logps(w, b), w.reference_logps).sum().item()),
@@ -129,7 +150,7 @@ def test_wrong_answers_are_told_what_is_wrong_with_them(check, answer, says, cap
     assert not capsys.readouterr().out
 
 
-@pytest.mark.parametrize("check", [check_two_responses, check_recovered_gaps, check_beta_for_kl])
+@pytest.mark.parametrize("check", [check_two_responses, check_recovered_gaps, check_open_numbers, check_beta_for_kl])
 def test_an_empty_answer_is_told_apart_from_a_wrong_one(check):
     def empty(*_):
         raise NotImplementedError

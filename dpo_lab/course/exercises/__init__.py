@@ -9,7 +9,7 @@ from dpo_lab import face
 __getattr__, __dir__ = face(__name__, {
     "applications": "check_attack_cost check_json_checker check_refusal_rates check_same_call",
     "checking": "NotYet",
-    "derivation": "check_beta_for_kl check_recovered_gaps check_shift check_two_responses",
+    "derivation": "check_beta_for_kl check_open_numbers check_recovered_gaps check_shift check_two_responses",
     "failures": "check_diagnoses check_first_moves check_resting_reference check_swapped_source mystery_runs",
     "family": "check_betas_for_gap check_paired_difference check_resting_margins check_simpo_repair",
     "gpu": "check_bfloat16_logp check_clock check_peak_bytes check_useful_share",

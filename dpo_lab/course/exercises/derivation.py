@@ -1,4 +1,4 @@
-"""Checks for the derivation: Z and the optimum, the reward read back, what cancels, the β of a KL budget."""
+"""Checks for the derivation and what follows: Z, the reward read back, what cancels or stays open, a KL budget."""
 
 from __future__ import annotations
 
@@ -115,6 +115,24 @@ def check_shift(answer: Mapping[str, Any]) -> None:
         hint = next((m for m, wrong in instead[key].items() if wrong is None), "Compute it before and after the shift.")
         expect(found, change[key], name=f'the change of "{key}"', instead=usual, otherwise=hint, atol=1e-9)
     right("a shift of a whole prompt moves Z and J, and neither π* nor any preference")
+
+
+def check_open_numbers(answer: Callable[..., Any]) -> None:
+    """`answer(num_answers, pairs)` → how many numbers of a policy stay open where only these pairs were compared."""
+    for num, pairs, groups in (
+        (4, [(0, 1), (1, 2)], 2), (4, [(0, 1), (2, 3)], 2), (5, [(0, 1), (1, 2), (2, 0)], 3), (3, [], 3),
+        (4, [(3, 2), (1, 0), (2, 1)], 1),
+    ):  # fmt: skip
+        where = f"what {pairs} leaves open of {num} responses"
+        in_no_pair = num - len({y for pair in pairs for y in pair})
+        expect(as_number(call(answer, num, list(pairs)), where), groups - 1, name=where, instead={
+            "That is the number of groups. One group alone determines the policy: what is open then?": groups,
+            "That counts the responses in no pair. Two pairs without a common response leave a number open, too.":
+                in_no_pair,
+            "Here every pair fixes a number of its own. Does one add anything where a chain joins its two responses?":
+                num - 1 - len(pairs),
+        }, otherwise="Merge the groups of two responses that were compared, and count the groups.")  # fmt: skip
+    right("comparisons determine a policy only where chains of them join all of its responses")
 
 
 def check_beta_for_kl(answer: Callable[..., Any]) -> None:

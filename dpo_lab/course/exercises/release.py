@@ -129,7 +129,7 @@ def _without_regions(source: str, stub: str) -> tuple[str, bool]:
 
 def _one_deeper(match: re.Match[str]) -> str:
     target = match[1]
-    if re.match(r"\d\d_\w+\.ipynb|README\.md", target):
+    if re.match(r"\d\d\w+\.ipynb|README\.md", target):
         return match[0]
     return f"]({target.removeprefix('student/')})" if target.startswith("student/") else f"](../{target})"
 
@@ -158,7 +158,7 @@ def main(arguments: list[str]) -> int:
     if set(arguments) - {"--check"}:
         raise SystemExit("usage: python -m dpo_lab.course.exercises.release [--check]")
     folder, is_check, failed = course_folder(), "--check" in arguments, False
-    for page in (folder / "README.md", *sorted(folder.glob("[0-9][0-9]_*.ipynb"))):
+    for page in (folder / "README.md", *sorted(folder.glob("[0-9][0-9]*.ipynb"))):
         try:
             files = released(page)
         except ValueError as error:
