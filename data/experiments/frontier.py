@@ -14,11 +14,14 @@ own answers show.
     ppo-learnt     PPO on the learnt reward, its critic begun from the reward model
     ppo-true       PPO on the true reward over the labels' temperature, 0.3: what the learnt reward estimates, so that
                    one β is the same price. Its critic begins from the reward model too: only the reward differs
+    rloo-true      RLOO on the same true reward at one β, with 24 rollouts, and with 80: as many judged answers as DPO
+                   has judged pairs. A run per number of rollouts
     best-of-n      the learnt reward picks among n answers of the base model
     best-of-n-true the same, picked by the true reward
 
-Equal effort: every method has three settings of the one knob that moves it along KL, and no other knob is searched but
-the learning rate of RLOO and PPO, with three values; DPO's default was chosen likewise (data/measure.py sweep).
+Equal effort: every method but the last has three settings of the one knob that moves it along KL, and no other knob is
+searched but the learning rate of RLOO and PPO, with three values; DPO's default was chosen likewise (data/measure.py
+sweep).
 """
 
 from __future__ import annotations
@@ -80,6 +83,9 @@ SETTINGS: dict[str, tuple[float, ...]] = {
 """The settings of each method's knob: β, the learning rate of SFT, α of unlikelihood, n."""
 RATES = {"tune-rloo": (3e-4, 1e-3, 3e-3), "tune-ppo": (1e-4, 3e-4, 1e-3)}
 TUNING_BETA = 0.5
+LONGER, LONGER_BETA, LONGER_RATE = (80, 24), 2.0, 1e-3
+"""Rollouts of RLOO on the true reward: 80 × 128 answers are 10,240, and DPO's pairs are 10,240. The learning rate is
+the one that tune-rloo found; at this β the runs stay where DPO was measured."""
 REWARD_MODEL = ("reward model: learning rate", "reward model: epochs")
 CHOICES: dict[str, tuple[str, ...]] = {
     "dpo": ("beta", "learning_rate", "epochs"),
@@ -105,6 +111,7 @@ def cells(seeds: int) -> list[Cell]:
         found += [made("base", 0.0, seed), made("best-of-n", 0.0, seed), made("best-of-n-true", 0.0, seed)]
         found += [made(method, knob, seed) for method, knobs in SETTINGS.items() if not method.startswith("best-of-n")
                   for knob in knobs]  # fmt: skip
+    found += [made("rloo-true", rollouts, seed) for rollouts in LONGER for seed in range(seeds)]
     return found
 
 
@@ -138,7 +145,8 @@ class Lab:
     def settings(self, seed: int) -> dict[str, Any]:
         return {"seed": seed, "device": self.arguments.device, "max_steps": self.arguments.max_steps}
 
-    def judged(self, model: Any, seed: int, conversations: list[Any] | None = None) -> Result:
+    def judged(self, model: Any, seed: int, conversations: list[Any] | None = None, *,
+               has_learnt: bool = True) -> Result:  # fmt: skip
         """One answer to each test prompt: true and learnt reward, shares, and KL from the embedded model."""
         conversations = self.test if conversations is None else conversations
         rows = [conversation.row() for conversation in conversations]
@@ -150,9 +158,8 @@ class Lab:
         return quality(conversations, [answer.text for answer in own]) | {
             "reward_standard_error": float(rewards.std(ddof=1) / np.sqrt(len(rewards))),
             "kl": drift.mean, "kl_standard_error": drift.standard_error,
-            "learnt_reward": float(self.learnt(seed)(rows, own).mean()),
             "tokens": mean(len(answer.ids) for answer in own),
-        }  # fmt: skip
+        } | ({"learnt_reward": float(self.learnt(seed)(rows, own).mean())} if has_learnt else {})  # fmt: skip
 
     # ── the reward model, and the learning rates ─────────────────────────────────────────────────────────────────
 
@@ -232,13 +239,21 @@ class Lab:
         model, costs = self.trained_by_ppo(true_reward, beta, seed=seed, learning_rate=rate)
         return self.row("ppo-true", model, seed, rate, costs)
 
+    def rloo_true(self, rollouts: int, seed: int) -> Result:
+        model, costs = self.trained_by_rloo(
+            true_reward, LONGER_BETA, seed=seed, learning_rate=LONGER_RATE, rollouts=rollouts
+        )
+        return costs | {"learning_rate": LONGER_RATE} | self.judged(model, seed, has_learnt=False)
+
     def row(self, method: str, model: Any, seed: int, learning_rate: float, costs: Result) -> Result:
         knobs = {"knobs": len(CHOICES[method])} if method in CHOICES else {}
         return costs | knobs | {"learning_rate": learning_rate} | self.judged(model, seed)
 
-    def trained_by_rloo(self, reward: Any, beta: float, *, seed: int, learning_rate: float) -> tuple[Any, Result]:
-        model = self.policy()
-        config = RLOOConfig(beta=beta, learning_rate=learning_rate, **self.sampling(seed, steps_per_rollout=1))
+    def trained_by_rloo(self, reward: Any, beta: float, *, seed: int, learning_rate: float,
+                        rollouts: int | None = None) -> tuple[Any, Result]:  # fmt: skip
+        model, sampling = self.policy(), self.sampling(seed, steps_per_rollout=1)
+        sampling |= {"max_steps": rollouts or self.arguments.rollouts}
+        config = RLOOConfig(beta=beta, learning_rate=learning_rate, **sampling)
         start = lambda: train_rloo(model, self.tokenizer, self.pairs, reward, config, reference=self.reference)
         return model, spent(start)
 

@@ -19,6 +19,7 @@ __getattr__, __dir__ = face(__name__, {
     "log_probabilities": "check_border check_mask_repair check_shared_row check_token_logps",
     "loss": "check_beta_for_margin check_dpo_loss check_loss_slope check_share_behind_margin",
     "preferences": "check_bradley_terry_loss check_comparisons_needed check_preference_probability check_reward_gap",
+    "quizzes": "Quiz",
     "quickstart": "check_accuracy_and_margin check_share_of_wrong_labels check_starting_loss",
     "reference_cache": "check_cache_key check_looks_stale check_reference_bytes check_rows_to_compute",
     "real_model": "check_both_orders check_guarded_demand check_nearest_pair",

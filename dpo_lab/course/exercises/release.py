@@ -3,7 +3,7 @@
 `python -m dpo_lab.course.exercises.release` cleans every notebook of the course of what differs between two runs
 (times, versions, widget state, the addresses of cells) and writes `notebooks/student/`, where solutions are replaced as
 nbgrader's ClearSolutions replaces them and outputs are empty, with a map of its own. `--check` changes nothing and says
-what would change.
+what would change; `--quizzes` puts its quiz into a notebook that has none yet.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from dpo_lab.course.exercises.quizzes import with_quiz
 
 CODE_STUB = "# YOUR CODE HERE\nraise NotImplementedError()"
 TEXT_STUB = "YOUR ANSWER HERE"
@@ -143,24 +145,25 @@ def _unfinished(notebook: Any) -> Iterator[str]:
         yield from (f"{cell.source[:40]!r} gave {o.ename}" for o in cell.outputs if o.output_type == "error")
 
 
-def released(path: Path) -> dict[Path, str]:
+def released(path: Path, *, is_new_quiz: bool = False) -> dict[Path, str]:
     """The files that a release writes for a notebook or the map, with their texts: itself and the student version."""
     if path.suffix == ".md":
         return {path.parent / "student" / path.name: links_one_deeper(path.read_text(encoding="utf-8"))}
     import nbformat
 
-    finished = finish(nbformat.read(path, as_version=4), path.name)
+    notebook = with_quiz(nbformat.read(path, as_version=4), path.stem.split("_")[0], is_new=is_new_quiz)
+    finished = finish(notebook, path.name)
     student = path.parent / "student" / path.name
     return {path: nbformat.writes(finished) + "\n", student: nbformat.writes(student_version(finished)) + "\n"}
 
 
 def main(arguments: list[str]) -> int:
-    if set(arguments) - {"--check"}:
-        raise SystemExit("usage: python -m dpo_lab.course.exercises.release [--check]")
+    if set(arguments) - {"--check", "--quizzes"}:
+        raise SystemExit("usage: python -m dpo_lab.course.exercises.release [--check] [--quizzes]")
     folder, is_check, failed = course_folder(), "--check" in arguments, False
     for page in (folder / "README.md", *sorted(folder.glob("[0-9][0-9]*.ipynb"))):
         try:
-            files = released(page)
+            files = released(page, is_new_quiz="--quizzes" in arguments)
         except ValueError as error:
             print(error, file=sys.stderr)
             failed = True
