@@ -81,5 +81,11 @@ def setup(app: Sphinx) -> None:
         # Of a type that carries notes for the command line autodoc writes the notes out, as markup that they aren't.
         return True if get_origin(thing) is Annotated else None
 
+    def say_language(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
+        # A browser chooses Chinese glyphs by it, and a screen reader its voice.
+        language = next((one for one in sources.WORDS if one in Path(page).parts), "")
+        context["language"] = sources.WORDS[language]["code"]
+
+    app.connect("html-page-context", say_language)
     app.connect("autodoc-process-docstring", read_docstring)
     app.connect("autodoc-skip-member", skip)

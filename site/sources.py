@@ -33,6 +33,14 @@ PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "notebooks/README.md", "
 PANEL = re.compile(r"^(LiveFigure|Cockpit|SweepPanel|Labeller|Arena)\(")
 """How a panel prints itself: it needs a kernel, and the page says so in its place."""
 
+WORDS = {
+    "": {"code": "en", "language": "English", "notebook": "Notebook", "student": "Without solutions",
+         "a solution": "A solution", "hide it": "Hide the solution"},
+    "zh": {"code": "zh-CN", "language": "中文", "notebook": "下载 notebook", "student": "下载练习版",
+           "a solution": "参考答案", "hide it": "收起答案"},
+}  # fmt: skip
+"""What a chapter's page says in each language of the course, by its folder in `notebooks`."""
+
 _LINK = re.compile(r"\]\((?!https?:|#|mailto:|/)([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -64,9 +72,9 @@ def home() -> str:
     return f"{(address or 'http://localhost:8000').rstrip('/')}/"
 
 
-def notebooks() -> list[Path]:
-    """The notebooks of the course, in order."""
-    return sorted((ROOT / "notebooks").glob("[0-9][0-9]*.ipynb"))
+def notebooks(language: str = "") -> list[Path]:
+    """The notebooks of the course, in order; with `language`, such as "zh", those translated."""
+    return sorted((ROOT / "notebooks" / language).glob("[0-9][0-9]*.ipynb"))
 
 
 def gather(target: Path) -> None:
@@ -75,16 +83,18 @@ def gather(target: Path) -> None:
     for path in sorted((SITE / "text").glob("*.md")):
         text = path.read_text(encoding="utf-8")
         written.page(path.name, _with_figures(text, written) if path.stem == "try_it" else _with_students(text))
-    for name in PAGES:
+    for name in (*PAGES, *(f"notebooks/{language}/README.md" for language in WORDS if language)):
         written.page(name, (ROOT / name).read_text(encoding="utf-8"))
     for path in sorted((ROOT / "data" / "results").glob("*.md")):
         written.page(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
-    for path in notebooks():
+    for path in [path for language in WORDS for path in notebooks(language)]:
         read = nbformat.read(path, as_version=4)
-        made = chapter(read, path.stem, lambda text, name=path.name: written.links(text, f"notebooks/{name}"))
-        written.text(f"notebooks/{path.name}", nbformat.writes(made) + "\n")
-        for folder in (path.parent, path.parent / "student"):
-            written.copy(folder / path.name, f"downloads/{folder.name}/{path.name}")
+        page = path.relative_to(ROOT).as_posix()
+        name = page.removeprefix("notebooks/").removesuffix(".ipynb")
+        made = chapter(read, name, lambda text, page=page: written.links(text, page))
+        written.text(page, nbformat.writes(made) + "\n")
+        for file in (path, path.parent / "student" / path.name):
+            written.copy(file, f"downloads/{file.relative_to(ROOT).as_posix()}")
     for name, text in reference_pages():
         written.text(name, text)
     for path in mathjax():
@@ -132,8 +142,10 @@ class Written:
             target, anchor = match[1], match[2] or ""
             path = Path(os.path.normpath((ROOT / page).parent / target))
             name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else ""
-            if name == "notebooks/student":
+            if name in ("notebooks/student", "notebooks/student/README.md"):
                 return "](/run_it.md#the-students-version)"
+            if re.match(r"notebooks/\w+/student/", name):  # a chapter's page folds its solutions
+                target = target.replace("student/", "")
             if name.startswith("dpo_lab/") and path.suffix == ".py" and path.is_file():
                 return f"](/reference/{page_of(name)}.md)"
             if path.is_file() and path.suffix not in (".md", ".ipynb"):
@@ -160,14 +172,15 @@ class Written:
 
 
 def chapter(notebook: NotebookNode, name: str, mended_links: Callable[[str], str]) -> NotebookNode:
-    """A notebook as a page: see above. `name` is its file's, without the ending; `mended_links` mends a text's."""
-    student = student_version(notebook)
+    """A notebook as a page: see above. `name` is its file's in `notebooks`, without the ending, such as
+    "zh/00_quickstart"; `mended_links` mends a text's."""
+    student, words = student_version(notebook), WORDS[name.rpartition("/")[0]]
     cells: list[NotebookNode] = []
     for cell, stub in zip(copy.deepcopy(notebook.cells), student.cells, strict=True):
         if cell.cell_type == "markdown":
             cell.source = mended_links(_open_details(cell.source))
         else:
-            _dress_outputs(cell, name)
+            _dress_outputs(cell, name.rpartition("/")[2])
         if not cells:
             cell.source = _with_number_and_links(cell.source, name)
         if cell.metadata.get("nbgrader", {}).get("solution"):
@@ -175,7 +188,7 @@ def chapter(notebook: NotebookNode, name: str, mended_links: Callable[[str], str
             cells.append(stub)
             cell.source = "\n".join(one for one in cell.source.split("\n") if BEGIN not in one and END not in one)
             cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-input"]
-            cell.metadata.mystnb = {"code_prompt_show": "A solution", "code_prompt_hide": "Hide the solution"}
+            cell.metadata.mystnb = {"code_prompt_show": words["a solution"], "code_prompt_hide": words["hide it"]}
         cells.append(cell)
     notebook = copy.deepcopy(notebook)
     notebook.cells = cells
@@ -187,12 +200,15 @@ def _with_number_and_links(source: str, name: str) -> str:
     title, _, rest = source.partition("\n")
     assert title.startswith("# "), f"{name} must begin with its title, got {title!r}"
     links = "\n".join(f"- {link}" for link in chapter_links(name))
-    return f"# {number_of(name)}. {title[2:]}\n\n:::{{container}} chapter-links\n{links}\n:::\n{rest}"
+    number = number_of(name.rpartition("/")[2])
+    return f"# {number}. {title[2:]}\n\n:::{{container}} chapter-links\n{links}\n:::\n{rest}"
 
 
 def chapter_links(name: str) -> list[str]:
-    """Under a chapter's title: where it opens, its files, and its figures that move. In Markdown."""
+    """Under a chapter's title: where it opens, its files, its figures that move, other languages. In Markdown."""
     path, address = f"notebooks/{name}.ipynb", repository()
+    folder, _, stem = name.rpartition("/")
+    words, student = WORDS[folder], f"{name.removesuffix(stem)}student/{stem}.ipynb"
     links = []
     if found := re.match(r"https://github\.com/([^/]+/[^/]+)$", address or ""):
         links += [
@@ -200,12 +216,15 @@ def chapter_links(name: str) -> list[str]:
             f"[Open in Binder](https://mybinder.org/v2/gh/{found[1]}/main?urlpath=lab/tree/{path})",
         ]
     links += [
-        f"{{download}}`Notebook </downloads/notebooks/{name}.ipynb>`",
-        f"{{download}}`Without solutions </downloads/student/{name}.ipynb>`",
+        f"{{download}}`{words['notebook']} </downloads/notebooks/{name}.ipynb>`",
+        f"{{download}}`{words['student']} </downloads/notebooks/{student}>`",
     ]
     links += [
-        f"[Try it: {make().title}](#figure-{figure})" for figure, (make, belongs) in FIGURES.items() if belongs == name
+        f"[Try it: {make().title}](#figure-{figure})" for figure, (make, belongs) in FIGURES.items() if belongs == stem
     ]
+    for language, other in WORDS.items():
+        there = f"notebooks/{language}/{stem}.ipynb".replace("//", "/")
+        links += [f"[{other['language']}](/{there})"] if language != folder and (ROOT / there).is_file() else []
     return links
 
 
@@ -257,7 +276,7 @@ def _with_figures(text: str, written: Written) -> str:
 def _with_students(text: str) -> str:
     """The page "Run it", with the list of the student versions in the place of its mark."""
     rows = [
-        f"- {number_of(path.stem)}: {{download}}`{title_of(path)} </downloads/student/{path.name}>`"
+        f"- {number_of(path.stem)}: {{download}}`{title_of(path)} </downloads/notebooks/student/{path.name}>`"
         for path in notebooks()
     ]
     return text.replace("<!-- student versions -->", "\n".join(rows))

@@ -310,7 +310,7 @@ def test_buttons_come_from_one_address(site, monkeypatch):
     path = "notebooks/03_loss_and_gradient.ipynb"
     assert f"https://colab.research.google.com/github/Somebody/dpo/blob/main/{path}" in links
     assert f"https://mybinder.org/v2/gh/Somebody/dpo/main?urlpath=lab/tree/{path}" in links
-    assert "downloads/student/03_loss_and_gradient.ipynb" in links
+    assert "downloads/notebooks/student/03_loss_and_gradient.ipynb" in links
     assert "#figure-loss" in links
     monkeypatch.setattr(sources, "project", lambda: {"urls": {"Repository": "https://github.com/a/b/"}})
     assert sources.repository() == "https://github.com/a/b"

@@ -2,8 +2,9 @@
 
 `python -m dpo_lab.course.exercises.release` cleans every notebook of the course of what differs between two runs
 (times, versions, widget state, the addresses of cells) and writes `notebooks/student/`, where solutions are replaced as
-nbgrader's ClearSolutions replaces them and outputs are empty, with a map of its own. `--check` changes nothing and says
-what would change; `--quizzes` puts its quiz into a notebook that has none yet.
+nbgrader's ClearSolutions replaces them and outputs are empty, with a map of its own; both also in other languages
+(`translations`). `--check` changes nothing and says what would change; `--quizzes` puts its quiz into a notebook that
+has none yet.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_lab.course.exercises.quizzes import with_quiz
+from dpo_lab.course.exercises.translations import translated, with_links
 
 CODE_STUB = "# YOUR CODE HERE\nraise NotImplementedError()"
 TEXT_STUB = "YOUR ANSWER HERE"
@@ -146,15 +148,20 @@ def _unfinished(notebook: Any) -> Iterator[str]:
 
 
 def released(path: Path, *, is_new_quiz: bool = False) -> dict[Path, str]:
-    """The files that a release writes for a notebook or the map, with their texts: itself and the student version."""
+    """The files that a release writes for a notebook or the map, with their texts: both versions, in every language."""
     if path.suffix == ".md":
         return {path.parent / "student" / path.name: links_one_deeper(path.read_text(encoding="utf-8"))}
     import nbformat
 
     notebook = with_quiz(nbformat.read(path, as_version=4), path.stem.split("_")[0], is_new=is_new_quiz)
     finished = finish(notebook, path.name)
-    student = path.parent / "student" / path.name
-    return {path: nbformat.writes(finished) + "\n", student: nbformat.writes(student_version(finished)) + "\n"}
+    made = {path: finished, path.parent / "student" / path.name: student_version(finished)}
+    for texts in path.parent.glob(f"*/{path.stem}.md"):
+        other, _ = translated(finished, texts)
+        student = with_links(student_version(other), texts.parent, is_student=True)
+        made[texts.parent / "student" / path.name] = student
+        made[texts.parent / path.name] = with_links(other, texts.parent, is_student=False)
+    return {file: nbformat.writes(one) + "\n" for file, one in made.items()}
 
 
 def main(arguments: list[str]) -> int:
@@ -174,7 +181,7 @@ def main(arguments: list[str]) -> int:
             print(f"{'would change' if is_check else 'wrote'} {path.relative_to(folder.parent)}")
             failed |= is_check
             if not is_check:
-                path.parent.mkdir(exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
     return int(failed)
 

@@ -79,7 +79,8 @@ def course_files() -> dict[str, Path]:
 
     The kernel's folder is that of a notebook, so the sources copied for reading are never those that it imports.
     """
-    notebooks = ("notebooks/README.md", "notebooks/[0-9]*.ipynb", STUDENT, "notebooks/student/[0-9]*.ipynb")
+    folders = ("notebooks", "notebooks/[a-z]*", "notebooks/[a-z]*/student")  # the versions, and the languages
+    notebooks = (f"{folder}/{name}" for folder in folders for name in ("README.md", "[0-9]*.ipynb"))
     course = installed if (installed := _installed_course()).is_dir() else _package().parent
     places = (
         (course, "", ("README.md", "CONTRIBUTING.md", "SECURITY.md", *notebooks)),
