@@ -223,7 +223,7 @@ def main() -> None:
     arguments = options().parse_args()
     if arguments.steps % 8 or arguments.prompts % arguments.steps:
         raise SystemExit(f"--steps must be a multiple of 8 and divide --prompts, got {arguments.steps} and "
-                         f"{arguments.prompts}; each step has whole prompts, and each interval whole steps")  # fmt: skip
+                         f"{arguments.prompts}; each step takes whole prompts, each interval whole steps")  # fmt: skip
     names = ("steps", "prompts", "test_prompts", "judge_pairs", "better_pairs")
     about = Experiment(
         "rounds", "Offline, semi-online and online", "DPO in rounds beside RLOO and GRPO at equally many judged "

@@ -27,4 +27,5 @@ __getattr__, __dir__ = face(__name__, {
     "rounds": "check_mixed_share check_round check_round_pairs",
     "scaling": "check_adapter_margins check_device_bytes check_global_mean check_passes",
     "training_loop": "check_accumulation check_repaired_loop check_training_step check_warmup_share",
+    "which_pairs": "check_easy_half check_noisy_push check_two_sets",
 })  # fmt: skip
