@@ -5,6 +5,7 @@
 #   make test    run every test          make check   format, lint and types
 #   make audit   known holes in the pinned versions
 #   make bench   against TRL, growth     make browser the panels in a real browser (needs Chromium)
+#   make figures every figure of the course as PNG and SVG for slides, in build/figures (runs the notebooks: 20 minutes)
 #   make site    the course and the reference as a site, in build/site: no network needed to build it or to read it
 #   make gpu     speed, memory and training on a GPU, in ten minutes (TINY=1 tries it on a CPU)
 #   make results the kept measurements (experiments: 130 minutes; ANEW=--anew from scratch)
@@ -22,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Strict: every cell must print what the committed notebook shows. Two notebooks run side by side, on a core each.
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help demo lab real test browser release check audit format bench site gpu data results real-results clean
+.PHONY: help demo lab real test browser release figures check audit format bench site gpu data results real-results clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -76,6 +77,10 @@ browser: $(VENV)/.with-course+test
 # The notebooks made ready to commit after they were run, and the student version made from them.
 release: $(VENV)/.with-course
 	$(BIN)/python -m dpo_lab.course.exercises.release
+
+# Some notebooks only: make figures NOTEBOOKS="03 07".
+figures: $(VENV)/.with-course
+	OMP_NUM_THREADS=1 $(BIN)/python -m dpo_lab.course.figures $(NOTEBOOKS)
 
 # The real model's package may be out of reach; its part of the comparison is then skipped with a word.
 bench: $(VENV)/.with-course+test+bench

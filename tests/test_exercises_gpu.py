@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
-
 import numpy as np
 import pytest
 import torch
 
-from dpo_lab.course.exercises import NotYet, check_bfloat16_logp, check_clock, check_peak_bytes, check_useful_share
+from dpo_lab.course.exercises import NotYet, check_bfloat16_logp, check_choice, check_clock, check_useful_share
 
 
 def test_right_shares(capsys):
@@ -112,25 +110,36 @@ def test_wrong_log_probs_in_bfloat16(wrong, message):
         check_bfloat16_logp(wrong)
 
 
-def test_right_peaks(capsys):
-    check_peak_bytes(lambda events: max(accumulate(events), default=0))
-    check_peak_bytes(lambda events: np.cumsum([0, *events]).max())
-    assert capsys.readouterr().out.count("Right: ") == 2
+def choice(device, weights, adapter, per_token, longest, *, trained=16, frozen=4, free=0.1, least=True):
+    for name, held in (("all weights", trained * weights), ("adapter", frozen * weights + trained * adapter)):
+        tokens = int(((1 - free) * device - held) // per_token)
+        if tokens >= (longest if least else 1):
+            return name, tokens
+    return "nothing", 0
+
+
+def test_right_choices(capsys):
+    check_choice(choice)
+    assert capsys.readouterr().out.startswith("Right: ")
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda events: sum(events), "left after the step"),
-        (lambda events: max(events, default=0), "largest single piece"),
-        (lambda events: sum(e for e in events if e > 0), "as if nothing had been freed"),
-        (lambda events: np.cumsum(events).mean() if events else 0, "the mean"),
-        (lambda events: np.cumsum(events).argmax() if events else 0, "number of the event"),
-        (lambda events: max(accumulate(events), default=1), "nothing is held"),
-        (lambda events: max(accumulate(events)), "stopped with ValueError"),
-        (lambda events: 7, "remember the largest"),
+        (lambda *a: choice(*a, trained=12), "does not fit|number of tokens"),
+        (lambda *a: choice(*a, trained=4), "does not fit|number of tokens"),
+        (lambda *a: choice(*a, frozen=16), "More would fit"),
+        (lambda *a: choice(*a, free=0.0), "tenth of the device must stay free"),
+        (lambda *a: choice(*a, least=False), "does not fit"),
+        (lambda *a: (choice(*a)[0], a[-1]), "least that must fit"),
+        (lambda *a: (choice(*a)[0], choice(*a)[1] + 1), "isn't right"),
+        (lambda *a: (choice(*a)[0], 0.9 * a[0] - 16 * a[1]), "Those are bytes"),
+        (lambda *a: ("all weights", choice(*a)[1]), "does not fit"),
+        (lambda *a: ("nothing", 0), "More would fit"),
+        (lambda *a: ("LoRA", 0), "say one of"),
+        (lambda *a: choice(*a)[0], "a name and a number"),
     ],
 )
-def test_wrong_peaks(wrong, message):
+def test_wrong_choices(wrong, message):
     with pytest.raises(NotYet, match=message):
-        check_peak_bytes(wrong)
+        check_choice(wrong)

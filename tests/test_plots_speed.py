@@ -7,13 +7,11 @@ import pytest
 
 from dpo_lab.course.plots.speed import (
     plot_layouts,
-    plot_losses,
     plot_memory,
-    plot_phases,
     plot_queue,
     plot_rates,
     plot_running_sums,
-    plot_ways,
+    plot_waterfall,
 )
 from dpo_lab.course.speed.simulated_gpu import SimulatedGPU
 from dpo_lab.workbench.plots import to_png
@@ -41,20 +39,6 @@ def test_rates_are_drawn_in_billions():
     to_png(ax.figure)
     with pytest.raises(ValueError, match="at least one"):
         plot_rates({"float32": []})
-
-
-@pytest.mark.parametrize(("scale", "unit", "told"), [(0.001, "milliseconds", "6"), (1.0, "seconds", "6")])
-def test_phases_lie_end_to_end(scale, unit, told):
-    ax = plot_phases({"one": {"forward": 2 * scale, "backward": 4 * scale}, "two": {"step": scale}})
-    widths = np.array([bar.get_width() for bar in ax.patches]).reshape(2, -1)
-    np.testing.assert_allclose(widths.sum(1), [6, 1])
-    starts = [bar.get_x() for bar in ax.patches[:6]]
-    np.testing.assert_allclose(starts, np.cumsum([0, 0, 2, 0, 4, 0]))
-    assert texts(ax)[0].strip() == told
-    assert ax.get_xlabel() == f"{unit} per step"
-    to_png(ax.figure)
-    with pytest.raises(ValueError, match="no way to draw"):
-        plot_phases({})
 
 
 def test_a_queue_shows_writing_work_and_clocks():
@@ -104,18 +88,15 @@ def test_running_sums_are_drawn_token_by_token():
         plot_running_sums({})
 
 
-def test_losses_and_ways():
-    ax = plot_losses({"30m": [(0, 7.4), (1, 3.0)]})
-    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0, 7.4], [1, 3.0]])
-    assert labels(plot_losses({"30m": [(0, 7.4), (1, 3.0)]}, guessing=7.38)) == ["30m", "guessing: 7.38"]
-    with pytest.raises(ValueError, match="no curve"):
-        plot_losses({})
-    ways = [{"way": "a", "pairs_per_second": 1234.0, "share": 0.25, "peak_bytes": 3 * 2**30},
-            {"way": "b", "pairs_per_second": 10.0, "share": 0.01, "peak_bytes": 2**29}]  # fmt: skip
-    figure = plot_ways(ways)
-    speed, memory = figure.axes
-    assert texts(speed)[0].strip() == "1,234 (25.0%)"
-    assert [bar.get_width() for bar in memory.patches] == [3, 0.5]
+def test_a_waterfall_shows_what_each_change_won_or_lost():
+    figure = plot_waterfall({"this machine": {"naive": 10.0, "sorted": 25.0, "bf16": 20.0}})
+    (ax,) = figure.axes
+    bars = [(bar.get_x(), bar.get_width()) for bar in ax.patches]
+    assert bars == [(0, 10), (10, 0), (0, 10), (10, 15), (0, 20), (20, 5)]
+    assert [text.strip() for text in texts(ax)] == ["10", "25  (× 2.5)", "20  (× 0.8)"]
+    assert ax.get_title(loc="left").startswith("Pairs per second")
     to_png(figure)
-    with pytest.raises(ValueError, match="no way"):
-        plot_ways([])
+    two = plot_waterfall({"a CPU": {"naive": 1.0}, "a GPU": {"naive": 1000.0, "sorted": 2000.0}})
+    assert [ax.get_title(loc="left") for ax in two.axes] == ["a CPU", "a GPU"]
+    with pytest.raises(ValueError, match="at least one way"):
+        plot_waterfall({"a CPU": {}})

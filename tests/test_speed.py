@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpo_lab import DPOConfig, train_dpo
 from dpo_lab.batching import make_batch
-from dpo_lab.course.saved_results import best_rate, read_gpu, rows_of_models
+from dpo_lab.course.saved_results import gpu_ways, read_gpu
 from dpo_lab.course.speed.flops import forward_flops
 from dpo_lab.course.speed.from_scratch import SIZES, judged, new_llama, own_pairs, sft_tokens
 from dpo_lab.course.speed.memory import MemoryBook, device_memory, peak_device_memory
@@ -341,11 +341,8 @@ def test_kept_results_are_read_back(tmp_path):
     with pytest.raises(ValueError, match=r"no results at .*gpu.json; python data/gpu.py"):
         read_gpu(path)
     path.write_text(json.dumps(KEPT))
-    found = read_gpu(path)
-    assert best_rate(found) == 7e14
-    (row,) = rows_of_models(found)
-    assert (row["way"], row["pairs_per_second"], row["peak_gib"]) == ("fast", 90.0, 0.5)
-    assert (row["before"], row["after"]) == (2.0, 2.5)
+    assert gpu_ways("30m", path) == {"a GPU": {"slow": 10.0, "fast": 90.0}}
+    assert gpu_ways("30m", tmp_path / "absent.json") == {}
 
 
 @pytest.mark.slow
@@ -367,5 +364,5 @@ def test_the_measuring_script_runs_to_its_end(tmp_path, request):
     assert len(model["ways"]) + len(found.get("left out", [])) == 6
     assert model["training"]["sft"]["curve"][-1][2] < model["training"]["sft"]["curve"][0][2]
     assert len(model["curve"]["kept"]) == len(model["curve"]["seconds"])
-    assert rows_of_models(found)[0]["model"] == "tiny"
+    assert len(gpu_ways("tiny", tmp_path / "gpu.json")["cpu"]) == len(model["ways"])
     assert "| bfloat16, shared rows |" in (tmp_path / "gpu.md").read_text()

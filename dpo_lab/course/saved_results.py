@@ -251,22 +251,11 @@ def read_gpu(path: str | Path | None = None) -> dict[str, Any]:
     return read_results("gpu.json", "python data/gpu.py on a machine with a GPU", path)
 
 
-def best_rate(found: dict[str, Any], dtype: str = "bfloat16") -> float:
-    """The largest rate of matrix products that was measured with that precision, operations per second."""
-    return max(rate for _, rate in found["rates"][dtype])
-
-
-def rows_of_models(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A flat row per model: size, pairs per second, memory, share of the rate, true reward before and after DPO."""
-    rows = []
-    for name, model in found["models"].items():
-        training = model["training"]
-        fastest = max(model["ways"], key=lambda way: way["pairs_per_second"])
-        rows.append({
-            "model": name, "parameters": model["parameters"], "way": fastest["way"],
-            "pairs_per_second": fastest["pairs_per_second"], "share": fastest["share"],
-            "peak_gib": fastest["peak_bytes"] / 2**30, "sft_seconds": training["sft"]["seconds"],
-            "dpo_seconds": training["dpo"]["seconds"], "before": training["judged"]["after SFT"]["reward"],
-            "after": training["judged"]["after DPO"]["reward"],
-        })  # fmt: skip
-    return rows
+def gpu_ways(model: str = "135m", path: str | Path | None = None) -> dict[str, dict[str, float]]:
+    """Device → way → pairs per second of one model of `data/gpu.py`; empty where nobody has measured a GPU."""
+    try:
+        found = read_gpu(path)
+    except ValueError:
+        return {}
+    ways = found["models"][model]["ways"]
+    return {found["made"]["device"]: {way["way"]: way["pairs_per_second"] for way in ways}}

@@ -12,7 +12,7 @@ __getattr__, __dir__ = face(__name__, {
     "derivation": "check_beta_for_kl check_open_numbers check_recovered_gaps check_shift check_two_responses",
     "failures": "check_diagnoses check_first_moves check_resting_reference check_swapped_source mystery_runs",
     "family": "check_betas_for_gap check_paired_difference check_resting_margins check_simpo_repair",
-    "gpu": "check_bfloat16_logp check_clock check_peak_bytes check_useful_share",
+    "gpu": "check_bfloat16_logp check_choice check_clock check_useful_share",
     "hyperparameters": "check_honest_choice check_log_uniform check_seeds_needed",
     "implicit_rewards": "check_best_answers check_calibration_error check_heaviest_token check_mean_rewards",
     "labels": "check_comparisons_to_tell check_kappa check_sides check_standing_choices",

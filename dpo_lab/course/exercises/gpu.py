@@ -1,4 +1,4 @@
-"""Checks for the notebook on the GPU: the useful share of a rate, a clock that waits, log-probs in bf16, a peak."""
+"""Checks for the notebook on speed: a clock that waits, the useful share of a rate, log-probs in bf16, what fits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_lab.course.exercises.checking import NotYet, as_array, as_number, call, close, expect, hint_for, right
+from dpo_lab.course.exercises.checking import NotYet, as_number, as_parts, call, close, expect, hint_for, right
 from dpo_lab.course.speed.simulated_gpu import SimulatedGPU
 
 
@@ -68,7 +68,7 @@ def check_clock(answer: Callable[..., Any]) -> None:
             if old and found > run:
                 raise NotYet(f"{report} There was work in the queue before you began, and you have timed that too.")
             raise NotYet(f"{report} Warm up, wait, read the clock, call, wait, read the clock.")
-    right("an empty queue before the first reading and before the second: otherwise the clock times the writing")
+    right("the queue must be empty at the first reading and at the second; otherwise the clock times the queueing")
 
 
 def check_bfloat16_logp(answer: Callable[..., Any]) -> None:
@@ -110,23 +110,43 @@ def check_bfloat16_logp(answer: Callable[..., Any]) -> None:
         }  # fmt: skip
         otherwise = "Products in bfloat16, then `.float()`, then log-softmax, pick the targets, and sum."
         raise NotYet(f"{report} {hint_for(found, wrong, otherwise)}")
-    right("products may be coarse, since their errors average out; a log-sum-exp and a sum may not")
+    right("the product may stay in bfloat16; a sum over the vocabulary or over tokens may not")
 
 
-def check_peak_bytes(answer: Callable[..., Any]) -> None:
-    """`answer(events)` → the most bytes held at any moment; an event is +n where n bytes are taken, −n where freed."""
-    step = [400, 100, 100, 100, 50, -100, 60, -100, 60, -50, -100, -140]
-    for events in (step, [10, -10, 30, -30, 20], [5, 6, 7, 8]):
-        levels = np.cumsum(events)
-        expect(call(answer, list(events)), levels.max(), name="the peak", instead={
-            "That is what is left after the step. The planted bug reads the meter when everything has been let "
-            "go.": levels[-1],
-            "That is the largest single piece; several are held at once.": max(events),
-            "That adds up whatever was ever taken, as if nothing had been freed.": sum(e for e in events if e > 0),
-            "That is the mean over the step; what must fit is the most.": levels.mean(),
-            "That is the number of the event; the question is how many bytes are held there.": levels.argmax(),
-        }, otherwise="Go through the events in order, keep what is held, and remember the largest value.")  # fmt: skip
-    empty = as_array(call(answer, []), "the peak without events", ())
-    if empty != 0:
-        raise NotYet(f"Without any event nothing is held, and yours says {float(empty):g}.")
-    right("a step must fit at its worst moment, which is over before the step is")
+def check_choice(answer: Callable[..., Any]) -> None:
+    """`answer(device_bytes, num_weights, num_adapter, bytes_per_token, longest)` → (what is trained, tokens per pass).
+
+    What is trained: "all weights" where a pass of the `longest` pair fits beside them, else "adapter" where it fits
+    beside that, else "nothing", with 0 tokens. A tenth of the device stays free.
+    """
+    names = ("all weights", "adapter", "nothing")
+    for device, weights, adapter, per_token, longest in (
+        (20_000, 500, 40, 50, 100), (20_000, 1_000, 40, 50, 100), (20_000, 800, 40, 50, 104),
+        (20_000, 3_000, 40, 50, 90), (20_000, 4_000, 40, 50, 40), (20_000, 6_000, 40, 50, 1),
+    ):  # fmt: skip
+        case = (
+            f"{device} bytes, {weights} weights, {adapter} of an adapter, {per_token} bytes a token, longest {longest}"
+        )
+        given = as_parts(call(answer, device, weights, adapter, per_token, longest), 2, "a name and a number of tokens")
+        held = {"all weights": 16 * weights, "adapter": 4 * weights + 16 * adapter}
+        room = {name: int((0.9 * device - size) // per_token) for name, size in held.items()}
+        wanted = next((name for name in names[:2] if room[name] >= longest), "nothing")
+        if given[0] not in names:
+            raise NotYet(f"{case}: yours trains {given[0]!r}; say one of {', '.join(map(repr, names))}.")
+        if given[0] != wanted:
+            late = names.index(given[0]) > names.index(wanted)
+            raise NotYet(f"{case}: yours trains {given[0]!r}. " + (
+                "More would fit. What does a frozen weight take, and what one that is trained?" if late else
+                "That does not fit. Weight, gradient and two moments take 4 bytes each, a tenth of the device stays "
+                "free, and the longest pair must go through in one pass."
+            ))  # fmt: skip
+        tokens = room.get(wanted, 0)
+        expect(given[1], tokens, name=f"{case}: the number of tokens", instead={
+            "A tenth of the device must stay free.": (device - held.get(wanted, 0)) // per_token,
+            "What is held besides the activations is missing.": 0.9 * device // per_token,
+            "That is the least that must fit; more tokens in a pass are faster.": longest,
+            "Those are bytes; how many tokens fit into them?": 0.9 * device - held.get(wanted, 0),
+            "Half a token cannot be computed: round down.": (0.9 * device - held.get(wanted, 0)) / per_token,
+        }, otherwise="What is left of nine tenths of the device, over the bytes of a token, rounded down.")  # fmt: skip
+    right("weights decide what can be trained, and what is left decides how many tokens go through at once; the batch "
+          "size is not in it, since passes add up to the same step")  # fmt: skip

@@ -122,4 +122,4 @@ def check_rows_to_compute(answer: Callable[..., Any]) -> None:
         if given == list(range(len(stored), len(keys))):
             raise NotYet(f"Where {case}, your rows are {given}. You count rows; look at their keys.")
         raise NotYet(f"Where {case}, your rows are {given}. Which contents are not stored yet?")
-    right("what is paid for is new content: order, repetition and everything outside the key are free")
+    right("only new content is computed; order, repetition and whatever is not in the key cost nothing")

@@ -1,4 +1,4 @@
-"""Where a training step's time and memory go: rates, phases, queues, layouts, what is held, precision, a run.
+"""Where a training step's time and memory go: rates, a waterfall, queues, layouts, what is held, running sums.
 
 Seconds, bytes and operations per second come in as numbers; nothing here measures.
 """
@@ -15,13 +15,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from dpo_lab.workbench.plots import style
-from dpo_lab.workbench.plots.curves import smooth, smoothing_window
 
-_PHASES = {"batch": style.GREY, "forward": style.BLUE, "loss": style.PURPLE, "backward": style.ORANGE,
-           "clip": style.GREEN, "step": style.VERMILLION}  # fmt: skip
 _HELD = {"weights": style.BLUE, "moments": style.GREEN, "gradients": style.VERMILLION, "kept": style.ORANGE}
 _HELD_NAMES = {"weights": "weights", "moments": "optimiser's moments", "gradients": "gradients",
-               "kept": "kept for the backward pass"}  # fmt: skip
+               "kept": "saved for the backward pass"}  # fmt: skip
 
 
 def plot_rates(rates: Mapping[str, Sequence[Sequence[float]]], *, title: str = "Matrix products",
@@ -42,32 +39,6 @@ def plot_rates(rates: Mapping[str, Sequence[Sequence[float]]], *, title: str = "
     return ax
 
 
-def plot_phases(ways: Mapping[str, Mapping[str, float]], *, title: str = "Where the time of a step goes",
-                ax: Axes | None = None) -> Axes:  # fmt: skip
-    """A bar per way, its length the seconds of a step, cut into phases: name → phase → seconds."""
-    if not ways:
-        raise ValueError("there is no way to draw; give at least one name with its phases")
-    ax = ax or style.new_axes(7.2, 1.5 + 0.4 * len(ways))
-    longest = max(sum(phases.values()) for phases in ways.values())
-    scale, unit = (1e3, "milliseconds") if longest < 1 else (1.0, "seconds")
-    for y, phases in enumerate(ways.values()):
-        left = 0.0
-        for phase, color in _PHASES.items():
-            width = scale * phases.get(phase, 0.0)
-            ax.barh(y, width, left=left, color=color, height=0.62, edgecolor="white", linewidth=0.4)
-            left += width
-        ax.text(left, y, f"  {left:.3g}", va="center", **style.text())
-    keys = [Patch(color=color, label=phase) for phase, color in _PHASES.items()]
-    style.dress(ax, title, f"{unit} per step", "")
-    style.name_rows(ax, ways)
-    ax.invert_yaxis()
-    ax.set_xlim(0, 1.15 * scale * max(longest, 1e-9))
-    figure = ax.get_figure(root=True)
-    assert figure is not None, "axes stand in a figure"
-    figure.legend(handles=keys, ncols=len(keys), loc="outside lower center", fontsize=8, frameon=False)
-    return ax
-
-
 def plot_queue(history: Sequence[tuple[float, float, float]], clocks: Mapping[str, float], *,
                title: str = "A queue, and two clocks", ax: Axes | None = None) -> Axes:  # fmt: skip
     """What program and device do: `history` is SimulatedGPU's, `clocks` names moments on the program's clock."""
@@ -85,7 +56,7 @@ def plot_queue(history: Sequence[tuple[float, float, float]], clocks: Mapping[st
         label = style.plain(f"{name}: {moment:g} ms")
         ax.axvline(moment, color=color, linewidth=1.8, linestyle=line, label=label)
     style.dress(ax, title, "milliseconds", "")
-    style.name_rows(ax, ["the device works", "the program writes"])
+    style.name_rows(ax, ["the device works", "the program queues"])
     ax.set_ylim(-0.5, 2.1)
     style.add_legend(ax, loc="upper right", ncols=2)
     return ax
@@ -141,7 +112,7 @@ def plot_memory(curve: Mapping[str, Any], *, title: str = "What a step holds", t
         if len(borders) <= 8:
             side = "right" if phase == "step" else "left"  # the next forward pass begins right after it
             ax.text(event, 1.27 * highest / unit, f" {phase} ", va="top", ha=side, **style.text(7))
-    style.dress(ax, title, "event: something is kept, or let go", f"{name} held")
+    style.dress(ax, title, "event: something is saved or freed", f"{name} held")
     ax.set_xlim(0, max(len(events) - 1, 1))
     ax.set_ylim(0, 1.3 * highest / unit)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=5, fontsize=8, frameon=False)
@@ -165,49 +136,30 @@ def plot_running_sums(sums: Mapping[str, Any], *, title: str = "A sum over token
     return ax
 
 
-def plot_losses(curves: Mapping[str, Any], *, guessing: float | None = None, xlabel: str = "seconds",
-                ylabel: str = "loss (nats per token)", title: str = "From random weights",
-                ax: Axes | None = None) -> Axes:  # fmt: skip
-    """Losses of trainings: name → rows of (seconds, loss), as dots with their running mean.
+def plot_waterfall(
+    ways: Mapping[str, Mapping[str, float]],
+    *,
+    title: str = "Pairs per second, one change after the other",
+) -> style.Picture:
+    """What each change adds: device → way → pairs per second, each way with all changes before it; a panel per device.
 
-    `guessing` draws the loss of a model that knows nothing, log V.
+    A pale bar is what the way before it reached, the coloured end is what the change won, or lost.
     """
-    if not curves:
-        raise ValueError("there is no curve to draw; give at least one name with its rows of (seconds, loss)")
-    ax = ax or style.new_axes(5.8, 3.4)
-    for i, (name, rows) in enumerate(curves.items()):
-        x, y = np.asarray(rows, np.float64).T
-        look = style.look(i, name)
-        ax.plot(x, y, ".", markersize=4, alpha=0.4, color=look["color"])
-        ax.plot(x, smooth(y, smoothing_window(len(y))), linewidth=1.8, **look)
-    if guessing is not None:
-        label = f"guessing: {guessing:.2f}"
-        ax.axhline(guessing, color=style.INK, linewidth=1, linestyle=":", label=label)
-    style.dress(ax, title, xlabel, ylabel)
-    ax.set_ylim(bottom=0)
-    style.add_legend(ax)
-    return ax
-
-
-def plot_ways(ways: Sequence[Mapping[str, Any]], *, title: str = "DPO steps, in several ways") -> style.Picture:
-    """Two panels of bars per way: pairs per second with the share of the machine's rate, and peak memory."""
-    if not ways:
-        raise ValueError("there is no way to draw; give at least one")
-    figure = style.new_figure(9.6, 1.4 + 0.42 * len(ways))
-    speed, memory = figure.subplots(1, 2, sharey=True)
-    places = np.arange(len(ways))
-    for ax, values, texts, color, name, unit in (
-        (speed, [way["pairs_per_second"] for way in ways],
-         [f"{way['pairs_per_second']:,.0f} ({way['share']:.1%})" for way in ways], style.BLUE, title,
-         "pairs per second (share of the matrix rate)"),
-        (memory, [way["peak_bytes"] / 2**30 for way in ways], [f"{way['peak_bytes'] / 2**30:.2f}" for way in ways],
-         style.ORANGE, "Peak memory", "GiB"),
-    ):  # fmt: skip
-        ax.barh(places, values, color=color, height=0.62)
-        for y, (value, text) in enumerate(zip(values, texts, strict=True)):
-            ax.text(value, y, f" {text}", va="center", **style.text())
-        style.dress(ax, name, unit, "")
-        style.name_rows(ax, [way["way"] for way in ways])
-        ax.set_xlim(0, 1.35 * max(*values, 1e-9))
-    speed.invert_yaxis()
+    if not ways or not all(ways.values()):
+        raise ValueError(f"every device needs at least one way with its pairs per second, got {dict(ways)}")
+    figure = style.new_figure(7.2 if len(ways) == 1 else 10.4, 1.3 + 0.42 * max(map(len, ways.values())))
+    for ax, (device, rates) in zip(figure.subplots(1, len(ways), squeeze=False)[0], ways.items(), strict=True):
+        before = None
+        for y, rate in enumerate(rates.values()):
+            base, change = (rate, 0.0) if before is None else (min(before, rate), abs(rate - before))
+            ax.barh(y, base, color=style.GREY if before is None else style.PALE, height=0.62)
+            color, hatch = (style.BLUE, "") if before is None or rate >= before else (style.VERMILLION, "///")
+            ax.barh(y, change, left=base, color=color, height=0.62, hatch=hatch, edgecolor="white", linewidth=0)
+            note = "" if before is None else f"  (× {rate / before:.1f})"
+            ax.text(base + change, y, f"  {rate:,.3g}{note}", va="center", **style.text())
+            before = rate
+        style.dress(ax, title if len(ways) == 1 else device, "pairs per second", "")
+        style.name_rows(ax, rates)
+        ax.invert_yaxis()
+        ax.set_xlim(0, 1.3 * max(rates.values()))
     return figure
