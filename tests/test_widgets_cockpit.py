@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import threading
 import time
@@ -31,8 +32,8 @@ from dpo_lab.workbench.widgets.cockpit.status_text import (
     seconds_left,
     step_words,
 )
-from dpo_lab.workbench.widgets.cockpit.to_recipe import own_knobs, recipe_of
-from dpo_lab.workbench.widgets.controls import KNOBS, accepted_range, control, field_docs, tidy
+from dpo_lab.workbench.widgets.cockpit.to_recipe import PRESETS, own_knobs, recipe_of
+from dpo_lab.workbench.widgets.controls import KNOBS, control, field_docs, tidy
 from dpo_lab.workbench.widgets.markup import shortened
 from tests.command_line import chat_model, some_rows, write_rows
 from tests.conftest import tooltip_of
@@ -113,13 +114,11 @@ def accepts(name: str, value: float) -> bool:
 
 
 @pytest.mark.parametrize("name", ["label_smoothing", "epochs", "batch_size", "max_length", "seed", "evaluate_every"])
-def test_a_control_offers_what_the_configuration_accepts_and_no_more(name):
+def test_a_control_offers_nothing_that_the_configuration_refuses(name):
     made, knob = control(DPOConfig, name, {"label_smoothing": 0.1, "evaluate_every": 5}.get(name, 3)), KNOBS[name]
     assert accepts(name, made.min)
     assert accepts(name, made.max)
-    for end, beyond in ((made.min, made.min - knob.step), (made.max, made.max + knob.step)):
-        is_own_border = end in (knob.low, knob.high)
-        assert is_own_border or not accepts(name, beyond)
+    assert (made.min, made.max) == (knob.low, knob.high)
 
 
 def test_both_ends_of_the_logarithmic_sliders_are_accepted():
@@ -132,13 +131,6 @@ def test_both_ends_of_the_logarithmic_sliders_are_accepted():
 def test_a_value_beyond_the_usual_range_widens_it_instead_of_being_cut():
     assert control(DPOConfig, "beta", 50.0).value == 50.0
     assert control(DPOConfig, "epochs", 400.0).value == 400.0
-
-
-def test_the_accepted_range_is_found_and_an_empty_one_is_refused():
-    assert accepted_range(DPOConfig, "label_smoothing", 0.0, 1.0, 0.01) == (0.0, 0.49)
-    assert accepted_range(DPOConfig, "batch_size", -5, 10, 1) == (1, 10)
-    with pytest.raises(ValueError, match=r"DPOConfig accepts no label_smoothing between 0\.6 and 1\.0"):
-        accepted_range(DPOConfig, "label_smoothing", 0.6, 1.0, 0.1)
 
 
 def test_numbers_of_a_slider_are_written_as_people_write_them():
@@ -512,3 +504,56 @@ def test_the_embedded_model_and_its_judge(tmp_path):
     assert (rewards <= 3).all()
     assert "true reward" in plain(cockpit.answers.value)
     assert "True reward of sampled answers" in plain(cockpit.curves.words.value)
+
+
+# ── presets, bookmarks, seeds, noise ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_bookmark_brings_the_panel_back_and_presets_set_every_control(cockpit):
+    start = cockpit.bookmark
+    cockpit.controls["loss"].value = "simpo"
+    cockpit.controls["knobs"].value = "gamma=0.5"
+    cockpit.controls["job"].value, cockpit.controls["flip"].value = "safety", 0.25
+    assert cockpit.recipe.config.knobs == {"gamma": 0.5}
+    assert (cockpit.recipe.job, cockpit.recipe.flip) == ("safety", 0.25)
+    place = cockpit.bookmark
+    assert cockpit.place.value == place
+    for name in PRESETS:
+        cockpit.preset.value = name
+        assert all(cockpit.controls[knob].value == value for knob, value in PRESETS[name].items())
+    cockpit.place.value = place  # pasted
+    assert cockpit.bookmark == place
+    cockpit.restore(start)
+    assert cockpit.bookmark == start
+    cockpit.place.value = "no bookmark"
+    assert "no bookmark of a cockpit" in plain(cockpit.status.value)
+
+
+def test_what_changes_without_being_asked_for_is_said(cockpit):
+    cockpit.controls["loss"].value = "simpo"
+    assert "Its knobs stand at its own start: beta=2 gamma=1." in plain(cockpit.status.value)
+    cockpit.controls["epochs"].value = -1
+    assert "epochs is 0.25; here it may lie from 0.25 to 100" in plain(cockpit.status.value)
+    cockpit.controls["knobs"].value = "gamma=wide"
+    assert "knobs must be written as name=number" in plain(cockpit.status.value)
+    assert cockpit.train_button.disabled
+
+
+def test_three_seeds_are_three_runs_and_one_curve_with_a_band(cockpit, tmp_path):
+    cockpit.controls["flip"].value = 0.5
+    cockpit.controls["epochs"].value = 0.5
+    cockpit.train(num_seeds=3)
+    cockpit.wait(300)
+    runs = [Run.load(tmp_path / "runs" / f"run-0{number}") for number in (1, 2, 3)]
+    assert [run.config["settings"]["seed"] for run in runs] == [0, 1, 2]
+    assert {run.config["settings"]["flip"] for run in runs} == {0.5}
+    assert list(cockpit._chosen(cockpit.shown_runs.value)) == ["run-01, 3 seeds"]
+    row = runs[0].metrics[0]
+    assert abs(row["eval_kl"]) < 1e-4  # the policy is its reference still
+    assert 1 <= row["eval_answer_length"] <= 4
+
+
+def test_the_panel_leaves_its_picture_in_the_notebook(cockpit):
+    data, metadata = cockpit._repr_mimebundle_()
+    assert base64.b64decode(data["image/png"]) == cockpit.curves.image.value
+    assert metadata["image/png"]["alt"] in data["text/plain"]

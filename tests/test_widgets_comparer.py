@@ -12,21 +12,21 @@ import pytest
 pytest.importorskip("ipywidgets")
 
 from dpo_lab.storage.files import append_line
-from dpo_lab.workbench.plots import describe_watch, to_png, watch_figure
+from dpo_lab.workbench.plots import describe_watch, over_seeds, plot_runs, to_png, watch_figure
 from dpo_lab.workbench.plots.overlays import WATCHED
 from dpo_lab.workbench.runs import (
     Run,
     answers_side_by_side,
     compare_runs,
     comparison_csv,
-    comparison_figure,
     comparison_frame,
     load_runs,
     run_labels,
+    seed_groups,
     settings_that_differ,
 )
 from dpo_lab.workbench.widgets import Comparer
-from dpo_lab.workbench.widgets.comparer import answer_columns, describe_comparison, draw_comparison
+from dpo_lab.workbench.widgets.comparer import answer_columns
 
 
 def rows_of(scale: float, num: int = 6) -> list[dict]:
@@ -76,6 +76,13 @@ def plain(html: str) -> str:
 def test_settings_that_differ_and_labels(runs):
     assert settings_that_differ(runs) == {"beta": [0.1, 0.5, 0.5], "seed": [0, 0, 1]}
     assert settings_that_differ(runs[:1]) == {}
+    by_hand = Run.create(runs[0].folder.parent.parent / "by-hand", {"command": "train", "settings": {"beta": 0.1}})
+    assert settings_that_differ([runs[0], by_hand]) == {}  # it records no seed, which is no other seed
+    assert [[run.folder.name for run in group] for group in seed_groups([*runs, by_hand])] == [
+        ["a"],
+        ["b", "c"],
+        ["by-hand"],
+    ]
     assert run_labels(runs) == ["a: beta 0.1, seed 0", "b: beta 0.5, seed 0", "c: beta 0.5, seed 1"]
     assert run_labels(runs[1:]) == ["b: seed 0", "c: seed 1"]
     assert run_labels(runs[:1]) == ["a"]
@@ -125,19 +132,20 @@ def test_columns_of_answers_tell_each_start_where_they_differ(runs):
     ]  # fmt: skip
 
 
-def test_the_sheet_that_is_watched_has_all_six_panels_and_says_what_is_missing(runs):
+def test_the_sheet_that_is_watched_has_all_panels_and_says_what_is_missing(runs):
     rows = {run.folder.name: run.metrics for run in runs}
     figure = watch_figure(rows)
-    assert [len(ax.lines) > 0 for ax in figure.axes] == [True] * len(WATCHED)
-    reward = figure.axes[WATCHED.index("true_reward")]
+    measured = {name.removeprefix("eval_") for row in rows["a"] for name in row}
+    assert [len(ax.lines) > 0 for ax in figure.axes] == [name in measured for name in WATCHED]
+    reward = figure.axes[list(WATCHED).index("true_reward")]
     assert [line.get_ydata().tolist() for line in reward.lines] == [[1.0, 7.0], [2.0, 8.0], [3.0, 9.0]]
     assert "True reward of sampled answers, held out (mean per answer) of 3 runs: a ends at 7" in describe_watch(rows)
     without = watch_figure({"x": [row for row in rows["a"] if row["kind"] == "step"]})
-    assert "no judge" in without.axes[-1].texts[0].get_text()
+    assert "no judge" in without.axes[list(WATCHED).index("true_reward")].texts[0].get_text()
     empty = watch_figure({})
     assert empty.axes[0].texts[0].get_text() == "not measured yet"
     assert to_png(empty, 40).startswith(b"\x89PNG")
-    assert describe_watch({}) == "Six empty panels: nothing was measured yet."
+    assert describe_watch({}) == "Empty panels: nothing was measured yet."
 
 
 # ── the panel ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -145,7 +153,9 @@ def test_the_sheet_that_is_watched_has_all_six_panels_and_says_what_is_missing(r
 
 def test_the_panel_shows_what_the_plain_functions_say(runs, tmp_path):
     panel = Comparer(tmp_path / "runs")
-    assert panel.curves.image.value == to_png(comparison_figure(load_runs([tmp_path / "runs"])))
+    assert panel.curves.image.value == to_png(
+        watch_figure({run.folder.name: run.metrics for run in load_runs([tmp_path / "runs"])})
+    )
     assert unescape(panel.curves.words.value).count("of 3 runs") >= 4
     for row in compare_runs(runs):
         assert row["run"] in plain(panel.numbers.value)
@@ -164,12 +174,12 @@ def test_the_panel_shows_what_the_plain_functions_say(runs, tmp_path):
 def test_choosing_runs_changes_everything(runs, tmp_path):
     panel = Comparer(*runs)
     panel.runs.value = (1, 2)
-    assert panel.curves.image.value == to_png(comparison_figure(runs[1:]))
+    assert panel.curves.image.value == to_png(watch_figure({run.folder.name: run.metrics for run in runs[1:]}))
     assert "beta" not in plain(panel.numbers.value)  # the same in both
     assert list(panel.table().index) == ["b", "c"]
     panel.runs.value = ()
     assert panel.numbers.value == ""
-    assert panel.curves.image.value == to_png(draw_comparison([]))
+    assert panel.curves.image.value == to_png(watch_figure({}))
     for ask in (panel.table, panel.to_csv):
         with pytest.raises(ValueError, match="no run is chosen"):
             ask()
@@ -192,9 +202,9 @@ def test_reading_again_finds_new_runs_and_keeps_the_choice(runs, tmp_path):
 def test_runs_without_a_record_or_answers_are_shown_too(tmp_path):
     Run.create(tmp_path / "new", {"command": "train", "settings": {"beta": 0.1}})
     panel = Comparer(tmp_path / "new")
-    assert panel.curves.image.value == to_png(draw_comparison(panel.all))
+    assert panel.curves.image.value == to_png(watch_figure({"new": []}))
     assert "saved no answers" in plain(panel.answers.value)
-    assert describe_comparison(panel.all) == "Nothing to compare yet."
+    assert "nothing was measured yet" in panel.curves.words.value
     with pytest.raises(ValueError, match="there are no runs to compare: no folder was given"):
         Comparer()
 
@@ -207,3 +217,15 @@ def test_text_from_runs_is_shown_as_text(tmp_path):
     for part in (panel.numbers, panel.answers, panel.save, panel.curves.words):
         assert not re.search(r"<(script|img|b)\b", part.value)
     assert evil in unescape(panel.answers.value)
+
+
+def test_seeds_are_drawn_as_their_mean_and_a_band():
+    one, two = ([{"kind": "step", "step": step, "loss": step + shift} for step in (1, 2)] for shift in (0.0, 2.0))
+    rows = over_seeds([one, two[:1]])
+    assert rows == [
+        {"kind": "step", "step": 1, "loss": 2.0, "low/loss": 1.0, "high/loss": 3.0},
+        {"kind": "step", "step": 2, "loss": 2.0, "low/loss": 2.0, "high/loss": 2.0},
+    ]  # fmt: skip
+    (band,) = plot_runs({"two seeds": rows}, "loss").collections
+    assert {tuple(point) for point in band.get_paths()[0].vertices.tolist()} >= {(1, 1), (1, 3), (2, 2)}
+    assert not plot_runs({"one": one}, "loss").collections

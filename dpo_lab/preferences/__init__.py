@@ -29,8 +29,8 @@ __getattr__, __dir__ = face(__name__, {
     "inspection": "inspect_data",
     "layouts": "EXAMPLE_LAYOUTS LAYOUTS UNPAIRED_LAYOUTS",
     "reading":
-        "load_examples load_preferences read_examples read_pairs read_preferences split_rows stream_examples "
-        "stream_preferences",
+        "flip_labels load_examples load_preferences of_job read_examples read_pairs read_preferences split_rows "
+        "stream_examples stream_preferences",
     "reports": "BadRow Place ReadReport TokenReport",
     "token_data": "TokenData TokenRow",
     "tokens": "encode_prompt tokenize_examples tokenize_pairs tokenize_unpaired",

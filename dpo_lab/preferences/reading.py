@@ -327,6 +327,23 @@ class OnePrompt(ValueError):
     """All rows answer one prompt, so that none can be held out."""
 
 
+def of_job(rows: Sequence[Any], job: str) -> list[Any]:
+    """The rows of one of the embedded data's jobs."""
+    if not (found := [row for row in rows if row.get("job") == job]) and len(rows):
+        raise ValueError(f"no row is of the job {job!r}; there are {sorted({str(row.get('job')) for row in rows})}")
+    return found
+
+
+def flip_labels(rows: Sequence[Mapping[str, Any]], share: float, seed: int = 0) -> list[dict[str, Any]]:
+    """The rows, `share` of them, drawn by `seed`, labelled wrongly: chosen and rejected swapped, or label negated."""
+    turned = [dict(row) for row in rows]
+    for place in random.Random(seed).sample(range(len(rows)), round(share * len(rows))):
+        row = turned[place]
+        swapped = {"chosen": row["rejected"], "rejected": row["chosen"]} if "chosen" in row else {}
+        row |= swapped or {"label": not row["label"]}
+    return turned
+
+
 def split_rows(rows: Rows, validation: float = 0.1, seed: int = 0) -> tuple[Rows, Rows]:
     """(train, validation): about that share of the rows, and all rows of a prompt on the same side.
 

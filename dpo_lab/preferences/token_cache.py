@@ -27,6 +27,8 @@ from dpo_lab.preferences.encoding import tokenizer_settings
 from dpo_lab.preferences.raw_rows import Pairing, columns_of
 from dpo_lab.preferences.reading import (
     OnBadRow,
+    flip_labels,
+    of_job,
     read_examples,
     read_pairs,
     read_preferences,
@@ -83,6 +85,8 @@ class DataSettings:
     held_out: str | None = None
     held_out_split: str | None = None
     validation: float = 0.1
+    job: str | None = None
+    flip: float = 0.0
     seed: int = 0
     max_length: int = 1024
     score_turns: ScoreTurns = "assistant"
@@ -166,6 +170,12 @@ def prepare(
     held = read_held_out(settings, kind, log_and_save)
     if held is None:
         rows, held = split_rows(list(rows), settings.validation, settings.seed) if settings.validation else (rows, [])
+    if settings.job is not None:
+        rows, held = of_job(rows, settings.job), of_job(held, settings.job)
+    if settings.flip:
+        if kind is EXAMPLES:
+            raise ValueError(f"flip is {settings.flip} and good answers have no label to flip; leave it out")
+        rows = flip_labels(rows, settings.flip, settings.seed)
     check()
     train, report = kind.tokenize(rows, tokenizer, **settings.tokens)
     check_kept(train, report, settings.pairs)
@@ -257,7 +267,7 @@ def _key(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, kind: Kind)
     files = [source_files(source) for source in sources]
     if about is None or None in files:
         return None
-    draws = settings.limit is not None or held is None
+    draws = settings.limit is not None or held is None or settings.flip
     what = {
         "settings": asdict(replace(settings, seed=settings.seed if draws else 0)),
         "kind": kind.name,

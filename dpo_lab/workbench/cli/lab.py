@@ -62,6 +62,7 @@ def lab_command(options: LabOptions) -> list[str]:
         sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}", "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.port={options.port}",
         f"--LabApp.default_url=/lab/tree/{STUDENT if STUDENT in files else SOLVED}",
+        *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),  # as in a container
     ]  # fmt: skip
     return command if options.browser else [*command, "--no-browser"]
 

@@ -91,6 +91,8 @@ class RunOptions(HeldOutSettings, DataOptions):
         """ValueError for what would fail only after training."""
         self.check_data()
         self.check_held_out()
+        if self.tokens is not None and (self.job is not None or self.flip):
+            raise ValueError("--tokens streams all rows as they are; leave out --job and --flip, or --tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,7 @@ def _close(folder: Path, settings: SweepSettings, ended: SweepEnded) -> int:
             advice = "more validation pairs or another objective would separate them"
             console.print(f"{ties} trials share the best value, and the first is taken; {advice}", soft_wrap=True)
         values = study.space.fixed | {name: ended.best[name] for name in study.space.searched}
-        console.print(f"best, on all pairs: {train_line(values, settings)}", soft_wrap=True)
+        console.print(f"best, on all of these pairs: {train_line(values, settings)}", soft_wrap=True)
     if ended.is_complete:
         return 0
     console.print(f"stopped; go on with: dpo-lab sweep --study {shlex.quote(str(folder))}", soft_wrap=True)

@@ -19,7 +19,7 @@ __getattr__, __dir__ = face(__name__, {
         "Curve PANELS Panel curves_figure curves_pngs describe_curves describe_panel metric_label panels_of "
         "plot_panel series smooth smoothing_window",
     "margins": "describe_margins plot_margins",
-    "overlays": "blank_figure describe_runs describe_watch plot_runs runs_figure watch_figure",
+    "overlays": "describe_runs describe_watch over_seeds plot_runs runs_figure watch_figure",
     "captions": "Shown show",
     "style": "CHOSEN PALETTE Picture REJECTED TRAINING add_legend add_title dress new_figure plain to_png",
     "token_rewards": "token_heatmap token_html",

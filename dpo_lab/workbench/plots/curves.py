@@ -94,6 +94,16 @@ PANELS: dict[str, Panel] = {
         "Length of sampled answers", "as logged", (Curve("answer_length", "length"),),
         "Words or tokens per sampled answer. Length that grows without a task for it points to the labels.",
     ),
+    "well_formed": Panel(
+        "Well-formed answers", "share of answers", (Curve("well_formed", "well-formed"),),
+        "Sampled answers whose sentences and JSON are whole. A policy that has gone too far loses this first.",
+        is_noisy=False,
+    ),
+    "mixed": Panel(
+        "Mixed prompts", "share of prompts", (Curve("mixed", "mixed"),),
+        "Prompts whose answers got different scores. The others make no pair, so a round learns nothing from them.",
+        is_noisy=False,
+    ),
     "logps_chosen": Panel(
         "Log-prob of chosen answers", "nats per answer", (Curve("logps/chosen", *_CHOSEN),),
         "log π of the chosen answers, summed over tokens. It often falls while the margin grows: worth watching.",

@@ -108,10 +108,11 @@ def describe_sweep(rows: Rows, knobs: Sequence[str], objective: str, *, is_large
         return f"{len(rows)} trials, {states}. Nothing to compare yet."
     best = (max if is_larger_better else min)(done, key=lambda row: row["value"])
     values = [row["value"] for row in done]
+    ties = ", ".join(str(row["trial"]) for row in done if row["value"] == best["value"] and row is not best)
     at = ", ".join(f"{knob} {_short(best[knob])}" for knob in knobs)
     return (
         f"{len(rows)} trials, {states}. {objective}: from {min(values):.3g} to {max(values):.3g}; the best, "
-        f"{best['value']:.3g}, is trial {best['trial']} with {at}."
+        f"{best['value']:.3g}, is trial {best['trial']} with {at}{f'; as good: {ties}' if ties else ''}."
     )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 from dpo_lab.models.inside import position_limit
 from dpo_lab.preferences.chat import completion_text, prompt_text
 from dpo_lab.preferences.tokens import encode_prompt
-from dpo_lab.sampling import generate
+from dpo_lab.sampling import Completion, generate_ids
 from dpo_lab.workbench.runs.settings import HeldOutSettings
 from dpo_lab.worlds.pocket.judge import judge
+from dpo_lab.worlds.pocket.quality import quality
 from dpo_lab.worlds.pocket.schema import Conversation
 
 Row = Mapping[str, Any]
@@ -26,21 +27,32 @@ def answer_rows(
     model: Any, tokenizer: Any, rows: Sequence[Row], settings: HeldOutSettings, *, max_length: int, seed: int
 ) -> list[str]:
     """One answer to each row's prompt, sampled as the settings say; the same seed gives the same answers."""
-    if not rows:
-        return []
+    return [one.text for one in sample_answers(model, tokenizer, rows, settings, max_length=max_length, seed=seed)[1]]
+
+
+def sample_answers(
+    model: Any, tokenizer: Any, rows: Sequence[Row], settings: HeldOutSettings, *, max_length: int, seed: int
+) -> tuple[list[list[int]], list[Completion]]:
+    """As `answer_rows`, with token ids: the prompts', and the answers."""
     longest = longest_prompt(model, max_length, settings.max_new_tokens)
-    texts = generate(
-        model, tokenizer, [encode_prompt(dict(row), tokenizer, longest) for row in rows],
-        max_new_tokens=settings.max_new_tokens, temperature=settings.sample_temperature, seed=seed,
+    prompts = [encode_prompt(dict(row), tokenizer, longest) for row in rows]
+    answers = generate_ids(
+        model, tokenizer, prompts, max_new_tokens=settings.max_new_tokens, temperature=settings.sample_temperature,
+        seed=seed,
     )  # fmt: skip
-    return [str(text) for text in texts]
+    return prompts, [one for (one,) in answers]
 
 
 def true_reward(row: Row, answer: str) -> float | None:
     """What the pocket world's judge gives an answer; None where the row is not from that world."""
-    if not ("task" in row and "job" in row):
+    return judge(Conversation.from_row(row), answer).reward if "task" in row and "job" in row else None
+
+
+def well_formed_share(rows: Sequence[Row], texts: Sequence[str]) -> float | None:
+    """The share of answers whose sentences and JSON are whole, of the pocket world; None where rows are not from it."""
+    if not rows or not all("task" in row and "job" in row for row in rows):
         return None
-    return judge(Conversation.from_row(row), answer).reward
+    return quality([Conversation.from_row(row) for row in rows], texts)["well_formed"]
 
 
 def sample_row(

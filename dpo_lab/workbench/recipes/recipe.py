@@ -70,12 +70,18 @@ def python_code(recipe: Recipe, folder: str = "runs/by-hand") -> str:
             "save_policy(model, tokenizer, run.model_folder)  # merged",
             "save_adapter(model, run.adapter_folder)",
         ]
-    split, held = "", "held_out = None"
+    split, held, of_rows = "", "held_out = None", []
     if recipe.pairs == "embedded":
         split, held = ', split="train"', 'held_out = load_preferences("embedded", split="test")'
     elif recipe.validation:
         imports.append("from dpo_lab.preferences import split_rows")
         held = f"pairs, held_out = split_rows(pairs, {recipe.validation!r}, seed={config.seed})"
+    if recipe.job is not None:
+        imports.append("from dpo_lab.preferences import of_job")
+        of_rows.append(f"pairs, held_out = (of_job(rows, {_literal(recipe.job)}) for rows in (pairs, held_out))")
+    if recipe.flip:
+        imports.append("from dpo_lab.preferences import flip_labels")
+        of_rows.append(f"pairs = flip_labels(pairs, {recipe.flip!r}, seed={config.seed})")
     return "\n".join([
         *imports,
         "",
@@ -84,6 +90,7 @@ def python_code(recipe: Recipe, folder: str = "runs/by-hand") -> str:
         *adapter,
         f"pairs = load_preferences({pairs}{split}{drawn})",
         held,
+        *of_rows,
         f"source = {{\"model\": {model}, \"pairs\": {pairs}}}",
         f"run = Run.create({_literal(folder)}, {{\"command\": \"train\", \"settings\": source | vars(config)}})",
         "with ReferenceCache() as cache:",

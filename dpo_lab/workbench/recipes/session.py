@@ -6,6 +6,7 @@ measured is on the disk already, for each line is written as it comes.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,7 +29,8 @@ from dpo_lab.preferences.token_cache import PAIRS, UNPAIRED, prepare
 from dpo_lab.reference import ReferenceCache
 from dpo_lab.storage.logp_store import token_cache_folder
 from dpo_lab.training import train_dpo
-from dpo_lab.workbench.recipes.answers import answer_rows, sample_row, true_reward
+from dpo_lab.workbench.evaluation.kl import kl_of_samples
+from dpo_lab.workbench.recipes.answers import sample_answers, sample_row, true_reward, well_formed_share
 from dpo_lab.workbench.recipes.recipe import Recipe
 from dpo_lab.workbench.runs.run import Run
 
@@ -82,7 +84,9 @@ def carry_out(
         train leaves no folder.
     progress: called with (what is done, how much of it, how much there is) where that takes a while.
     score: the true reward of an answer to a row, or None where it is not known. The mean over the sampled prompts
-        stands in the record as eval_true_reward.
+        stands in the record as eval_true_reward, beside eval_answer_length in tokens and, of the pocket world's
+        prompts, eval_well_formed. Answers at temperature 1 also give eval_kl, the KL from the model that the run began
+        from, which for that stays in memory too where there is no adapter.
     cache: file or folder of the reference's log-probs; None takes the usual one. What is found there, or beside it of
         the data's token ids, is not made again.
     """
@@ -102,6 +106,7 @@ class _Session:
     rows: list[dict[str, Any]] = field(default_factory=list)  # those whose prompts are answered
     answers: list[Answers] = field(default_factory=list)
     num_scored: int = 0
+    start: Any = None  # the model as it was; None where that is not needed, or behind the adapter
 
     def events(self) -> Iterator[Event | Prepared | Answers]:
         with suppress(Stopped), self.run.held():
@@ -120,6 +125,8 @@ class _Session:
         self.progress("loading the model", 0, 0)
         model, tokenizer = load_policy(recipe.model, device=config.device)
         model = adapted(model, recipe, config.seed)
+        if recipe.samples and recipe.sample_temperature == 1 and not has_adapter(model):
+            self.start = copy.deepcopy(model)
         with interruptible(model, self.stop), ReferenceCache(self.cache) as cache:
             self.progress("reading the pairs", 0, 0)
             self.check()
@@ -169,17 +176,23 @@ class _Session:
         self.progress("answering prompts", 0, 0)
         config, score = self.recipe.config, self.score
         try:
-            texts = answer_rows(
+            prompts, answers = sample_answers(
                 model, tokenizer, self.rows, self.recipe, max_length=config.max_length, seed=config.seed
             )
-        except (
-            Stopped
-        ):  # the evaluation itself is worth recording; the loop sees after the next step that it shall stop
+            texts = [one.text for one in answers]
+            found = {
+                "eval_answer_length": sum(len(one.ids) for one in answers) / len(answers),
+                "eval_well_formed": well_formed_share(self.rows, texts),
+            }
+            if self.recipe.sample_temperature == 1:
+                found["eval_kl"] = kl_of_samples(model, self.start, prompts, [[one.ids] for one in answers]).mean
+        except Stopped:  # the evaluation is worth recording; the loop sees after the next step that it shall stop
             return event
         rewards = [score(row, text) if score else None for row, text in zip(self.rows, texts, strict=True)]
         self.answers.append(Answers(event.step, tuple(texts), tuple(rewards)))
         known = [reward for reward in rewards if reward is not None]
-        return replace(event, metrics=event.metrics | {"eval_true_reward": sum(known) / len(known)}) if known else event
+        found["eval_true_reward"] = sum(known) / len(known) if known else None
+        return replace(event, metrics=event.metrics | {k: v for k, v in found.items() if v is not None})
 
     def samples(self) -> list[dict[str, Any]]:
         """Lines of samples.jsonl: the first answers and the last."""

@@ -58,13 +58,28 @@ def compare_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def settings_that_differ(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The settings in which the runs are not all alike, sources first: a value for each run, None where it has none."""
+    """The settings in which the runs are not all alike, sources first: a value for each run, None where it has none.
+
+    A run made by hand may record few settings; what it doesn't record doesn't count as another value.
+    """
     settings = [_settings(run) for run in runs]
+    names = dict.fromkeys(name for one in settings for name in one)
+    recorded = {name: [one[name] for one in settings if name in one] for name in names}
     return {
         name: [one.get(name) for one in settings]
-        for name in dict.fromkeys(name for one in settings for name in one)
-        if any(one.get(name) != settings[0].get(name) for one in settings)
+        for name, values in recorded.items()
+        if any(value != values[0] for value in values)
     }
+
+
+def seed_groups(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs whose recorded settings differ by the seed alone together, each group where its first run stands."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        settings = _settings(run)
+        seed = settings.pop("seed", None)  # a run made by hand records none: it stays alone
+        groups.setdefault(f"{run.folder}" if seed is None else repr(settings), []).append(run)
+    return list(groups.values())
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:

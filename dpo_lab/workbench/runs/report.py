@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dpo_lab.config import DPOConfig, SFTConfig
+from dpo_lab.config import DPOConfig, LoRAConfig, SFTConfig
 from dpo_lab.workbench.plots.curves import PANELS, describe_panel, metric_label, panels_of
 from dpo_lab.workbench.plots.margins import describe_margins, plot_margins
 from dpo_lab.workbench.plots.style import new_figure, to_png
 from dpo_lab.workbench.runs.page import code, folded, picture, table, terms, text, whole_page
+from dpo_lab.workbench.runs.settings import HeldOutSettings, SourceSettings
 
 Row = Mapping[str, Any]
 
@@ -26,15 +28,27 @@ def render_report(run: Any, panels: Mapping[str, bytes]) -> str:
     """The page of a `Run`; panels: PNG files by the name of their panel."""
     config, rows, samples = run.config, run.metrics, run.samples
     sections = [
-        ("What was run", _settings(config)),
-        ("Result", _results(rows)),
+        ("Result", f"<p>{text(verdict(samples))}</p>\n{_results(rows)}"),
         ("Curves", _curves(rows, panels)),
         ("Margins", _margins(run.margins)),
         ("Samples", "\n".join(_sample(i, row) for i, row in enumerate(samples, start=1))),
         ("The model, and how to go on", _next(run, rows)),
+        ("What was run", _settings(config)),
     ]
     title = Path(run.folder).resolve().name or str(run.folder)
     return whole_page(title, _lead(config, rows), [section for section in sections if section[1]])
+
+
+def verdict(samples: Sequence[Row]) -> str:
+    """The true reward of the answers before and after, in a sentence, with what so few answers can say."""
+    known = [row for row in samples if "reward_before" in row and "reward_after" in row]
+    if len(known) < 2:
+        return ""
+    before, after = (np.array([row[f"reward_{side}"] for row in known]) for side in ("before", "after"))
+    change, error = float((after - before).mean()), float((after - before).std(ddof=1) / len(known) ** 0.5)
+    sure = "" if abs(change) > 2 * error else ", too few answers to be sure"
+    return (f"True reward of {len(known)} sampled answers from {before.mean():.2f} to {after.mean():.2f}: a change of "
+            f"{change:+.2f} ± {error:.2f} (standard error){sure}.")  # fmt: skip
 
 
 def _lead(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -60,8 +74,15 @@ def _lead(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 def _settings(config: Mapping[str, Any]) -> str:
     settings, data = config.get("settings") or {}, config.get("data") or {}
-    default = vars(SFTConfig() if config.get("command") == "sft" else DPOConfig())
-    changed = {name: value for name, value in settings.items() if name in default and value != default[name]}
+    default = vars(SourceSettings()) | vars(HeldOutSettings()) | vars(LoRAConfig())
+    default |= vars(SFTConfig() if config.get("command") == "sft" else DPOConfig())
+    if settings.get("loss") and settings.get("beta", 1.0) is None:
+        from dpo_lab.losses.table import loss_of  # which brings torch along
+
+        with suppress(ValueError):  # a folder that another release wrote
+            settings = settings | {"beta": f"{loss_of(DPOConfig(loss=settings['loss']))[2]:g}, the loss's own"}
+    told = ("command", "model", "pairs")
+    changed = {n: value for n, value in settings.items() if n in default and n not in told and value != default[n]}
     first = {name: config[name] for name in ("command", "model") if config.get(name) is not None}
     facts = first | data | {name: value for name, value in config.items() if name not in ("settings", "data", *first)}
     others = {name: value for name, value in settings.items() if name not in changed and name not in facts}

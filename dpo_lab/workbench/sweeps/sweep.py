@@ -121,13 +121,15 @@ def check_losses(settings: SweepSettings, space: Space) -> None:
 
 
 def train_line(values: dict[str, Value], settings: SweepSettings) -> str:
-    """The line of `dpo-lab train` that trains with these values on all the pairs."""
+    """The line of `dpo-lab train` that trains with these values, at four digits, on the sweep's pairs, validation
+    included."""
     names = ("seed", "max_length", "score_turns", "precision", "device", "model", "pairs", "split", "limit",
              "on_bad_row", "columns", "pairing", "trust_remote_code")  # fmt: skip
     default = SweepSettings()
     own = [(name, getattr(settings, name)) for name in names
            if getattr(settings, name) != getattr(default, name) or _settles_otherwise(name, settings)]  # fmt: skip
-    changed = [(name, value) for name, value in values.items() if value != getattr(DPOConfig(), name)]
+    rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in values.items()}
+    changed = [(name, value) for name, value in rounded.items() if value != getattr(DPOConfig(), name)]
     return " ".join(["dpo-lab train", *(option(name, value) for name, value in changed + own)])
 
 

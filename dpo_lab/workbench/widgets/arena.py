@@ -18,7 +18,7 @@ from dpo_lab.workbench.labels.book import LabelBook
 from dpo_lab.workbench.widgets import markup
 from dpo_lab.workbench.widgets.background import HasJob, Job
 from dpo_lab.workbench.widgets.labeller import Labeller
-from dpo_lab.workbench.widgets.layout import attempt, button, row, tip
+from dpo_lab.workbench.widgets.layout import Panel, attempt, button, row, tip
 from dpo_lab.workbench.widgets.sources import PolicySource, named, policy_of
 
 _AT_ONCE = 16  # prompts between two looks at the stop button
@@ -76,7 +76,7 @@ def sample_rows(
     return stream()
 
 
-class Arena(HasJob, ipywidgets.VBox):
+class Arena(HasJob, Panel):
     """Two models, the same prompts, a blind choice; the last value of a cell shows it.
 
         Arena({"before": "embedded", "after": "runs/mine"}, "embedded", book="before_after.book.jsonl", who="ann")

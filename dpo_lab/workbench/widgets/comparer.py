@@ -1,6 +1,6 @@
 """Runs side by side: curves over each other, the settings that differ, answers to the same prompts, a table to save.
 
-Layout and wiring; every number is from `workbench.runs`: `comparison_figure`, `compare_runs`, `answers_side_by_side`.
+Layout and wiring; every number is from `workbench.runs`: `compare_runs`, `answers_side_by_side`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from dpo_lab.workbench.plots.overlays import blank_figure, describe_runs
+from dpo_lab.workbench.plots.overlays import describe_watch, watch_figure
 from dpo_lab.workbench.plots.style import Picture
 from dpo_lab.workbench.runs import compare
 from dpo_lab.workbench.runs.run import Run
 from dpo_lab.workbench.widgets import markup
-from dpo_lab.workbench.widgets.layout import button, room, texts, tip
+from dpo_lab.workbench.widgets.layout import Panel, button, room, texts, tip
 from dpo_lab.workbench.widgets.live_figure import RunsFigure
 
 if TYPE_CHECKING:
     import pandas
 
 
-class Comparer(ipywidgets.VBox):
+class Comparer(Panel):
     """Compare runs, chosen from a list. Shows itself as the last value of a cell.
 
     sources: run folders, folders that hold several runs, or `Run` objects. `comparer.chosen` are the runs compared
@@ -73,11 +73,15 @@ class Comparer(ipywidgets.VBox):
 
     def draw(self, runs: Sequence[int]) -> Picture:
         """The curves of the runs with these numbers over each other."""
-        return draw_comparison([run for i, run in enumerate(self.all) if i in runs])
+        return watch_figure(self._rows_of(runs))
 
     def describe(self, runs: Sequence[int]) -> str:
         """What `draw` shows, in words."""
-        return describe_comparison([run for i, run in enumerate(self.all) if i in runs])
+        return describe_watch(self._rows_of(runs))
+
+    def _rows_of(self, runs: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+        chosen = [run for i, run in enumerate(self.all) if i in runs]
+        return {name: run.metrics for name, run in zip(compare.run_names(chosen), chosen, strict=True)}
 
     def _some(self) -> list[Run]:
         if not self.chosen:
@@ -129,21 +133,6 @@ def answer_columns(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, tu
         when = f", after {sample['after_step']} steps" if "after_step" in sample else ""
         columns[f"{name}{when}"] = (sample.get("after"), sample.get("reward_after"))
     return columns | {f"the pair's {side}": (row[side], None) for side in ("chosen", "rejected") if side in row}
-
-
-def draw_comparison(runs: Sequence[Run]) -> Picture:
-    """`comparison_figure`, or why there is nothing to draw."""
-    if any(run.metrics for run in runs):
-        return compare.comparison_figure(runs)
-    return blank_figure("nothing was recorded yet" if runs else "no run is chosen")
-
-
-def describe_comparison(runs: Sequence[Run]) -> str:
-    """What `comparison_figure` shows, in words."""
-    rows = dict(zip(compare.run_names(runs), (run.metrics for run in runs), strict=True)) if runs else {}
-    measured = {name for one in rows.values() for row in one for name in row}
-    names = [metric if metric in measured else f"eval_{metric}" for metric in compare.FIGURE_METRICS]
-    return " ".join(describe_runs(rows, metric) for metric in names if metric in measured) or "Nothing to compare yet."
 
 
 def _loaded(sources: Sequence[str | Path | Run]) -> list[Run]:

@@ -2,8 +2,7 @@
 
     controls = {name: control(DPOConfig, name) for name in ("loss", "beta", "learning_rate")}
 
-A range stands here for each knob that has a slider or a box; it is cut to what the dataclass accepts, so a control
-cannot offer a value that the configuration refuses.
+A range stands here for each knob that has a slider or a box. It holds nothing that the configuration refuses.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from functools import cache
-from math import log10
+from math import inf, log10
 from typing import Any, NamedTuple
 
 import ipywidgets
@@ -36,16 +35,15 @@ class Knob(NamedTuple):
 KNOBS = {
     "beta": Knob("β", 0.01, 10, 0.05, "log"),
     "learning_rate": Knob("learning rate", 1e-6, 1e-2, 0.05, "log"),
-    "label_smoothing": Knob("label smoothing", 0, 1, 0.01, "slider"),
-    "epochs": Knob("epochs", 0, 100, 0.25, "number"),
-    "batch_size": Knob("batch size", 0, 4096, 1, "whole"),
-    "max_length": Knob("length (tokens)", 0, 32768, 1, "whole"),
+    "label_smoothing": Knob("smoothing", 0, 0.49, 0.01, "slider"),
+    "flip": Knob("flipped labels", 0, 0.5, 0.01, "slider"),
+    "warmup": Knob("warm-up", 0, 1, 0.01, "slider"),
+    "lora": Knob("LoRA rank", 0, 1024, 1, "whole"),
+    "epochs": Knob("epochs", 0.25, 100, 0.25, "number"),
+    "batch_size": Knob("batch size", 1, 4096, 1, "whole"),
+    "max_length": Knob("most tokens", 2, 32768, 1, "whole"),
     "seed": Knob("seed", 0, 2**31 - 1, 1, "whole"),
-    "evaluate_every": Knob("evaluate every", 0, 100_000, 1, "whole"),
-    "max_steps": Knob("steps at most", 0, 1_000_000, 1, "whole"),
-    "limit": Knob("pairs at most", 0, 1_000_000, 1, "whole"),
-    "samples": Knob("prompts to answer", 0, 512, 1, "whole"),
-    "max_new_tokens": Knob("answer length (tokens)", 0, 4096, 1, "whole"),
+    "evaluate_every": Knob("look every", 1, 100_000, 1, "whole"),
 }
 
 
@@ -63,32 +61,6 @@ def field_docs(kind: type) -> dict[str, str]:
             if is_field and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
                 docs[entry.target.id] = inspect.cleandoc(str(following.value.value))  # pyright: ignore
     return docs
-
-
-def accepted_range(kind: type, name: str, low: float, high: float, step: float) -> tuple[float, float]:
-    """The part of [low, high] that the dataclass accepts for a field, each end moved inwards by whole steps."""
-
-    def is_accepted(value: float) -> bool:
-        try:
-            kind(**{name: value})
-        except ValueError:
-            return False
-        return True
-
-    num = round((high - low) / step)
-    at = lambda i: type(step)(round(low + i * step, 10))
-    good = next((i for i in range(num + 1) if is_accepted(at(i))), None)
-    if good is None:
-        raise ValueError(f"{kind.__name__} accepts no {name} between {low} and {high} in steps of {step}; "
-                         "give another range")  # fmt: skip
-    # Between the first accepted value and the end, the rule may forbid a tail: its border is found by halving.
-    first, last = good, num
-    if not is_accepted(at(last)):
-        while last - good > 1:
-            middle = (good + last) // 2
-            good, last = (middle, last) if is_accepted(at(middle)) else (good, middle)
-        last = good
-    return at(first), at(last)
 
 
 def control(kind: type, name: str, value: Any = MISSING, **changes: Any) -> Any:
@@ -113,9 +85,7 @@ def control(kind: type, name: str, value: Any = MISSING, **changes: Any) -> Any:
         rounding = 1e-12  # of the logarithm; else a value at an end would be moved
         limits = {"base": 10, "min": log10(low) - rounding, "max": log10(high) + rounding, "readout_format": ".3g"}
     else:
-        step = int(knob.step) if knob.kind == "whole" else knob.step
-        low, high = accepted_range(kind, name, knob.low, knob.high, step)
-        limits = {"min": min(low, value), "max": max(high, value)}
+        limits = {"min": min(knob.low, value), "max": max(knob.high, value)}
     make = {
         "log": ipywidgets.FloatLogSlider, "slider": ipywidgets.FloatSlider, "number": ipywidgets.BoundedFloatText,
         "whole": ipywidgets.BoundedIntText,
@@ -130,6 +100,14 @@ def control_of(make: Callable[..., Any], kind: type, name: str, **traits: Any) -
         **tip(field_docs(kind)[name]),
     }
     return make(**look | room("30em", "11em") | traits)
+
+
+def at_its_end(one: Any) -> str:
+    """What to say of a number that stands at an end of its control: what was typed may have lain beyond it."""
+    low, high = getattr(one, "min", -inf), getattr(one, "max", inf)
+    low, high = (one.base**low, one.base**high) if hasattr(one, "base") else (low, high)
+    is_inside = not isinstance(one.value, int | float) or low * (1 + 1e-9) < one.value < high * (1 - 1e-9)
+    return "" if is_inside else f"{one.description} is {one.value:.3g}; here it may lie from {low:.3g} to {high:.3g}."
 
 
 def source_box(kind: type, name: str, value: str, *, options: Sequence[str] = ()) -> ipywidgets.Combobox:

@@ -15,12 +15,12 @@ import ipywidgets
 import numpy as np
 
 from dpo_lab.preferences.chat import prompt_text
-from dpo_lab.workbench.plots.style import Picture
+from dpo_lab.workbench.plots.style import Picture, to_png
 from dpo_lab.workbench.plots.token_rewards import token_heatmap, token_html
 from dpo_lab.workbench.plots.token_text import visible
 from dpo_lab.workbench.widgets import markup
 from dpo_lab.workbench.widgets.background import Job
-from dpo_lab.workbench.widgets.layout import button, room, row, texts, tip
+from dpo_lab.workbench.widgets.layout import Panel, button, focus, room, row, texts, tip
 from dpo_lab.workbench.widgets.sources import PolicySource, named, policy_of, run_of, with_checkpoints
 
 Table = Mapping[str, np.ndarray]
@@ -96,7 +96,7 @@ def token_table(answer: Any, side: str) -> str:
     return f"<details><summary>numbers of the {markup.text(side)} answer</summary>{table}</details>"
 
 
-class Inspector(ipywidgets.VBox):
+class Inspector(Panel):
     """Pairs under one or several policies, sorted, filtered, token by token; the last value of a cell shows it.
 
         Inspector({"after": "runs/mine"}, "embedded", reference="embedded")
@@ -143,6 +143,9 @@ class Inspector(ipywidgets.VBox):
         if self.tokens is None:
             raise ValueError("no pair is shown yet; call wait() first")
         return token_heatmap(self.tokens)
+
+    def picture(self) -> bytes | None:
+        return None if self.tokens is None else to_png(self.figure())
 
     def _build(self) -> None:
         wide = room("24em")
@@ -226,6 +229,7 @@ class Inspector(ipywidgets.VBox):
 
     def _walk(self, step: int) -> None:
         self.place.value = min(max(self.place.value + step, 1), self.place.max)
+        focus(self.place)  # so that the arrow keys go on from here
 
     def _show(self) -> None:
         from dpo_lab.workbench.evaluation.per_token import token_rewards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,28 @@ drawing = threading.RLock()
 
 FULL_WIDTH = "calc(100% - 4px)"
 """The most room that a control may take: ipywidgets leaves two pixels free on each of its sides."""
+
+
+class Panel(ipywidgets.VBox):
+    """A panel that leaves a picture of itself in the notebook, or its texts, beside the view that needs a kernel."""
+
+    def picture(self) -> bytes | None:
+        """A PNG file of what the panel shows now; None where it shows texts."""
+        return next((value for value in self._values(ipywidgets.Image) if value), None)
+
+    def _values(self, kind: type) -> list[Any]:
+        parts: list[Any] = [self]
+        for part in parts:  # grows while it is read
+            parts += getattr(part, "children", ())
+        return [part.value for part in parts if isinstance(part, kind)]
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if (png := self.picture()) is None:
+            return bundle | {"text/html": "\n".join(filter(None, self._values(ipywidgets.HTML)))}
+        alt = f"{type(self).__name__}: the panel's picture, as it stood when this cell was run."
+        plain = {"text/plain": f"{bundle['text/plain']}\n{alt}", "image/png": base64.b64encode(png).decode()}
+        return bundle | plain, {"image/png": {"alt": alt}}
 
 
 def room(width: str, label: str | None = None) -> dict[str, Any]:
@@ -42,6 +65,11 @@ def button(label: str, tooltip: str, act: Callable[[], Any], **traits: Any) -> i
     return made
 
 
+def focus(one: ipywidgets.Widget) -> None:
+    """Let the keyboard act on a control, where ipywidgets can (from 8 on)."""
+    getattr(one, "focus", lambda: None)()
+
+
 def texts(num: int) -> list[ipywidgets.HTML]:
     """Places for HTML, empty."""
     return [ipywidgets.HTML() for _ in range(num)]
@@ -49,7 +77,9 @@ def texts(num: int) -> list[ipywidgets.HTML]:
 
 def picture_box() -> ipywidgets.Image:
     """A place for a picture: where the page is narrower than the picture, it shrinks and keeps its shape."""
-    return ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width=FULL_WIDTH, object_fit="contain"))
+    return ipywidgets.Image(
+        format="png", layout=ipywidgets.Layout(max_width=FULL_WIDTH, height="auto", object_fit="contain")
+    )
 
 
 def show_picture(box: ipywidgets.Image, picture: Picture) -> None:

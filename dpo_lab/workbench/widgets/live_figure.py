@@ -63,10 +63,12 @@ class LiveFigure(ipywidgets.VBox):
             except Exception as error:
                 self.words.value = markup.line(f"This could not be drawn: {error}")
                 raise
-            self.words.value = markup.line(words)
+            self.words.value = self._in_html(words)
 
     def _on_change(self, _change: object) -> None:
         self.redraw()
+
+    _in_html = staticmethod(markup.line)
 
     def _values_as_text(self) -> str:
         pairs = [(control.description, control.value) for control in self.controls.values()]
@@ -80,7 +82,7 @@ class LiveFigure(ipywidgets.VBox):
 class RunsFigure(LiveFigure):
     """A live figure over a list of runs in the control `runs`; another list comes in without drawing twice."""
 
-    _is_quiet = False
+    _is_quiet, _in_html = False, staticmethod(lambda words: markup.notes([words], "The curves in words"))
 
     def offer(self, options: Sequence[tuple[str, Any]], chosen: tuple[Any, ...]) -> None:
         """Another list of runs, of which some are shown."""

@@ -53,10 +53,10 @@ def text_box(title: str, words: str) -> str:
     )
 
 
-def notes(lines: Sequence[str]) -> str:
-    """Remarks on the data, quietly."""
+def notes(lines: Sequence[str], title: str = "About the data") -> str:
+    """Remarks, quietly: behind their title."""
     listed = "".join(f'<p style="{_TEXT}; max-width: 60em; margin: 0.2em 0">{text(one)}</p>' for one in lines if one)
-    return f"<details><summary>About the data</summary>{listed}</details>" if listed else ""
+    return f"<details><summary>{text(title)}</summary>{listed}</details>" if listed else ""
 
 
 def block(words: str) -> str:

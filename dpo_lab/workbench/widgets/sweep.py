@@ -16,15 +16,15 @@ from typing import Any
 import ipywidgets
 
 from dpo_lab.workbench.plots.style import Picture
-from dpo_lab.workbench.plots.sweeps import sweep_figure
+from dpo_lab.workbench.plots.sweeps import describe_sweep, sweep_figure
 from dpo_lab.workbench.sweeps import sweep
 from dpo_lab.workbench.sweeps.settings import DEFAULT_TRIALS, OBJECTIVES, SamplerName, SweepSettings, is_logarithmic
-from dpo_lab.workbench.sweeps.study import Row, StoredStudy, best_row
+from dpo_lab.workbench.sweeps.study import SETTINGS, Row, StoredStudy, best_row
 from dpo_lab.workbench.sweeps.sweep import SweepEnded, SweepEvent, TrialBegan, TrialEnded, TrialStep
 from dpo_lab.workbench.widgets import markup
 from dpo_lab.workbench.widgets.background import HasJob, Job, Throttle
 from dpo_lab.workbench.widgets.controls import control_of
-from dpo_lab.workbench.widgets.layout import button, drawing, picture_box, room, show_picture, texts, tip
+from dpo_lab.workbench.widgets.layout import Panel, button, drawing, picture_box, room, show_picture, texts, tip
 
 KNOBS = ("loss", "beta", "learning_rate", "label_smoothing", "epochs", "batch_size")
 """The knobs that have a field in the panel; the others of a sweep come in through `SweepPanel(**settings)`."""
@@ -83,20 +83,24 @@ def words_for(event: SweepEvent) -> str:
             return ""
 
 
-class SweepPanel(HasJob, ipywidgets.VBox):
+class SweepPanel(HasJob, Panel):
     """Fields for the space and the budget, Start and Stop, progress, a picture and a table of the trials.
 
     folder: where the study lies; one that is there is joined. None makes runs/sweep-DATE-TIME at the first Start.
     settings: any field of `SweepSettings`, to begin with; model and pairs are sources as `load_policy` and
-        `load_preferences` take them.
+        `load_preferences` take them. Of the embedded pairs the true reward is known, so trials are chosen by it.
     `wait()` returns when the sweep in hand has ended and raises what went wrong in it; `rows` has the trials.
     """
 
     def __init__(self, *, folder: str | Path | None = None, cache: str | Path | None = None, **settings: Any) -> None:
-        begin_with = {"beta": "0.05:1:log", "learning_rate": "5e-5:1e-3:log", "limit": 400, "trials": 8} | settings
-        self.settings = SweepSettings(**begin_with)
+        begin_with = {"beta": "0.05:1:log", "learning_rate": "5e-5:1e-3:log", "limit": 400, "trials": 8}
+        begin_with["objective"] = "reward" if settings.get("pairs", "embedded") == "embedded" else "accuracy"
+        self.settings = SweepSettings(**begin_with | settings)
         self.folder, self._cache = None if folder is None else Path(folder), cache
         self.rows: list[Row] = []
+        if self.folder is not None and (self.folder / SETTINGS).is_file():
+            study = StoredStudy.load(self.folder)
+            self.settings, self.rows = study.settings, study.rows()
         self.controls: dict[str, Any] = _fields(self.settings)
         self.controls["folder"] = ipywidgets.Text(
             value="" if folder is None else str(folder), description="study folder", continuous_update=False,
@@ -113,11 +117,14 @@ class SweepPanel(HasJob, ipywidgets.VBox):
         for control in self.controls.values():
             control.observe(self._on_change, names="value")
         buttons = ipywidgets.HBox([self.start_button, self.stop_button])
-        super().__init__([*self.controls.values(), buttons, self.progress, self.words, self.image, self.table,
+        fields = ipywidgets.Box(list(self.controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
+        super().__init__([fields, buttons, self.progress, self.words, self.image, self.table,
                           self.command])  # fmt: skip
-        self._say("Nothing runs yet. Each knob takes a value, a list a,b,c, a range low:high, or low:high:log.")
+        found = f"{len(self.rows)} trials lie in this folder; Start goes on." if self.rows else "Nothing runs yet."
+        self._say(f"{found} Each knob takes a value, a list a,b,c, a range low:high, or low:high:log.")
         self._on_change()
         self._draw()
+        self._show_best()
 
     # ── what buttons do ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -197,10 +204,16 @@ class SweepPanel(HasJob, ipywidgets.VBox):
             self._say(f"{type(error).__name__}: {error}", is_error=True)
             return
         self._draw()
-        if self.best is not None:
-            values = {name: self.best[name] for name in self.settings.space().searched}
-            best = sweep.train_line(self.settings.space().fixed | values, self.settings)
-            self.command.value = _titled("The best, trained on all the pairs", best)
+        self._show_best()
+
+    def _show_best(self) -> None:
+        if self.best is None:
+            return
+        objective, searched = OBJECTIVES[self.settings.objective], list(self.settings.space().searched)
+        values = self.settings.space().fixed | {name: self.best[name] for name in searched}
+        words = describe_sweep(self.rows, searched, objective.title, is_larger_better=objective.is_larger_better)
+        title = f"{words} Trained on the pairs of the sweep, those of validation included:"
+        self.command.value = _titled(title, sweep.train_line(values, self.settings))
 
     def _say(self, text: str, *, is_error: bool = False) -> None:
         self.words.value = markup.line(text, is_error=is_error)

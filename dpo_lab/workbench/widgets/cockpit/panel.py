@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +13,45 @@ import ipywidgets
 
 from dpo_lab.config import DPOConfig
 from dpo_lab.loop import Finished
-from dpo_lab.workbench.plots.overlays import describe_watch, watch_figure
+from dpo_lab.losses.table import LOSSES, UNPAIRED_LOSSES
+from dpo_lab.workbench.plots.overlays import describe_watch, over_seeds, watch_figure
 from dpo_lab.workbench.plots.style import Picture
 from dpo_lab.workbench.recipes.answers import true_reward
 from dpo_lab.workbench.recipes.recipe import Recipe, command_line, python_code
 from dpo_lab.workbench.recipes.session import Answers, Prepared, Score, carry_out, next_folder
-from dpo_lab.workbench.runs.compare import run_labels
+from dpo_lab.workbench.runs.compare import run_labels, seed_groups
 from dpo_lab.workbench.runs.run import Run, row_of
 from dpo_lab.workbench.widgets import markup
 from dpo_lab.workbench.widgets.background import HasJob, Job, Throttle
 from dpo_lab.workbench.widgets.cockpit import status_text
-from dpo_lab.workbench.widgets.cockpit.knobs import controls_of
-from dpo_lab.workbench.widgets.cockpit.to_recipe import SHARED_KNOBS, own_knobs, recipe_of
-from dpo_lab.workbench.widgets.layout import button, room, texts, tip
+from dpo_lab.workbench.widgets.cockpit.knobs import FOLDED, LABEL, controls_of
+from dpo_lab.workbench.widgets.cockpit.to_recipe import PRESETS, SHARED_KNOBS, further_knobs, own_knobs, recipe_of
+from dpo_lab.workbench.widgets.controls import at_its_end
+from dpo_lab.workbench.widgets.layout import Panel, attempt, button, row, texts, tip
 from dpo_lab.workbench.widgets.live_figure import RunsFigure
 
 SHOWN_AT_FIRST = 4  # runs that are overlaid unless others are chosen
 
+# A click waits in a queue while the kernel runs cells, and only the page itself can say so: a button that was clicked
+# has the focus until the kernel answers and switches it off.
+WAITING = """<style>.dpo-lab-waits:focus:not(:focus-visible):enabled::after { content: " …waiting for the kernel";
+animation: dpo-lab-late 0s 1s both; } @keyframes dpo-lab-late { from { font-size: 0; } to { font-size: inherit; } }
+</style>"""
 
-class Cockpit(HasJob, ipywidgets.VBox):
-    """Choose, train, watch, stop, compare. Shows itself as the last value of a cell.
+
+class Cockpit(HasJob, Panel):
+    """Choose, train, watch, stop, compare. Shows itself as the last value of a cell, on one screen of 1280 × 800.
 
     folder: where each run gets a folder of its own, run-01, run-02, …; runs that lie there already are overlaid too.
     model, pairs: sources as `load_policy` and `load_preferences` take them.
     limit: how many pairs are used at most; few pairs make a quick run.
+    samples: held-out prompts that the policy answers at each evaluation, at temperature 1, which also gives the KL.
     score: the true reward of a sampled answer, `score(row, answer)`, or None where nobody knows it.
     cache: file or folder of the reference's log-probs; None takes the usual one.
 
-    `cockpit.train()` and `cockpit.stop()` are the two buttons; `cockpit.wait(60)` waits for the run in hand and raises
-    what went wrong in it. All controls are in `cockpit.controls`, all runs in `cockpit.runs`.
+    `cockpit.train()`, `cockpit.train(num_seeds=3)` and `cockpit.stop()` are the buttons; `cockpit.wait(60)` waits for
+    the run in hand and raises what went wrong in it. All controls are in `cockpit.controls`, all runs in
+    `cockpit.runs`; `cockpit.restore(bookmark)` takes the panel back to where `cockpit.bookmark` was read.
     """
 
     def __init__(
@@ -51,16 +63,17 @@ class Cockpit(HasJob, ipywidgets.VBox):
         config = config or DPOConfig(evaluate_every=10)
         self.base = Recipe(
             model=str(model), pairs=str(pairs), limit=limit, samples=samples, max_new_tokens=max_new_tokens,
-            config=config,
+            sample_temperature=1.0, config=config,
         )  # fmt: skip
         self._display_error: Exception | None = None
-        self.throttle = Throttle()
+        self.throttle = Throttle(share=0.2)
         self._text_throttle = Throttle(least=0.2)
         self.runs, complaints = status_text.saved_runs(self.folder)
         self._rows = {run.folder.name: run.metrics for run in self.runs}
         self._samples: dict[str, list[dict[str, Any]]] = {run.folder.name: run.samples for run in self.runs}
         self._prompts: list[str] = []
         self.controls = controls_of(self.base)
+        self._start = {name: one.value for name, one in self.controls.items()}
         self._lay_out()
         self._on_change()
         self._show_answers()
@@ -73,21 +86,54 @@ class Cockpit(HasJob, ipywidgets.VBox):
         """The run that the controls describe. ValueError where there is no such run."""
         return recipe_of({name: one.value for name, one in self.controls.items()}, self.base)
 
-    def train(self) -> None:
-        """Begin the run that the controls describe. RuntimeError while another one goes on."""
+    def train(self, num_seeds: int = 1) -> None:
+        """Begin the run that the controls describe, or one after another with as many seeds. RuntimeError while another
+        one goes on."""
         if self.running:
             raise RuntimeError("a run goes on already; stop() it or wait() for it first")
-        recipe = self.recipe
-        name = next_folder(self.folder).name
-        self._rows[name], self._samples[name] = [], []
-        self._progress, self._prepared, self._first, self._display_error = status_text.Progress(), None, None, None
+        recipe, self._display_error = self.recipe, None
+        seeds = range(recipe.config.seed, recipe.config.seed + num_seeds)
+        recipes = [replace(recipe, config=replace(recipe.config, seed=seed)) for seed in seeds]
+        self._begin(next_folder(self.folder).name)
         self._show_buttons(is_running=True)
+        self.job = Job(lambda stop: self._stream(recipes, stop), self._on_event, on_end=self._on_end, name=self._name)
+
+    def _begin(self, name: str) -> None:
+        self._name, self._rows[name], self._samples[name] = name, [], []
+        self._progress, self._prepared, self._first = status_text.Progress(), None, None
         self.status.value = markup.line(f"{name} begins.")
-        self.job = Job(
-            lambda stop: carry_out(recipe, self.folder / name, stop=stop, progress=self._on_progress, score=self.score,
-                                   cache=self.cache),
-            partial(self._on_event, name), on_end=partial(self._on_end, name), name=name,
-        )  # fmt: skip
+
+    def _stream(self, recipes: Sequence[Recipe], stop: threading.Event) -> Iterator[status_text.RunEvent]:
+        for number, recipe in enumerate(recipes):
+            if number:
+                if stop.is_set():
+                    return
+                self._end_of_run()
+                self._begin(next_folder(self.folder).name)
+            yield from carry_out(recipe, self.folder / self._name, stop=stop, progress=self._on_progress,
+                                 score=self.score, cache=self.cache)  # fmt: skip
+
+    @property
+    def bookmark(self) -> str:
+        """The controls that were turned, the runs shown and the prompt, as text that `restore` takes."""
+        turned = {name: one.value for name, one in self.controls.items() if one.value != self._start[name]}
+        return json.dumps(turned | {"runs": list(self.shown_runs.value), "prompt": self.prompt.value})
+
+    def restore(self, bookmark: str) -> None:
+        """Take the panel back to a bookmark; ValueError for a text that is none."""
+        try:
+            state = dict(json.loads(bookmark))
+        except (TypeError, ValueError):
+            raise ValueError(f"this is no bookmark of a cockpit: {bookmark!r:.60}; copy one from the field") from None
+        self.set({name: value for name, value in state.items() if name in self.controls})
+        self.shown_runs.value = [name for _, name in self.shown_runs.options if name in state.get("runs", ())]
+        if state.get("prompt") in [number for _, number in self.prompt.options]:
+            self.prompt.value = state["prompt"]
+
+    def set(self, values: Mapping[str, Any]) -> None:
+        """Put these values into the controls, the loss first, and the others back to where they began."""
+        for name in ("loss", *self.controls):
+            self.controls[name].value = {**self._start, **values}[name]
 
     def stop(self) -> None:
         """Stop the run in hand. It ends within moments and is saved as it stands."""
@@ -108,8 +154,8 @@ class Cockpit(HasJob, ipywidgets.VBox):
         self._progress.during(what, done, total)
         self._guarded(lambda: self._text_throttle(self._show_progress))
 
-    def _on_event(self, name: str, event: status_text.RunEvent) -> None:
-        self._guarded(lambda: self._show_event(name, event))
+    def _on_event(self, event: status_text.RunEvent) -> None:
+        self._guarded(lambda: self._show_event(self._name, event))
 
     def _guarded(self, show: Callable[[], object]) -> None:
         """Show something. A page that is gone is no reason to end a training; `wait` raises it."""
@@ -143,7 +189,9 @@ class Cockpit(HasJob, ipywidgets.VBox):
                 self.throttle(self.curves.try_redraw)
         self._text_throttle(self._show_progress)
 
-    def _on_end(self, name: str, error: BaseException | None) -> None:
+    def _end_of_run(self) -> Run | None:
+        """The run in hand has ended: its rows from its folder, or, where it left none, it goes from the list."""
+        name = self._name
         saved = next((run for run in self.runs if run.folder.name == name and run.folder.exists()), None)
         if saved is not None:
             self._rows[name], self._samples[name] = saved.metrics, saved.samples or self._samples[name]
@@ -151,14 +199,18 @@ class Cockpit(HasJob, ipywidgets.VBox):
             self.runs = [run for run in self.runs if run.folder.name != name]
             self._offer_runs()
         self._show_answers()
+        return saved
+
+    def _on_end(self, error: BaseException | None) -> None:
+        saved = self._end_of_run()
         self._progress.end()
         self._show_progress()
+        self.throttle.now(self.curves.try_redraw)
         if error is not None:
-            self.throttle.now(self.curves.try_redraw)
             what = "" if saved is None else " What was measured so far is saved."
             self.status.value = markup.line(f"{type(error).__name__}: {error}{what}", is_error=True)
         else:
-            nothing = f"{name} was stopped before its first step; nothing was saved."
+            nothing = f"{self._name} was stopped before its first step; nothing was saved."
             self.status.value = markup.line(nothing if saved is None else status_text.ending(saved))
         self._show_buttons(is_running=False)
 
@@ -179,17 +231,23 @@ class Cockpit(HasJob, ipywidgets.VBox):
         return describe_watch(self._chosen(runs))
 
     def _chosen(self, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-        labels = dict(zip((run.folder.name for run in self.runs), run_labels(self.runs), strict=True))
-        return {labels[name]: list(self._rows[name]) for name in labels if name in names}
+        """The rows of these runs by what tells the runs apart; those that differ by their seed alone as one."""
+        groups = seed_groups([run for run in self.runs if run.folder.name in names])
+        chosen: dict[str, list[dict[str, Any]]] = {}
+        for label, group in zip(run_labels([group[0] for group in groups]), groups, strict=True):
+            rows = [list(self._rows[run.folder.name]) for run in group]
+            chosen |= {label: rows[0]} if len(rows) == 1 else {f"{label}, {len(rows)} seeds": over_seeds(rows)}
+        return chosen
 
     def _show_progress(self) -> None:
         share = self._progress.share
         self.bar.bar_style = "" if share is not None else "info"
         self.bar.value = 0.0 if share is None else share
-        self.progress.value = self._progress.words
+        self.progress.value = markup.line(self._progress.words)
 
     def _show_buttons(self, *, is_running: bool) -> None:
-        self.train_button.disabled, self.stop_button.disabled = is_running or not self._is_valid, not is_running
+        self.stop_button.disabled = not is_running
+        self.train_button.disabled = self.seeds_button.disabled = is_running or not self._is_valid
 
     def _offer_runs(self, newest: str | None = None) -> None:
         options, names = self._run_options(), [run.folder.name for run in self.runs]
@@ -201,7 +259,7 @@ class Cockpit(HasJob, ipywidgets.VBox):
 
     def _run_options(self) -> list[tuple[str, str]]:
         labels = run_labels(self.runs) if self.runs else []
-        return [(markup.shortened(label, 90), run.folder.name) for label, run in zip(labels, self.runs, strict=True)]
+        return [(markup.shortened(label, 60), run.folder.name) for label, run in zip(labels, self.runs, strict=True)]
 
     def _offer_prompts(self, prompts: Sequence[str]) -> None:
         if self._prompts == list(prompts):
@@ -223,8 +281,11 @@ class Cockpit(HasJob, ipywidgets.VBox):
         self.answers.value = markup.answers(sample["prompt"], status_text.sample_columns(sample))
 
     def _on_change(self, change: Mapping[str, Any] | None = None) -> None:
+        words = "Ready."
         if change is not None and change["owner"] is self.controls["loss"]:
-            self._follow_loss()
+            words = self._follow_loss()
+        elif change is not None:
+            words = at_its_end(change["owner"]) or words
         try:
             recipe = self.recipe
         except ValueError as error:
@@ -236,49 +297,78 @@ class Cockpit(HasJob, ipywidgets.VBox):
             self.command.value = markup.code(command_line(recipe), "the same run as a command")
             self.python.value = markup.code(python_code(recipe), "the same run as Python")
             if change is not None and not self.running:
-                self.status.value = markup.line("Ready.")
+                self.status.value = markup.line(words)
         self._show_buttons(is_running=self.running)
+        self._show_bookmark()
 
-    def _follow_loss(self) -> None:
-        """Knobs that the new loss lacks are switched off, the others start where the loss does."""
-        known = own_knobs(self.controls["loss"].value)
+    def _follow_loss(self) -> str:
+        """Knobs that the new loss lacks are switched off, the others start where the loss does; says so."""
+        loss = self.controls["loss"].value
+        known, further = own_knobs(loss), further_knobs(loss)
         for name in SHARED_KNOBS:
-            one = self.controls[name]
-            one.disabled = name not in known
-            if name in known:
-                one.value = known[name]
+            self.controls[name].disabled = name not in known
+            self.controls[name].value = known.get(name, self.controls[name].value)
+        self.controls["knobs"].value, self.controls["knobs"].disabled = further, not further
+        starts = " ".join([*(f"{name}={value:g}" for name, value in known.items()), further]).strip()
+        spec = (LOSSES | UNPAIRED_LOSSES).get(loss)
+        return f"{spec.summary if spec else loss} Its knobs stand at its own start: {starts or 'it has none'}."
+
+    def _show_bookmark(self, _change: object = None) -> None:
+        self.place.value = self.bookmark
+
+    def _on_bookmark(self, change: Mapping[str, Any]) -> None:
+        if change["new"] != self.bookmark:
+            attempt(lambda: self.restore(change["new"]), self.status)
 
     def _lay_out(self) -> None:
-        options, wide = self._run_options(), room("46em", "8em")
+        options, box = self._run_options(), ipywidgets.Layout
+        column: dict[str, Any] = {"layout": box(width="auto"), "style": {"description_width": LABEL}}
+        half: dict[str, Any] = column | {"layout": box(flex="1 1 0", width="auto", min_width="12em")}
+        self.preset = ipywidgets.Dropdown(options=list(PRESETS), description="preset", **column,
+                                          **tip("Runs of the embedded model that are worth seeing"))  # fmt: skip
+        third = {"layout": box(flex="1 1 0", width="auto", min_width="4.6em")}
         self.train_button = button("Train", "Begin the run that the controls describe", self.train, icon="play",
-                                   button_style="primary")  # fmt: skip
+                                   button_style="primary", **third)  # fmt: skip
+        self.train_button.add_class("dpo-lab-waits")
+        self.seeds_button = button("3 seeds", "The same run with three seeds, one after another: their mean, and "
+                                   "a band from the least to the most", lambda: self.train(3), **third)  # fmt: skip
         self.stop_button = button("Stop", "End the run in hand and save it as it stands", self.stop, icon="stop",
-                                  button_style="danger", disabled=True)  # fmt: skip
-        self.bar = ipywidgets.FloatProgress(min=0, max=1, description="progress", **room("24em", "8em"))
-        self.progress = ipywidgets.Label(value="no run yet")
-        self.status, self.notes, self.answers, self.command, self.python = texts(5)
+                                  button_style="danger", disabled=True, **third)  # fmt: skip
+        self.bar = ipywidgets.FloatProgress(min=0, max=1, layout=box(width="auto", height="12px"))
+        self.status, self.progress, self.notes, self.answers, self.command, self.python = texts(6)
+        self.progress.value = markup.line("no run yet")
         self.shown_runs = ipywidgets.SelectMultiple(
             options=options, value=tuple(name for _, name in options[-SHOWN_AT_FIRST:]), description="runs shown",
-            rows=4, **tip("Curves over each other; Ctrl or Shift chooses several"), **wide,
+            rows=4, **tip("Curves over each other; Ctrl or Shift chooses several"), **column,
         )  # fmt: skip
         self.curves = RunsFigure(self.draw, describe=self.describe, runs=self.shown_runs)
         self.answers_of = ipywidgets.Dropdown(options=options[::-1], description="answers of",
-                                              **tip("Whose answers are shown"), **wide)  # fmt: skip
-        self.prompt = ipywidgets.Dropdown(description="prompt", **tip("The held-out prompt that was answered"),
-                                          **wide)  # fmt: skip
+                                              **tip("Whose answers are shown"), **half)  # fmt: skip
+        self.prompt = ipywidgets.Dropdown(description="prompt", **tip("The held-out prompt that was answered"), **half)
+        self.place = ipywidgets.Text(description="bookmark", continuous_update=False, **column, **tip(
+            "The panel's state. Save this text; pasted here, with Enter, it brings the state back"))  # fmt: skip
+        shown, rare = ([one for name, one in self.controls.items() if (name in FOLDED) == rare] for rare in (0, 1))
+        self.more = ipywidgets.Accordion([ipywidgets.VBox([*rare, self.place])])
+        self.more.set_title(0, "more")
         self.as_code = ipywidgets.Accordion([self.command, self.python])
         for index, language in enumerate(("a command", "Python")):
             self.as_code.set_title(index, f"The same run as {language}")
-        knobs = ipywidgets.Box(list(self.controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
+        buttons = ipywidgets.HBox([self.train_button, self.seeds_button, self.stop_button])
+        left = ipywidgets.VBox([self.preset, *shown, self.more, buttons, self.bar, self.progress, self.shown_runs],
+                               layout=box(flex="1 1 16em", min_width="15em", max_width="21em"))  # fmt: skip
+        self.answers.layout = box(max_height="13em", overflow="auto", width="auto")
+        right = ipywidgets.VBox([self.status, self.curves.image, row(self.answers_of, self.prompt), self.answers],
+                                layout=box(flex="3 1 26em", min_width="20em"))  # fmt: skip
         super().__init__([
-            knobs, ipywidgets.HBox([self.train_button, self.stop_button]),
-            ipywidgets.VBox([self.bar, self.progress]),
-            self.status, self.notes, self.curves, self.answers_of, self.prompt, self.answers, self.as_code,
+            ipywidgets.HTML(WAITING), ipywidgets.HBox([left, right], layout=box(flex_flow="row wrap")),
+            self.curves.words, self.notes, self.as_code,
         ])  # fmt: skip
-        for one in self.controls.values():
-            one.observe(self._on_change, names="value")
-        for one in (self.prompt, self.answers_of):
-            one.observe(self._show_answers, names="value")
+        watched = {self._on_change: self.controls.values(), self._show_answers: (self.prompt, self.answers_of),
+                   self._show_bookmark: (self.prompt, self.shown_runs), self._on_bookmark: (self.place,),
+                   lambda change: self.set(PRESETS[change["new"]]): (self.preset,)}  # fmt: skip
+        for act, widgets in watched.items():
+            for one in widgets:
+                one.observe(act, names="value")
 
     def __repr__(self) -> str:
         try:

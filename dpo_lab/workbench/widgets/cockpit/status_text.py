@@ -8,6 +8,7 @@ from typing import Any
 
 from dpo_lab.loop import Checkpoint, Evaluation, Event, Finished, Step
 from dpo_lab.workbench.recipes.session import Answers, Prepared
+from dpo_lab.workbench.runs.report import verdict
 from dpo_lab.workbench.runs.run import CONFIG, Run
 
 RunEvent = Event | Prepared | Answers
@@ -101,7 +102,7 @@ def ending(run: Run) -> str:
         )
         if name in last
     ]  # fmt: skip
-    measured = f" Held out, when last looked at: {', '.join(held_out)}." if held_out else ""
+    measured = f" Held out, when last looked at: {', '.join(held_out)}. {verdict(run.samples)}" if held_out else ""
     return f"{run.folder.name}: {state}, {steps}.{measured} Model, curves and report are in {run.folder}."
 
 
