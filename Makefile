@@ -5,7 +5,7 @@
 #   make test    run every test          make check   format, lint and types
 #   make audit   known holes in the pinned versions
 #   make bench   against TRL, growth     make browser the panels in a real browser (needs Chromium)
-#   make figures every figure of the course as PNG and SVG for slides, in build/figures (runs the notebooks: 20 minutes)
+#   make figures every figure of the course as PNG and SVG for slides, in build/figures (it runs the notebooks)
 #   make site    the course and the reference as a site, in build/site: no network needed to build it or to read it
 #   make gpu     speed, memory and training on a GPU, in ten minutes (TINY=1 tries it on a CPU)
 #   make results the kept measurements (experiments: 130 minutes; ANEW=--anew from scratch)
