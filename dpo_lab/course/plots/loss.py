@@ -38,7 +38,7 @@ def plot_loss(gap: float, beta: float, *, ax: Axes | None = None) -> Axes:
     top = max(3.5, float(loss_at(-WIDEST_GAP, beta)) * 1.08)
     ax.plot(at, loss_at(at, beta), color=style.CHOSEN, linewidth=2.4, label=f"loss, β = {beta:.3g}")
     near = gap + np.array([-9.0, 9.0])
-    label = f"tangent, slope {slope:.3f}"
+    label = f"tangent, slope {slope:.3f}".replace("-", "−")
     ax.plot(near, here + slope * (near - gap), "--", color=style.ORANGE, linewidth=2, label=label)
     ax.axhline(np.log(2), color=style.GREY, linewidth=0.9, linestyle=":")
     ax.text(WIDEST_GAP, np.log(2), "log 2 ", ha="right", va="bottom", **style.text(9))
@@ -60,7 +60,7 @@ def plot_weight(gap: float, beta: float, *, ax: Axes | None = None) -> Axes:
         ax.text(WIDEST_GAP, level, f"{name} ", ha="right", va="bottom", **style.text(9))
     here = float(weight_at(gap, beta))
     ax.plot([gap], [here], "o", color=style.ORANGE, markersize=10, markeredgecolor=style.INK, zorder=3,
-            label=f"h = {gap:.1f}: weight {here:.3f}")  # fmt: skip
+            label=f"h = {gap:.1f}: weight {here:.3f}".replace("-", "−"))  # fmt: skip
     ax.text(-WIDEST_GAP, 0.03 * beta, " ranked wrongly", va="bottom", **style.text(9))
     ax.set(xlim=(-WIDEST_GAP, WIDEST_GAP), ylim=(0, 1.42 * beta))
     style.dress(ax, "How hard it pulls", "log-ratio gap h (nats)", "weight (loss per nat)")
