@@ -68,6 +68,13 @@ def test_what_is_drawn_is_what_the_words_say():
     assert to_png(draw_sweep([], ASKED))[:4] == b"\x89PNG"
 
 
+def test_trials_that_are_as_good_are_named_and_the_truth_is_chosen_by_where_it_is_known(tmp_path):
+    rows = [row(0, 0.9), row(1, 0.9), row(2, 0.5)]
+    assert "is trial 0 with beta 0.1; as good: 1." in describe_sweep(rows, ["beta"], "accuracy")
+    assert SweepPanel(folder=tmp_path / "s").settings.objective == "reward"
+    assert SweepPanel(pairs="mine.jsonl").settings.objective == "accuracy"
+
+
 def test_the_line_of_the_command_follows_the_fields(tmp_path):
     panel = SweepPanel(folder=tmp_path / "s", model="some<model>")
     panel.controls["beta"].value = "0.1,0.5"
@@ -99,10 +106,15 @@ def test_start_runs_the_budget_and_shows_what_the_study_holds(given, tmp_path):
     assert panel.image.value == to_png(draw_sweep(panel.rows, panel.settings)) != empty
     assert panel.table.value == table_of_trials(panel.rows, panel.settings)
     assert panel.best is not None
-    assert f"--beta {panel.best['beta']}" in panel.command.value
+    assert f"--beta {panel.best['beta']:.4g}" in panel.command.value
     assert "The budget is spent" in panel.words.value
     assert (panel.start_button.disabled, panel.stop_button.disabled) == (False, True)
     assert threading.active_count() <= before
+    again = SweepPanel(folder=tmp_path / "s")  # a finished study is shown before Start
+    assert again.rows == panel.rows
+    assert again.image.value == panel.image.value
+    assert "2 trials lie in this folder" in again.words.value
+    assert again.command.value == panel.command.value
     panel.controls["trials"].value = 3
     panel.start_button.click()  # goes on with the same study
     panel.wait(120)

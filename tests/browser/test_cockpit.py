@@ -33,7 +33,7 @@ except ValueError as error:
 # What stands beside the bar, how long the bar is, and each new picture, as the page shows them one after another.
 WATCH = """([panel, image]) => {
     const bar = panel.querySelector(".progress-bar");
-    const words = bar.closest(".widget-box").querySelector(".widget-label:last-child");
+    const words = bar.closest(".widget-hprogress").nextElementSibling;
     window.told = {words: [], widths: [], pictures: 0, clicked: null, stopped: null};
     new MutationObserver(() => {
         const told = window.told, now = panel.textContent;
@@ -71,7 +71,7 @@ def told(sheet: Sheet) -> dict:
 
 def test_train_stop_and_train_again(sheet: Sheet):
     panel = sheet.show(CELL.format(folder="cockpit_runs"))
-    page, status = sheet.page, panel.get_by_role("status").first
+    page = sheet.page
     train, stop = (button(panel, name) for name in ("Train", "Stop"))
     expect(train).to_be_enabled(timeout=WAIT)
     expect(stop).to_be_disabled()
@@ -117,7 +117,7 @@ def test_train_stop_and_train_again(sheet: Sheet):
     epochs.press("Enter")
     pictures = seen["pictures"]
     train.click()
-    expect(status).to_contain_text(re.compile("run-02: complete"), timeout=WAIT)
+    expect(panel).to_contain_text(re.compile("run-02: complete"), timeout=WAIT)
     expect(train).to_be_enabled(timeout=WAIT)  # and its report is written
     second = Run.load(sheet.folder / "cockpit_runs" / "run-02")
     assert second.summary()["is_complete"]
@@ -125,9 +125,56 @@ def test_train_stop_and_train_again(sheet: Sheet):
     until(lambda: told(sheet)["pictures"] > pictures, "the second run's curves")
     for name in ("run-01", "run-02"):
         expect(panel.get_by_label("runs shown")).to_contain_text(name)
-        expect(panel.locator("img + *")).to_contain_text(name, timeout=WAIT)
+        expect(panel.locator("details", has_text="The curves in words")).to_contain_text(name, timeout=WAIT)
     sheet.shoot(panel, "4-two-runs")
     assert seconds <= 2 * SLOWNESS, f"Stop took {seconds:.2f} s"
+
+
+def test_it_fits_one_screen_of_a_laptop(sheet: Sheet):
+    """1280 × 800, with the list of files open: knobs, curves and the answer are seen together, without scrolling."""
+    panel = sheet.show(CELL.format(folder="small_screen").replace("cockpit\n", "cockpit.train()\ncockpit\n"))
+    sheet.page.set_viewport_size({"width": 1280, "height": 800})
+    expect(panel.get_by_text("true reward").first).to_be_visible(timeout=WAIT)
+    button(panel, "Stop").click()
+    expect(button(panel, "Train")).to_be_enabled(timeout=WAIT)
+    panel.evaluate("panel => panel.scrollIntoView({block: 'start'})")
+    parts = [panel.get_by_label("preset"), button(panel, "Train"), panel.locator("img"), panel.get_by_label("prompt"),
+             panel.get_by_text("true reward").first, panel.get_by_label("runs shown")]  # fmt: skip
+    for part in parts:
+        box = part.bounding_box()
+        assert box is not None
+        assert box["y"] >= 80
+        assert box["y"] + box["height"] <= 780, part
+    sheet.page.screenshot(path=sheet.pictures / f"{sheet.name}-1280x800.png")
+
+
+def test_a_bookmark_that_is_pasted_brings_the_knobs_back(sheet: Sheet):
+    panel = sheet.show(CELL.format(folder="bookmarked"))
+    panel.get_by_label("preset").select_option("noisy labels")
+    panel.get_by_text("more", exact=True).click()
+    place, command = panel.get_by_label("bookmark"), panel.locator("pre", has_text="dpo-lab train")
+    expect(place).to_have_value(re.compile('"flip": 0.4'), timeout=WAIT)
+    bookmark = place.input_value()
+    panel.get_by_label("preset").select_option("as given")
+    expect(place).not_to_have_value(re.compile("flip"), timeout=WAIT)
+    place.fill(bookmark)
+    place.press("Enter")
+    until(lambda: "--flip 0.4" in command.evaluate("one => one.textContent"), "the command of the bookmark")
+
+
+def test_a_click_while_cells_run_is_answered_at_once_or_says_that_it_waits(sheet: Sheet):
+    panel = sheet.show(CELL.format(folder="busy_runs"))
+    train = button(panel, "Train")
+    cells = sheet.page.locator(".jp-Notebook .jp-CodeCell")
+    cells.nth(cells.count() - 1).locator(".cm-content").click()
+    sheet.page.keyboard.insert_text("import time\ntime.sleep(20)")
+    sheet.page.keyboard.press("Shift+Enter")
+    train.click()
+    until(
+        lambda: train.is_disabled() or "waiting" in train.evaluate("one => getComputedStyle(one, '::after').content"),
+        "a sign of life", 15,
+    )  # fmt: skip
+    button(panel, "Stop").click(timeout=WAIT)
 
 
 def test_a_kernel_closed_in_the_middle_of_a_training_loses_nothing_that_was_saved(sheet: Sheet):

@@ -20,6 +20,18 @@ def read(panel: Locator, name: str) -> str:
     return panel.get_by_role("group", name=name).locator("pre").inner_text()
 
 
+def test_after_a_click_the_letters_label_and_leave_the_notebook_alone(sheet: Sheet):
+    panel = sheet.show(CELL.format(count=4).replace("mine.book", "clicked.book"))
+    cells, message = sheet.page.locator(".jp-Notebook .jp-Cell"), panel.get_by_role("status").nth(1)
+    num_cells = cells.count()
+    panel.get_by_role("button", name="Left is better").click()
+    expect(message).to_have_text("Question 1: left, saved.", timeout=WAIT)
+    sheet.page.wait_for_timeout(400)
+    sheet.page.keyboard.press("a")
+    expect(message).to_have_text("Question 2: left, saved.", timeout=WAIT)
+    assert cells.count() == num_cells
+
+
 def test_five_pairs_are_labelled_with_the_keyboard_one_undone_and_the_export_read_back(sheet: Sheet):
     panel = sheet.show(CELL.format(count=6))
     page = sheet.page

@@ -66,14 +66,9 @@ class Stopped(Exception):
 
 
 def carry_out(
-    recipe: Recipe,
-    folder: str | Path,
-    *,
-    stop: Flag | None = None,
-    progress: Progress | None = None,
-    score: Score | None = true_reward,
-    cache: str | Path | None = None,
-) -> Iterator[Event | Prepared | Answers]:
+    recipe: Recipe, folder: str | Path, *, stop: Flag | None = None, progress: Progress | None = None,
+    score: Score | None = true_reward, cache: str | Path | None = None,
+) -> Iterator[Event | Prepared | Answers]:  # fmt: skip
     """Train as the recipe says and record the run in `folder`, new or empty.
 
     Yields `Prepared`, then the events of `train_dpo`, and `Answers` after each evaluation. When `Finished` comes the

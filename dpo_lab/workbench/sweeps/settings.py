@@ -131,15 +131,8 @@ class SweepSettings(PassSettings, ReadingSettings):
 
     def trial_config(self, values: dict, *, evaluate_every: int | None = None) -> DPOConfig:
         """The configuration of a trial with these values of its knobs."""
-        return DPOConfig(
-            **values,
-            seed=self.seed,
-            max_length=self.max_length,
-            score_turns=self.score_turns,
-            precision=self.precision,
-            device=self.device,
-            evaluate_every=evaluate_every,
-        )
+        own = {name: getattr(self, name) for name in ("seed", "max_length", "score_turns", "precision", "device")}
+        return DPOConfig(**values, **own, evaluate_every=evaluate_every)
 
 
 _CHANGES_LOSS = ("loss", "label_smoothing", "divergence")

@@ -164,16 +164,8 @@ class _Data:
             settings.pairs, split=split, limit=settings.limit, seed=settings.seed, **reading(settings, settings.pairs)
         )
         train, held = split_rows(list(rows), settings.validation, settings.seed)
-        tokens, validation = (
-            tokenize_pairs(
-                part,
-                tokenizer,
-                max_length=settings.max_length,
-                score_turns=settings.score_turns,
-                on_bad_row=settings.on_bad_row,
-            )[0]
-            for part in (train, held)
-        )
+        how = {name: getattr(settings, name) for name in ("max_length", "score_turns", "on_bad_row")}
+        tokens, validation = (tokenize_pairs(part, tokenizer, **how)[0] for part in (train, held))
         if not len(tokens) or not len(validation):
             raise ValueError(
                 f"{len(train)} pairs to train on and {len(held)} to compare on are too few; raise limit, or change "

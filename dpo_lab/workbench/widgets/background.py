@@ -69,11 +69,6 @@ class Job:
         """Whether the stream has not ended yet."""
         return not self._is_over.is_set()
 
-    @property
-    def stopping(self) -> bool:
-        """Whether its end was requested."""
-        return self._stop.is_set()
-
     def _run(self) -> None:
         try:
             self._read()

@@ -20,7 +20,7 @@ from dpo_lab.workbench.plots.token_rewards import token_heatmap, token_html
 from dpo_lab.workbench.plots.token_text import visible
 from dpo_lab.workbench.widgets import markup
 from dpo_lab.workbench.widgets.background import Job
-from dpo_lab.workbench.widgets.layout import Panel, button, focus, room, row, texts, tip
+from dpo_lab.workbench.widgets.layout import Panel, button, room, row, texts, tip
 from dpo_lab.workbench.widgets.sources import PolicySource, named, policy_of, run_of, with_checkpoints
 
 Table = Mapping[str, np.ndarray]
@@ -229,7 +229,7 @@ class Inspector(Panel):
 
     def _walk(self, step: int) -> None:
         self.place.value = min(max(self.place.value + step, 1), self.place.max)
-        focus(self.place)  # so that the arrow keys go on from here
+        getattr(self.place, "focus", int)()  # so that the arrow keys go on from here
 
     def _show(self) -> None:
         from dpo_lab.workbench.evaluation.per_token import token_rewards

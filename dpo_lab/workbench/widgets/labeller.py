@@ -18,7 +18,7 @@ import ipywidgets
 from dpo_lab.workbench.labels.book import CHOICES, LabelBook
 from dpo_lab.workbench.labels.results import export_labels, left_share, win_rates
 from dpo_lab.workbench.widgets import markup
-from dpo_lab.workbench.widgets.layout import Panel, attempt, button, focus, row, texts, tip
+from dpo_lab.workbench.widgets.layout import Panel, attempt, button, row, texts, tip
 
 KEYS = {"a": "left", "b": "right", "t": "tie", "s": "skip", "u": "undo"}
 _BUTTONS = {
@@ -174,7 +174,7 @@ class Labeller(Panel):
             else:
                 attempt(act, self.message)
             self._last = time.monotonic()  # when it was done: writing may have taken a while
-            focus(self.key)  # after a click the letters would go to the notebook, where `a` inserts a cell
+            getattr(self.key, "focus", int)()  # else the letters go to the notebook, where `a` inserts a cell
 
     def _say(self, words: str) -> None:
         self.message.value = markup.line(words)

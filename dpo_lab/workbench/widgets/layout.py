@@ -65,11 +65,6 @@ def button(label: str, tooltip: str, act: Callable[[], Any], **traits: Any) -> i
     return made
 
 
-def focus(one: ipywidgets.Widget) -> None:
-    """Let the keyboard act on a control, where ipywidgets can (from 8 on)."""
-    getattr(one, "focus", lambda: None)()
-
-
 def texts(num: int) -> list[ipywidgets.HTML]:
     """Places for HTML, empty."""
     return [ipywidgets.HTML() for _ in range(num)]

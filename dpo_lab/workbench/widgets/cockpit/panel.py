@@ -121,10 +121,9 @@ class Cockpit(HasJob, Panel):
 
     def restore(self, bookmark: str) -> None:
         """Take the panel back to a bookmark; ValueError for a text that is none."""
-        try:
-            state = dict(json.loads(bookmark))
-        except (TypeError, ValueError):
-            raise ValueError(f"this is no bookmark of a cockpit: {bookmark!r:.60}; copy one from the field") from None
+        state = json.loads(bookmark) if bookmark.startswith("{") else None
+        if state is None:
+            raise ValueError(f"this is no bookmark of a cockpit: {bookmark!r:.60}; copy one from the field")
         self.set({name: value for name, value in state.items() if name in self.controls})
         self.shown_runs.value = [name for _, name in self.shown_runs.options if name in state.get("runs", ())]
         if state.get("prompt") in [number for _, number in self.prompt.options]:

@@ -53,19 +53,12 @@ def recipe_of(values: Mapping[str, Any], base: Recipe) -> Recipe:
     values |= {name: values[name] or None for name in ("limit", "job", "lora") if name in values}  # 0 or "": none
     for name in SHARED_KNOBS:
         values[name] = values.get(name) if name in known else None
-    if "knobs" in values:
-        values["knobs"] = _parsed(values["knobs"], knobs_of(values["loss"]))
+    if "knobs" in values:  # those of "gamma=0.5 lam=1" that differ from the loss's own
+        written = {
+            name: float(value or "nan") for name, _, value in (w.partition("=") for w in values["knobs"].split())
+        }
+        values["knobs"] = dict(written.items() - knobs_of(values["loss"]).items())
     of_config = {entry.name for entry in fields(DPOConfig)}
     config = replace(base.config, **{name: value for name, value in values.items() if name in of_config})
     loss_of(config)
     return replace(base, config=config, **{name: value for name, value in values.items() if name not in of_config})
-
-
-def _parsed(words: str, known: Mapping[str, float]) -> dict[str, float]:
-    """The knobs of "gamma=0.5 lam=1" that differ from the loss's own."""
-    pairs = [word.partition("=") for word in words.replace(",", " ").split()]
-    try:
-        found = {name: float(value) for name, _, value in pairs}
-    except ValueError:
-        raise ValueError(f"knobs must be written as name=number, got {words!r}; gamma=0.5 is one") from None
-    return {name: value for name, value in found.items() if known.get(name) != value}
