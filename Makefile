@@ -103,8 +103,8 @@ gpu:
 data: $(VENV)/.with-course
 	$(BIN)/python data/build.py
 
-# The last six are the experiments of notebooks 10 to 13 and 17 (4, 65, 20, 17, 24 and 4 minutes on two cores): cells on two
-# processes, kept one by one; started again they go on, and with ANEW=--anew they begin from scratch.
+# The last are the experiments of notebooks 10 to 13, 17 and 18 (4, 65, 20, 17, 24, 4, 25 and 15 minutes on two cores): cells
+# on two processes, kept one by one; started again they go on, and with ANEW=--anew they begin from scratch.
 EXPERIMENT := $(BIN)/python data/experiments
 WORKERS := --workers 2 $(ANEW)
 results: $(VENV)/.with-course
@@ -119,6 +119,8 @@ results: $(VENV)/.with-course
 	$(EXPERIMENT)/family.py $(WORKERS)
 	$(EXPERIMENT)/jobs.py $(WORKERS)
 	$(EXPERIMENT)/offline_online.py $(WORKERS)
+	$(EXPERIMENT)/rounds.py $(WORKERS)
+	$(EXPERIMENT)/which_pairs.py $(WORKERS)
 
 # The study of notebook 16, hours on two cores. HUMAN: files of human preferences, of which only numbers are kept.
 real-results: $(VENV)/.with-real

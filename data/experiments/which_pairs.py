@@ -46,15 +46,17 @@ from dpo_lab.worlds.pocket import Conversation, judge
 from dpo_lab.worlds.pocket.writer import flaw_names, write_answer
 
 PAIRS, BATCH, MAX_NEW_TOKENS, EVALUATION_SEED = 256, 16, 64, 99
-CONDITIONS = ("base", "high-mid", "mid-low", "high-low", "sft-high", "sft-mid", "own", "half-own", "written", "all",
-              "random-half", "easy-half", "hard-half", "noise-20", "noise-40", "number-128", "number-64",
-              "number-32")  # fmt: skip
+COMPARISONS = (
+    ("base", "own", "written", "high-mid", "mid-low"), ("high-low", "half-own"),
+    ("random-half", "easy-half", "hard-half"), ("noise-40", "number-32"), ("all", "sft-high", "sft-mid"),
+    ("noise-20", "number-128", "number-64"),
+)  # fmt: skip
 COLUMNS = ("reward", "kl", "reward_chosen", "reward_rejected", "accuracy", "pairs", "steps", "seconds")
 
 
 def cells(seeds: int) -> list[Cell]:
-    """Every condition once with a seed before the next seed begins."""
-    return [{"method": method, "seed": seed} for seed in range(seeds) for method in CONDITIONS]
+    """A comparison on all seeds before the next comparison, so that a run may be cut short."""
+    return [{"method": method, "seed": seed} for methods in COMPARISONS for seed in range(seeds) for method in methods]
 
 
 def written(row: Any, rng: Random) -> list[tuple[float, str]]:
