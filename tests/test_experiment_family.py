@@ -38,9 +38,9 @@ def test_every_loss_is_tried_as_often_as_every_other_and_each_trial_can_be_run(f
     assert len(cells) == 224
 
 
-def test_the_losses_that_are_told_know_the_share_of_flips_and_take_part_on_noisy_labels_only(family):
-    assert [kind for kind in family.KINDS if "robust, told" in family.members(kind)] == ["noisy"]
-    config = family.configured("robust, told", family.trials("robust, told")[0], seed=0)
+def test_the_losses_that_know_the_share_of_flips_take_part_on_noisy_labels_only(family):
+    assert [kind for kind in family.KINDS if "robust, known share" in family.members(kind)] == ["noisy"]
+    config = family.configured("robust, known share", family.trials("robust, known share")[0], seed=0)
     assert (config.loss, config.knobs["label_smoothing"]) == ("robust", family.FLIPPED)
 
 

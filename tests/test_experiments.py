@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_each_cell_gives_a_row_and_each_group_a_line(harness, tmp_path):
     assert kept["settings"]["scale"] == 1
     assert "commit" in kept["made"]
     lines = (tmp_path / "it.md").read_text().splitlines()
-    assert "| square | 2 | 2 | 4.500 ± 0.707 |" in lines
+    assert "| square | 2 | 2 | 4.50 ± 0.71 |" in lines
 
 
 def test_two_processes_give_the_rows_of_one(harness, tmp_path):
@@ -97,3 +98,33 @@ def test_rows_of_other_settings_are_refused(harness, tmp_path):
     carry_out(harness, tmp_path, "--workers", "1")
     with pytest.raises(SystemExit, match=r"'scale': \(1, 2\)"):
         carry_out(harness, tmp_path, "--workers", "1", scale=2)
+
+
+def test_a_table_shows_digits_that_mean_something(harness):
+    column = lambda *values: harness.spread([{"x": value} for value in values], "x")
+    assert column(2e-4, 2e-4, 2e-4) == "0.0002"  # a learning rate
+    assert column(0.0, 0.0) == column(-3e-17, 1e-9) == "0"
+    assert column(560, 560) == "560"
+    assert column(0.6931471824645996, 0.6931471226599541) == "0.693"  # equal to rounding
+    assert column(1.9, 2.1, 2.3) == "2.10 ± 0.20"
+    assert column(40.0, 142.0, 230.0) == "137 ± 95"
+    assert column(0.0123, 0.0125) == "0.01240 ± 0.00014"
+    assert column(55_849.0) == "55,849"
+    assert column(82.208) == "82.2"
+    assert column(None) == ""
+    assert column("a", "b", "a") == "a, b"
+    assert [harness.shown(value) for value in (3, 3.0, 5e-5, 2.0583, 999.7, math.nan)] == [
+        "3", "3", "5e-05", "2.06", "1,000", "nan"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["exact_frontier", "failures", "family", "jobs", "offline_online", "real_model",
+                                  "real_preferences", "rlhf_frontier"])  # fmt: skip
+def test_the_saved_pages_are_what_is_written_of_the_saved_rows(harness, name):
+    rows = json.loads((harness.RESULTS / f"{name}.json").read_text())["rows"]
+    lines = (harness.RESULTS / f"{name}.md").read_text().splitlines()
+    head = next(i for i, line in enumerate(lines) if " | runs | " in line)
+    names = lines[head].strip("| ").split(" | ")
+    group, columns = names[: names.index("runs")], names[names.index("runs") + 1 :]
+    about = harness.Experiment(name, "", "", columns, {}, group_by=group)
+    table = harness.table(about, {}, rows).strip().splitlines()[-len(harness.grouped(rows, group)) :]
+    assert lines[head + 2 : head + 2 + len(table)] == table

@@ -13,8 +13,8 @@ sees, with the labels in question, and is judged by the true reward of its answe
 to the train split. The best trial's setting is then trained with several seeds. A seed has pairs, flips, an order,
 test prompts and draws of its own, the same for all losses; nothing of the test split had a say in a setting.
 
-On noisy labels two members more, `cdpo, told` and `robust, told`, whose ε is the true share of flips; the others keep
-the table's. Their effort is the same.
+On noisy labels two members more, `cdpo, known share` and `robust, known share`, whose ε is the true share of flips;
+the others keep the table's. Their effort is the same.
 
 The runs are short, so that there can be many: 320 pairs once, in batches of 16.
 
@@ -55,7 +55,10 @@ FLIPPED, BONUS = 0.3, 1.0
 BATCH, MAX_NEW_TOKENS = 16, 80
 RATES = (3e-4, 1e-3)
 TEST_SEED = 78_000
-TOLD = {"cdpo, told": ("cdpo", {"label_smoothing": FLIPPED}), "robust, told": ("robust", {"label_smoothing": FLIPPED})}
+KNOWN = {
+    "cdpo, known share": ("cdpo", {"label_smoothing": FLIPPED}),
+    "robust, known share": ("robust", {"label_smoothing": FLIPPED}),
+}
 LOWER = {"ipo": 0.2, "sigmoid_norm": 2.0, "simpo": 2.0}
 """The lower value of a loss's first knob, where it is not 0.1: these losses count nats per token, not per answer."""
 MEASURES = ("reward", "success", "well_formed", "kl", "words", "accuracy", "chosen_moved", "rejected_moved")
@@ -63,12 +66,12 @@ MEASURES = ("reward", "success", "well_formed", "kl", "words", "accuracy", "chos
 
 def members(kind: str) -> list[str]:
     """Who takes part: every loss with something to set, and on noisy labels the two that know the share of flips."""
-    return [*(name for name, spec in LOSSES.items() if spec.knobs), *(TOLD if kind == "noisy" else ())]
+    return [*(name for name, spec in LOSSES.items() if spec.knobs), *(KNOWN if kind == "noisy" else ())]
 
 
 def trials(member: str) -> list[dict[str, float]]:
     """The settings that are tried: the same number for every member."""
-    loss, _ = TOLD.get(member, (member, {}))
+    loss, _ = KNOWN.get(member, (member, {}))
     knob = next(iter(LOSSES[loss].knobs))
     low = LOWER.get(loss, 0.1)
     return [{knob: value, "learning_rate": rate} for value in (low, 5 * low) for rate in RATES]
@@ -76,7 +79,7 @@ def trials(member: str) -> list[dict[str, float]]:
 
 def configured(member: str, setting: dict[str, float], seed: int, device: str = "cpu") -> DPOConfig:
     """The run that a setting stands for."""
-    loss, more = TOLD.get(member, (member, {}))
+    loss, more = KNOWN.get(member, (member, {}))
     knobs = {name: value for name, value in setting.items() if name != "learning_rate"}
     return DPOConfig(loss=loss, knobs=knobs | more, learning_rate=setting["learning_rate"], batch_size=BATCH, seed=seed,
                      device=device)  # fmt: skip

@@ -44,6 +44,7 @@ from dpo_lab.reference import fingerprint
 
 Cell = dict[str, Any]
 Result = dict[str, Any]
+NOISE = 1e-6  # smaller numbers of a table are rounding
 
 
 @dataclass(frozen=True)
@@ -204,19 +205,24 @@ def grouped(rows: Sequence[Result], names: Sequence[str]) -> dict[tuple, list[Re
 
 
 def spread(rows: Sequence[Result], name: str) -> str:
-    """Mean ± standard deviation of a column; the one value, where there is one; empty, where there is none."""
+    """Mean ± standard deviation of a column, to two digits of the latter; only the value, where there is one or all
+    are equal; empty, where there is none."""
     values = [row[name] for row in rows if name in row and row[name] is not None]
     if not values:
         return ""
     if any(isinstance(value, str) for value in values):
         return ", ".join(dict.fromkeys(map(str, values)))
-    middle = mean(values)
-    if abs(middle) >= 1000:
-        return f"{middle:,.0f}"
-    return f"{middle:.3f} ± {stdev(values):.3f}" if len(values) > 1 else shown(float(middle))
+    middle, deviation = float(mean(values)), float(stdev(values)) if len(values) > 1 else 0.0
+    if abs(middle) >= 1000 or not deviation > max(NOISE, 1e-4 * abs(middle)):
+        return shown(middle)
+    digits = max(0, 1 - math.floor(math.log10(deviation)))
+    return f"{middle:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}" if math.isfinite(value) and value != round(value) else f"{value:g}"
-    return str(value)
+    """A number to three significant digits, so that a learning rate is not 0.000; counts in full, rounding as 0."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return str(value)
+    if abs(value) < NOISE:
+        return "0"
+    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"

@@ -87,7 +87,7 @@ def check_betas_for_gap(answer: Callable[..., Any]) -> None:
         for name, (expected, instead, otherwise) in cases.items():
             expect(as_number(given[name], f"β of {name}"), expected, name=f"β of {name} for {gap:g} nats",
                    instead=instead, otherwise=otherwise)  # fmt: skip
-    right("one and the same gap is asked for by four different β. Two losses at one β are no comparison: each has its "
+    right("one and the same gap needs four different β. Two losses at one β are no comparison: each has its "
           "own unit")  # fmt: skip
 
 

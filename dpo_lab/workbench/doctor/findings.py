@@ -85,7 +85,8 @@ CAUSES: dict[str, Cause] = {  # of equal weight, the earlier is more often the c
     "overfitting": Cause(
         "The held-out loss leaves the training loss",
         "The policy memorises its pairs; what it learns of them no longer holds for others.",
-        "Stop at the lowest held-out loss, train one epoch, find more pairs, or take a larger β.",
+        "Train one epoch, find more pairs, or take a larger β. Choose the checkpoint by its answers: the one with the "
+        "lowest held-out loss may write badly.",
         FAILS, ("loss", "accuracy"),
     ),
     "margins": Cause(
@@ -293,12 +294,12 @@ def wrong_reference(log: Log) -> Finding | None:
 
 
 def stuck(log: Log) -> Finding | None:
-    """Over the last third, after FEWEST_STEPS, a loss that is not NEAR_LOG_2 below log 2, and NO_MARGIN."""
+    """Over the last third, after FEWEST_STEPS, NO_MARGIN and a loss from NEAR_LOG_2 below log 2 to WORSE above it."""
     if not starts_at_log_2(log) or log.last_step < FEWEST_STEPS or len(loss := log.values("loss")) < 3:
         return None
     late = parts_of(loss, 3)[-1]
     gaps = log.values("rewards/margins")
-    if late < LOG_2 - NEAR_LOG_2 or (len(gaps) >= 3 and abs(parts_of(gaps, 3)[-1]) > NO_MARGIN):
+    if not LOG_2 - NEAR_LOG_2 <= late <= LOG_2 + WORSE or (len(gaps) >= 3 and abs(parts_of(gaps, 3)[-1]) > NO_MARGIN):
         return None
     seen = f"Over the last third the loss is {late:.4f} on average, and log 2 is {LOG_2:.4f}."
     rewards = np.concatenate([log.values("rewards/chosen"), log.values("rewards/rejected")])
