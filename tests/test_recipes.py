@@ -157,19 +157,26 @@ def test_a_run_is_told_and_kept(small, tmp_path):
     assert "reward_after" not in sample  # nobody knows the true reward of these
 
 
+def of_training(metrics: list[dict]) -> list[dict]:
+    """Rows without seconds and without what is measured of answers on the way, which only the panel's way does."""
+    of_answers = {"eval_answer_length", "eval_kl", "eval_well_formed", "eval_true_reward"}
+    return [{name: value for name, value in row.items() if name not in of_answers} for row in without_seconds(metrics)]
+
+
 def test_the_command_and_the_python_code_give_the_same_numbers_and_answers(small, tmp_path, capsys, monkeypatch):
     import shlex
 
+    small = replace(small, flip=0.25)
     list(carry_out(small, tmp_path / "cockpit"))
     ours = Run.load(tmp_path / "cockpit")
     arguments = shlex.split(command_line(small))[1:]
     assert dpo_lab(capsys, *arguments, "--run", tmp_path / "command", "--kl-prompts", 0).status == 0
     theirs = Run.load(tmp_path / "command")
-    assert without_seconds(ours.metrics) == without_seconds(theirs.metrics)
+    assert of_training(ours.metrics) == of_training(theirs.metrics)
     assert [(s["before"], s["after"]) for s in ours.samples] == [(s["before"], s["after"]) for s in theirs.samples]
     exec(python_code(small, str(tmp_path / "python")), {})
     by_hand = Run.load(tmp_path / "python")
-    assert without_seconds(ours.metrics) == without_seconds(by_hand.metrics)
+    assert of_training(ours.metrics) == of_training(by_hand.metrics)
     load_policy(by_hand.model_folder, device="cpu")
 
 
@@ -181,6 +188,33 @@ def test_a_second_run_at_another_beta_makes_no_reference_pass(small, tmp_path):
     assert next(events).num_scored == 0
     assert not [what for what, _, total in told if "scoring" in what]
     assert isinstance(list(events)[-1], Finished)
+
+
+def test_labels_are_flipped_on_purpose_by_the_seed_and_a_job_is_taken_alone():
+    from dpo_lab.preferences import flip_labels, of_job
+
+    rows = [{"chosen": f"good {i}", "rejected": f"bad {i}", "job": "ab"[i % 2]} for i in range(20)]
+    noisy = flip_labels(rows, 0.25, seed=1)
+    assert [row["chosen"].startswith("bad") for row in noisy].count(True) == 5
+    assert all({row["chosen"], row["rejected"]} == {f"good {i}", f"bad {i}"} for i, row in enumerate(noisy))
+    assert flip_labels(rows, 0.25, seed=1) == noisy != flip_labels(rows, 0.25, seed=2)
+    assert flip_labels([{"label": True}], 1.0) == [{"label": False}]
+    assert rows[0]["chosen"] == "good 0"
+    assert len(of_job(rows, "a")) == 10
+    with pytest.raises(ValueError, match="no row is of the job 'c'"):
+        of_job(rows, "c")
+    with pytest.raises(ValueError, match=r"flip is a share and must lie in \[0, 1\], got 2"):
+        Recipe(flip=2)
+
+
+def test_kl_and_length_are_measured_of_answers_at_temperature_1(small, tmp_path):
+    list(carry_out(replace(small, sample_temperature=1.0), tmp_path / "run"))
+    run = Run.load(tmp_path / "run")
+    steps, kl = run.series("eval_kl")
+    assert steps.tolist() == [0, 3, 6, 9]
+    assert abs(kl[0]) < 1e-4
+    assert run.series("eval_answer_length")[1].max() <= 4
+    assert not len(run.series("eval_well_formed")[0])  # nobody knows what these rows demand
 
 
 def test_the_true_reward_is_measured_where_a_judge_knows(small, tmp_path):
