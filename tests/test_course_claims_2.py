@@ -244,16 +244,18 @@ def test_ppo_on_the_true_reward_loses_to_dpo_so_its_runs_were_too_short():
     assert "level with PPO" not in words(12)
 
 
-def test_with_as_many_judgements_as_dpo_rl_on_the_true_reward_comes_nearer():
+@pytest.mark.parametrize(("answers", "is_below"), [(3_072, True), (10_240, False)])
+def test_with_as_many_judgements_as_dpo_rl_on_the_true_reward_is_no_longer_below_it(answers, is_below):
     sound = sound_runs()
-    runs = [row for row in sound if row["method"] == "rloo-true"]
-    assert [(row["seed"], row["cost/judged_answers"]) for row in runs] == [(seed, 10_240) for seed in range(3)]
+    runs = [row for row in sound if (row["method"], row.get("cost/judged_answers")) == ("rloo-true", answers)]
+    assert [row["seed"] for row in runs] == [0, 1, 2]
     curves = curves_of(sound, "dpo")
     assert all(curves[row["seed"]][0][1] <= row["kl"] <= curves[row["seed"]][0][-1] for row in runs)
     found = seed_interval(row["reward"] - rewards_at_kl(sound, "dpo", row["kl"])[row["seed"]] for row in runs)
-    assert found.mean > compare_at_kl(sound, "ppo-true", "dpo", 0.4).mean + 0.1
+    assert (found.high < 0) == is_below
+    assert not found.low > 0
     assert shown(found) in words(12)
-    assert shown(found) in summary(12)
+    assert is_below or shown(found) in summary(12)
 
 
 def test_nothing_is_compared_below_the_lowest_kl_that_was_measured():
