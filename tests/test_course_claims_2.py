@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dpo_lab.course.saved_results import outcomes, read_jobs, read_map, read_results, recorded_runs
-from dpo_lab.course.statistics import compare_at_kl, curves_of, differences_from, seed_interval
+from dpo_lab.course.statistics import compare_at_kl, curves_of, differences_from, rewards_at_kl, seed_interval
 from dpo_lab.course.statistics.jobs import difference
 from dpo_lab.losses import LOSSES
 from dpo_lab.worlds.pocket import JOBS
@@ -242,6 +242,22 @@ def test_ppo_on_the_true_reward_loses_to_dpo_so_its_runs_were_too_short():
     assert shown(found) in words(12)
     assert "3,072 judged answers against 10,240" in summary(12)
     assert "level with PPO" not in words(12)
+
+
+def test_with_as_many_judgements_as_dpo_rl_on_the_true_reward_is_no_longer_below_it():
+    sound = sound_runs()
+    curves, gaps = curves_of(sound, "dpo"), {}
+    for row in (row for row in sound if row["method"] == "rloo-true"):
+        assert curves[row["seed"]][0][1] <= row["kl"] <= curves[row["seed"]][0][-1]
+        gap = row["reward"] - rewards_at_kl(sound, "dpo", row["kl"])[row["seed"]]
+        gaps.setdefault(row["cost/judged_answers"], {})[row["seed"]] = gap
+    short, long = (seed_interval(gaps[answers].values()) for answers in (3_072, 10_240))
+    gained = seed_interval(gaps[10_240][seed] - gaps[3_072][seed] for seed in range(3))
+    assert short.high < 0
+    assert not long.leaves_out_zero
+    assert gained.low > 0
+    assert all(shown(found) in words(12) for found in (short, long, gained))
+    assert shown(long) in summary(12)
 
 
 def test_nothing_is_compared_below_the_lowest_kl_that_was_measured():
