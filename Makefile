@@ -8,7 +8,7 @@
 #   make figures every figure of the course as PNG and SVG for slides, in build/figures (it runs the notebooks)
 #   make site    the course and the reference as a site, in build/site: no network needed to build it or to read it
 #   make gpu     speed, memory and training on a GPU, in ten minutes (TINY=1 tries it on a CPU)
-#   make results the kept measurements (experiments: 130 minutes; ANEW=--anew from scratch)
+#   make results the kept measurements (experiments: 3 hours; ANEW=--anew from scratch)
 #   make data    rebuild the embedded data and model (80 minutes)
 PYTHON ?= python3
 VENV ?= .venv
@@ -103,7 +103,7 @@ gpu:
 data: $(VENV)/.with-course
 	$(BIN)/python data/build.py
 
-# The last are the experiments of notebooks 10 to 13, 17 and 18 (4, 65, 20, 17, 24, 4, 25 and 15 minutes on two cores): cells
+# The last are the experiments of notebooks 10 to 13, 17 and 18 (4, 65, 20, 17, 24 and 4 minutes on two cores, 26 for rounds.py): cells
 # on two processes, kept one by one; started again they go on, and with ANEW=--anew they begin from scratch.
 EXPERIMENT := $(BIN)/python data/experiments
 WORKERS := --workers 2 $(ANEW)

@@ -47,9 +47,8 @@ from dpo_lab.worlds.pocket.writer import flaw_names, write_answer
 
 PAIRS, BATCH, MAX_NEW_TOKENS, EVALUATION_SEED = 256, 16, 64, 99
 COMPARISONS = (
-    ("base", "own", "written", "high-mid", "mid-low"), ("high-low", "half-own"),
-    ("random-half", "easy-half", "hard-half"), ("noise-40", "number-32"), ("all", "sft-high", "sft-mid"),
-    ("noise-20", "number-128", "number-64"),
+    ("base", "own", "written", "high-mid", "mid-low"), ("random-half", "easy-half", "hard-half"), ("all", "high-low"),
+    ("noise-40", "number-32"), ("half-own",), ("sft-high", "sft-mid"), ("noise-20", "number-128", "number-64"),
 )  # fmt: skip
 COLUMNS = ("reward", "kl", "reward_chosen", "reward_rejected", "accuracy", "pairs", "steps", "seconds")
 
