@@ -85,8 +85,9 @@ def test_the_core_is_read_in_an_evening():
     assert lines(flat) <= 2000
     assert lines([PACKAGE / "dpo.py"]) <= 90
     # The world for real models, its judge, the sampler, .gguf files and the suites came after the limit of 28,000.
-    # Then DPO in rounds, judges behind an endpoint, GRPO, and a doctor for logs after that of 34,300.
-    assert lines(PACKAGE.rglob("*.py")) <= 37_000
+    # Then DPO in rounds, judges behind an endpoint, GRPO, a doctor for logs after that of 34,300; quizzes, other
+    # languages and a cockpit of one screen after that of 37,000.
+    assert lines(PACKAGE.rglob("*.py")) <= 37_500
 
 
 def test_no_name_that_a_folder_offers_is_one_of_its_modules():
