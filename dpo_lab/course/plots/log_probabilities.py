@@ -65,7 +65,7 @@ def pair_anatomy(
     """Both answers to one prompt, side by side on one scale; of the prompt only its end. See `plot_tokens`."""
     prompt = _end_of(prompt)
     longest = len(prompt) + max(len(chosen), len(rejected))
-    figure = style.new_figure(min(13.0, 2.2 + 0.56 * longest), 3.4)
+    figure = style.new_figure(min(13.0, 2.4 + 0.6 * longest), 3.4)
     axes = figure.subplots(1, 2)
     answers = (("chosen", chosen, chosen_logps, style.CHOSEN), ("rejected", rejected, rejected_logps, style.REJECTED))
     for ax, (name, tokens, logps, color) in zip(axes, answers, strict=True):
