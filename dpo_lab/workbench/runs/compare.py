@@ -173,7 +173,7 @@ def _settings(run: Run) -> dict[str, Any]:
     """Everything that decides what is computed, by name: sources first, then the settings."""
     sources = {"command": run.config.get("command"), "model": run.config.get("model")} | run.config.get("data", {})
     settings = {name: value for name, value in run.config.get("settings", {}).items() if name not in PLACES}
-    return flat(sources) | flat(settings)
+    return flat({name: value for name, value in sources.items() if value is not None}) | flat(settings)
 
 
 def _short(value: Any) -> str:
