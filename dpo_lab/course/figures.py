@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("numbers", nargs="*", help="of notebooks, such as 03; without any, all")
     parser.add_argument("--out", type=Path, default=Path("build", "figures"))
     arguments = parser.parse_args(argv)
-    known = {path.stem[:2]: path for path in sorted(course_folder().glob("[0-9][0-9]_*.ipynb"))}
+    known = {path.stem.split("_")[0]: path for path in sorted(course_folder().glob("[0-9][0-9]*.ipynb"))}
     if unknown := set(arguments.numbers) - set(known):
         raise SystemExit(f"no notebook has the number {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     for number in arguments.numbers or known:
