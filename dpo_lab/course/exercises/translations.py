@@ -18,8 +18,7 @@ def translated(notebook: Any, path: Path) -> tuple[Any, list[str]]:
     """The notebook with its texts from a file, and a line for each that is missing, or translates no cell any more."""
     notebook, problems = copy.deepcopy(notebook), []
     _, *parts = re.split(r"^<!-- ([0-9a-f]{8}) -->$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    texts = dict(zip(parts[::2], parts[1::2], strict=True))
-    unused = set(texts)
+    unused = set(texts := dict(zip(parts[::2], parts[1::2], strict=True)))
     for cell in [cell for cell in notebook.cells if cell.cell_type == "markdown"]:
         mark = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
         if mark not in texts:
