@@ -19,7 +19,7 @@ from dpo_lab.course.exercises import (
 from dpo_lab.course.exercises.failures import CAUSES
 from dpo_lab.course.saved_results import recorded_runs
 
-ANSWER = {"A": "swapped labels", "B": "sound", "C": "learnt by heart", "D": "reference follows the policy",
+ANSWER = {"A": "swapped labels", "B": "sound", "C": "memorised", "D": "reference follows the policy",
           "E": "wrong reference"}  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def test_the_mystery_runs_show_their_causes():
         assert (abs(run["accuracy"][0] - 0.5) > 0.02) == is_wrong
     flat = of["reference follows the policy"]
     assert np.ptp(flat["loss"]) < 1e-9
-    sound, swapped, by_heart = of["sound"], of["swapped labels"], of["learnt by heart"]
+    sound, swapped, by_heart = of["sound"], of["swapped labels"], of["memorised"]
     assert abs(sound["loss"][-1] - sound["held-out loss"][-1]) < 0.05
     assert swapped["held-out accuracy"][-1] > swapped["accuracy"][-1] + 0.1
     assert by_heart["accuracy"][-1] > by_heart["held-out accuracy"][-1] + 0.1

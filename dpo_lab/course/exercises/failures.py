@@ -112,13 +112,13 @@ def check_swapped_source(answer: Callable[..., Any]) -> None:
 
 # Five curves.
 
-CAUSES = ("sound", "wrong reference", "reference follows the policy", "swapped labels", "learnt by heart")
+CAUSES = ("sound", "wrong reference", "reference follows the policy", "swapped labels", "memorised")
 _LOOK = {
     "sound": "Nothing about this run needs a cure: where does its loss begin, and how far apart are its two curves?",
     "wrong reference": "Look at its very first loss, and the accuracy beside it. Before any step, what must they be?",
     "reference follows the policy": "Its loss says something about every step, not only about the first.",
     "swapped labels": "Compare its training accuracy with the one on the clean held-out labels: which is higher?",
-    "learnt by heart": "Look at the distance between its training curve and its held-out curve, and where each goes.",
+    "memorised": "Look at the distance between its training curve and its held-out curve, and where each goes.",
 }
 _ORDER = (3, 0, 4, 2, 1)
 
@@ -165,7 +165,7 @@ def mystery_runs(*, steps: int = 60) -> dict[str, dict[str, np.ndarray]]:
         "wrong reference": course(many, begins=replace(world, reference_logps=other)),
         "reference follows the policy": course(many, follows=True),
         "swapped labels": course(swapped),
-        "learnt by heart": course(few),
+        "memorised": course(few),
     }
     return {letter: runs[CAUSES[place]] for letter, place in zip("ABCDE", _ORDER, strict=True)}
 
