@@ -29,8 +29,8 @@ from dpo_lab.workbench.plots.style import to_png
 
 SITE = Path(__file__).resolve().parent
 ROOT = SITE.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "notebooks/README.md", "dpo_lab/README.md",
-         "dpo_lab/workbench/README.md", "data/README.md")  # fmt: skip
+PAGES = ("README.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "CHANGELOG.md", "SECURITY.md", "notebooks/README.md",
+         "dpo_lab/README.md", "dpo_lab/workbench/README.md", "data/README.md")  # fmt: skip
 """Pages of the repository that become pages of the site, beside those in `text/` and the results in `data/results`."""
 
 PANEL = re.compile(r"^(LiveFigure|Cockpit|SweepPanel|Labeller|Arena)\(")

@@ -295,7 +295,17 @@ def test_links_lead_to_pages_modules_and_files(site, tmp_path):
     mended = written.links(text, "dpo_lab/README.md")
     assert mended == text.replace("](dpo.py)", "](/reference/dpo.md)")
     assert (tmp_path / "LICENSE").is_file()
-    assert written.links("[s](student/)", "notebooks/README.md") == "[s](/run_it.md#the-students-version)"
+    for link in ("student/", "student/README.md"):
+        assert written.links(f"[s]({link})", "notebooks/README.md") == "[s](/run_it.md#the-students-version)"
+
+
+def test_every_page_that_a_page_links_to_is_a_page_of_the_site(site):
+    pages = site["sources"].PAGES
+    for page in pages:
+        text = re.sub(r"^```.*?^```|`[^`\n]*`", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+        for link in re.findall(r"\]\((?!https?:|#|mailto:)([^)\s#]+\.md)", text):
+            path = ((ROOT / page).parent / link).resolve().relative_to(ROOT).as_posix()
+            assert path in pages or path.startswith(("data/results/", "notebooks/student/")), f"{page} → {link}"
 
 
 def test_buttons_come_from_one_address(site, monkeypatch):
