@@ -305,7 +305,7 @@ def test_every_page_that_a_page_links_to_is_a_page_of_the_site(site):
         text = re.sub(r"^```.*?^```|`[^`\n]*`", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
         for link in re.findall(r"\]\((?!https?:|#|mailto:)([^)\s#]+\.md)", text):
             path = ((ROOT / page).parent / link).resolve().relative_to(ROOT).as_posix()
-            assert path in pages or path.startswith(("data/results/", "notebooks/student/")), f"{page} → {link}"
+            assert path in pages or path.startswith(("data/results/", "notebooks/")), f"{page} → {link}"
 
 
 def test_buttons_come_from_one_address(site, monkeypatch):
