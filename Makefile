@@ -7,6 +7,7 @@
 #   make bench   against TRL, growth     make browser the panels in a real browser (needs Chromium)
 #   make figures every figure of the course as PNG and SVG for slides, in build/figures (it runs the notebooks)
 #   make site    the course and the reference as a site, in build/site: no network needed to build it or to read it
+#   make colab   notebooks 00 and 06 at the versions that Google Colab has (a big download)
 #   make gpu     speed, memory and training on a GPU, in ten minutes (TINY=1 tries it on a CPU)
 #   make results the kept measurements (experiments: 3 hours; ANEW=--anew from scratch)
 #   make data    rebuild the embedded data and model (80 minutes)
@@ -23,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Strict: every cell must print what the committed notebook shows. Two notebooks run side by side, on a core each.
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
-.PHONY: help demo lab real test browser release figures check audit format bench site gpu data results real-results clean
+.PHONY: help demo lab real test browser release figures check audit format bench site colab gpu data results real-results clean
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -90,6 +91,14 @@ bench: $(VENV)/.with-course+test+bench
 # Pages of the executed notebooks, a reference, and figures that move without Python; it fails where a link is broken.
 site: $(VENV)/.with-course+site
 	$(BIN)/python site/build.py
+
+# Every cell must run; what it prints is not compared, since other versions round otherwise. torch comes with CUDA, as there.
+COLAB_PYTHON ?= python3.12
+colab:
+	$(COLAB_PYTHON) -m venv build/colab
+	PIP_CONSTRAINT=$(CURDIR)/tests/colab.txt build/colab/bin/python -m pip install --quiet --editable '.[course]'
+	build/colab/bin/python -m nbconvert --to notebook --execute --output-dir build/colab/notebooks \
+	    notebooks/00_quickstart.ipynb notebooks/06_training_loop.ipynb
 
 # All that wants a GPU, in one go of under ten minutes, by the Python that is there (torch, transformers, accelerate and
 # peft; with trl and datasets it is compared with TRL too). On a CPU `make gpu TINY=1` tries every line.

@@ -22,6 +22,7 @@ copyright = "DPO Lab contributors, MIT licence"
 
 extensions = [
     "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx.ext.mathjax", "sphinx_copybutton", "sphinx_sitemap",
+    "sphinxext.opengraph",
 ]  # fmt: skip
 exclude_patterns = ["downloads"]
 nitpicky = True  # a reference to something that isn't there is an error, by `sphinx-build -W`
@@ -61,6 +62,12 @@ html_theme_options = {
     "show_toc_level": 2,
     **({"repository_url": address, "use_repository_button": True} if (address := sources.repository()) else {}),
 }
+# What stands beside a link to a page: its title, its first words, and one picture for all (data/pictures.py draws it).
+ogp_site_url = html_baseurl
+ogp_image = "_static/card.png"
+ogp_image_alt = "The training loss of a DPO run falls while the true reward of its answers rises"
+ogp_social_cards = {"enable": False}
+ogp_custom_meta_tags = ['<meta name="twitter:card" content="summary_large_image">']
 sitemap_url_scheme = "{link}"
 sitemap_show_lastmod = False
 sitemap_excludes = ["search.html", "genindex.html"]

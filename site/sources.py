@@ -14,6 +14,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from figures import FIGURES
 from nbformat import NotebookNode
 
 from dpo_lab.course.exercises.release import BEGIN, END, student_version
+from dpo_lab.workbench.doctor import findings, reading
 from dpo_lab.workbench.plots.style import to_png
 
 SITE = Path(__file__).resolve().parent
 ROOT = SITE.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "notebooks/README.md", "dpo_lab/README.md", "data/README.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "CHANGELOG.md", "SECURITY.md", "notebooks/README.md",
+         "dpo_lab/README.md", "dpo_lab/workbench/README.md", "data/README.md")  # fmt: skip
 """Pages of the repository that become pages of the site, beside those in `text/` and the results in `data/results`."""
 
 PANEL = re.compile(r"^(LiveFigure|Cockpit|SweepPanel|Labeller|Arena)\(")
@@ -81,8 +84,8 @@ def gather(target: Path) -> None:
     """Write all sources into `target`, which need not exist; what is there and no longer a source goes."""
     written = Written(target)
     for path in sorted((SITE / "text").glob("*.md")):
-        text = path.read_text(encoding="utf-8")
-        written.page(path.name, _with_figures(text, written) if path.stem == "try_it" else _with_students(text))
+        text = _with_doctor(_with_students(path.read_text(encoding="utf-8")))
+        written.page(path.name, _with_figures(text, written))
     for name in (*PAGES, *(f"notebooks/{language}/README.md" for language in WORDS if language)):
         written.page(name, (ROOT / name).read_text(encoding="utf-8"))
     for path in sorted((ROOT / "data" / "results").glob("*.md")):
@@ -261,8 +264,7 @@ def _with_figures(text: str, written: Written) -> str:
         figure = make()
         picture, alt = figure.still()
         written.bytes(f"static/stills/{name}.png", to_png(picture, dpi=110))
-        data = json.dumps(figure.as_json(), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        data = data.replace("</", "<\\/")  # nothing in it may end the script
+        data = _as_script(figure.as_json())
         still = f'<img src="_static/stills/{name}.png" alt="{html.escape(alt)}">'
         return (
             f'```{{raw}} html\n<div class="moving" id="figure-{name}-frame">\n'
@@ -279,12 +281,42 @@ def _with_students(text: str) -> str:
         f"- {number_of(path.stem)}: {{download}}`{title_of(path)} </downloads/notebooks/student/{path.name}>`"
         for path in notebooks()
     ]
+    text = text.replace("https://github.com/OWNER/REPOSITORY", repository() or "https://github.com/OWNER/REPOSITORY")
     return text.replace("<!-- student versions -->", "\n".join(rows))
 
 
 def number_of(name: str) -> str:
     """The number of a notebook by its file's name: 03_loss_and_gradient → 3, 02b_what_follows → 2b."""
     return name.split("_")[0].lstrip("0") or "0"
+
+
+def _with_doctor(text: str) -> str:
+    """The page of the doctor: what its script needs, and the table of all that it knows."""
+    numbers = [(name, value) for name, value in vars(findings).items() if isinstance(value, int | float)]
+    data = {
+        "limits": dict(numbers), "causes": {name: asdict(cause) for name, cause in findings.CAUSES.items()},
+        "without_reference": findings.WITHOUT_REFERENCE, "known": sorted(reading.KNOWN), "aliases": reading.ALIASES,
+        "steps": reading.STEPS,
+    }  # fmt: skip
+    page = (
+        '```{raw} html\n<div class="doctor">'
+        '<label for="doctor-file">Choose the files of a run, or drop them here.</label>'
+        '<input id="doctor-file" type="file" multiple accept=".json,.jsonl,.ndjson,.csv">'
+        '<div id="doctor-findings" aria-live="polite"></div></div>\n'
+        f'<script type="application/json" id="doctor-data">{_as_script(data)}</script>\n'
+        '<script src="_static/doctor.js" defer></script>\n```'
+    )
+    rows = ["| seen in the log | what it usually means | what to try | chapter |", "|---|---|---|---|"]
+    for cause in findings.CAUSES.values():
+        chapter_link = f"[{number_of(cause.notebook)}](/notebooks/{cause.notebook}.ipynb)"
+        rows.append(f"| {cause.title} | {cause.means} | {cause.remedy} | {chapter_link} |")
+    return text.replace("<!-- doctor -->", page).replace("<!-- findings -->", "\n".join(rows))
+
+
+def _as_script(data: Any) -> str:
+    """Data for a script of the page; nothing in it may end the element that it stands in."""
+    whole = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return whole.replace("</", "<\\/")
 
 
 def title_of(path: Path) -> str:

@@ -12,7 +12,8 @@ import pytest
 from dpo_lab.workbench.cli import parse
 from tests.conftest import ROOT
 
-PLACES = [ROOT / "README.md", ROOT / "notebooks" / "README.md", *sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
+PAGES = ("README.md", "dpo_lab/workbench/README.md", "notebooks/README.md")
+PLACES = [*(ROOT / page for page in PAGES), *sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
 PROGRAMS = ("dpo-lab ", "accelerate launch ", "torchrun ")
 
 

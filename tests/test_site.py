@@ -24,6 +24,7 @@ import yaml
 from dpo_lab import LOSSES, PairScores
 from dpo_lab.course.saved_results import demand_share, read_real_model, read_results
 from dpo_lab.course.statistics import rewards_at_kl
+from dpo_lab.workbench.doctor import findings
 from dpo_lab.worlds.comparisons import preference_probs
 from dpo_lab.worlds.instructions import GROUPS, draw
 from dpo_lab.worlds.tabular import kitchen_world, kl, optimal_logps
@@ -294,7 +295,17 @@ def test_links_lead_to_pages_modules_and_files(site, tmp_path):
     mended = written.links(text, "dpo_lab/README.md")
     assert mended == text.replace("](dpo.py)", "](/reference/dpo.md)")
     assert (tmp_path / "LICENSE").is_file()
-    assert written.links("[s](student/)", "notebooks/README.md") == "[s](/run_it.md#the-students-version)"
+    for link in ("student/", "student/README.md"):
+        assert written.links(f"[s]({link})", "notebooks/README.md") == "[s](/run_it.md#the-students-version)"
+
+
+def test_every_page_that_a_page_links_to_is_a_page_of_the_site(site):
+    pages = site["sources"].PAGES
+    for page in pages:
+        text = re.sub(r"^```.*?^```|`[^`\n]*`", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+        for link in re.findall(r"\]\((?!https?:|#|mailto:)([^)\s#]+\.md)", text):
+            path = ((ROOT / page).parent / link).resolve().relative_to(ROOT).as_posix()
+            assert path in pages or path.startswith(("data/results/", "notebooks/")), f"{page} → {link}"
 
 
 def test_buttons_come_from_one_address(site, monkeypatch):
@@ -328,6 +339,18 @@ def test_docstrings_become_lists_blocks_and_code(site):
     ]  # fmt: skip
 
 
+def test_the_page_of_the_doctor_has_its_causes_and_limits_from_python(site):
+    made = site["sources"]._with_doctor((SITE / "text" / "doctor.md").read_text())
+    (data,) = re.findall(r'id="doctor-data">(.*)</script>', made)
+    read = json.loads(data)
+    assert list(read["causes"]) == list(findings.CAUSES)
+    script = (SITE / "static" / "doctor.js").read_text()
+    used = set(re.findall(r"\bL\.([A-Z_0-9]+)", script))
+    assert used <= {name for name in read["limits"] if read["limits"][name] == getattr(findings, name)}
+    assert set(re.findall(r"^      (\w+)\(\) \{", script, re.MULTILINE)) == set(findings.CAUSES) - {"beta"}  # two logs
+    assert made.count("\n| ") == len(findings.CAUSES) + 1
+
+
 def test_the_check_of_links_sees_what_is_broken(site, tmp_path):
     page = "<html><body id=here><a href='{}'>x</a>{}</body></html>"
     cases = {
@@ -355,7 +378,7 @@ def test_the_check_of_links_sees_what_is_broken(site, tmp_path):
 def test_nothing_is_fetched_from_elsewhere():
     conf = (SITE / "conf.py").read_text()
     assert 'mathjax_path = "mathjax/tex-svg.js"' in conf
-    for path in [*SITE.glob("*.py"), *(SITE / "static").iterdir()]:
+    for path in [*SITE.glob("*.py"), *(path for path in (SITE / "static").iterdir() if path.suffix != ".png")]:
         text = path.read_text()
         assert not re.search(r"cdn|jsdelivr|unpkg|googleapis|cloudflare", text, re.IGNORECASE), path.name
         if path.suffix in (".js", ".css"):
@@ -363,7 +386,8 @@ def test_nothing_is_fetched_from_elsewhere():
 
 
 def test_the_configuration_is_read_and_runs_no_notebook(site):
-    pytest.importorskip("myst_nb", reason="the extra `site` is not installed; `make site` installs it")
+    for name in ("myst_nb", "sphinxext.opengraph"):
+        pytest.importorskip(name, reason="the extra `site` is not installed; `make site` installs it")
     values = runpy.run_path(str(SITE / "conf.py"))
     assert values["nb_execution_mode"] == "off"
     assert values["nitpicky"] is True

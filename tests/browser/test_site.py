@@ -19,15 +19,18 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
+from dpo_lab.workbench.doctor import CAUSES, diagnose
 from tests.browser.lab import WAIT
 from tests.conftest import ROOT
+from tests.doctor_logs import FOLDER as LOGS
 
 BUILT = ROOT / "build" / "site"
 STANDARDS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 PHONE, WIDE = 390, 1280  # CSS pixels
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]*.ipynb"))
-PAGES = ["index", "try_it", "run_it", "glossary", "README", "data/README", "reference/index", "reference/losses",
-         "dpo_lab/README", "notebooks/README", *(f"notebooks/{name}" for name in CHAPTERS)]  # fmt: skip
+PAGES = ["index", "try_it", "doctor", "run_it", "glossary", "README", "data/README", "reference/index",
+         "reference/losses", "dpo_lab/README", "dpo_lab/workbench/README", "notebooks/README",
+         *(f"notebooks/{name}" for name in CHAPTERS)]  # fmt: skip
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -118,8 +121,9 @@ def test_a_page_is_whole(reader: Reader, name: str, request: pytest.FixtureReque
         page.screenshot(path=Path(kept) / f"site-{name.replace('/', '-')}-{width}.png")
 
 
-@pytest.mark.parametrize("name", ["index", "try_it", "glossary", "reference/losses", "notebooks/README",
-                                  "notebooks/03_loss_and_gradient", "notebooks/13_applications"])  # fmt: skip
+@pytest.mark.parametrize("name", ["index", "try_it", "doctor", "glossary", "README", "dpo_lab/workbench/README",
+                                  "reference/losses", "notebooks/README", "notebooks/03_loss_and_gradient",
+                                  "notebooks/13_applications"])  # fmt: skip
 def test_a_page_has_no_barrier_that_axe_knows(reader: Reader, name: str):
     axe = pytest.importorskip("axe_playwright_python", reason="the test extra brings axe-core along")
     page = reader.open(name)
@@ -169,6 +173,32 @@ def test_what_is_drawn_is_what_python_computed(phone: Reader):
     assert loss.locator(".point").first.get_attribute("data-y") == str(round(float(figures.loss_at(-8.0, 0.1)), 5))
     curve = [float(value) for value in (loss.locator("polyline").first.get_attribute("data-y") or "").split()]
     assert curve == pytest.approx(figures.loss_at(figures.GAPS, 0.1).tolist(), rel=1e-5)
+
+
+def test_the_doctor_of_the_page_finds_what_python_finds(phone: Reader):
+    """All logs but TensorBoard's, which are not text."""
+    page = phone.open("doctor")
+    logs = [path for path in sorted(LOGS.iterdir()) if "events" not in path.name]
+    assert len(logs) >= 30
+    for path in logs:
+        files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+        found = page.evaluate(
+            "files => doctor.diagnose(doctor.read(files))", {file.name: file.read_text() for file in files}
+        )
+        assert found == [[one.cause, one.level, one.sureness, one.seen] for one in diagnose(path).findings], path.name
+
+
+def test_a_log_that_is_chosen_is_read_and_one_that_is_none_is_refused(phone: Reader):
+    page = phone.open("doctor")
+    found = page.locator("#doctor-findings")
+    page.get_by_label("Choose the files of a run").set_input_files([*(LOGS / "margins-ours").iterdir()])
+    found.locator("h3").first.wait_for()
+    assert found.locator("h3").first.inner_text().startswith(CAUSES["margins"].title)
+    assert found.get_by_role("link", name="Chapter 10 shows it.").count()
+    page.get_by_label("Choose the files of a run").set_input_files(LOGS / "healthy-trl-windows.csv")
+    page.get_by_text("Nothing is wrong in what this log shows.").wait_for()
+    page.get_by_label("Choose the files of a run").set_input_files(ROOT / "pyproject.toml")
+    page.get_by_text("This cannot be read: none of the files is a log").wait_for()
 
 
 def test_search_finds_a_term(reader: Reader):

@@ -85,8 +85,8 @@ def course_files() -> dict[str, Path]:
     course = installed if (installed := _installed_course()).is_dir() else _package().parent
     places = (
         (course, "", ("README.md", "CONTRIBUTING.md", "SECURITY.md", *notebooks)),
-        (embedded_path(), "data/", ("README.md", "results/*.md", "results/*.txt", "results/*.png")),
-        (_package(), "dpo_lab/", ("README.md", "[a-z]*.py", "storage/logp_store.py")),
+        (embedded_path(), "data/", ("README.md", *(f"results/*.{kind}" for kind in ("md", "txt", "png", "gif")))),
+        (_package(), "dpo_lab/", ("README.md", "workbench/README.md", "[a-z]*.py", "storage/logp_store.py")),
     )
     return {
         f"{prefix}{path.relative_to(root).as_posix()}": path
