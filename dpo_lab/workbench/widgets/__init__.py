@@ -7,6 +7,7 @@ inspector      preference pairs, token by token
 labeller       which of two answers is better
 arena          two models answer the same prompts; then the labeller
 cockpit        a panel that trains
+rounds         rounds as they come: sample, judge, pair, learn
 controls       controls made from a configuration dataclass
 layout         parts of every panel
 markup         everything that panels show as HTML, escaped
@@ -27,6 +28,7 @@ _load, __dir__ = face(__name__, {
     "inspector": "Inspector",
     "labeller": "Labeller",
     "live_figure": "LiveFigure choice log_slider slider",
+    "rounds": "RoundsPanel",
     "sweep": "SweepPanel",
 })  # fmt: skip
 
