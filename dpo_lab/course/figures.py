@@ -41,7 +41,7 @@ def save_what_is_shown(folder: str) -> None:
         save(shown, Path(folder))
         display(shown)
 
-    Shown._ipython_display_ = save_and_display
+    Shown._ipython_display_ = save_and_display  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def figures_of(path: Path, folder: Path) -> int:

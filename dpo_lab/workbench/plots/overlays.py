@@ -106,7 +106,7 @@ def watch_figure(runs: Mapping[str, Rows], *, title: str = "") -> style.Picture:
         ax.set_position((0.055 + 0.33 * (place % 3), (0.42 + 1.25 * (2 - place // 3)) / inches, 0.275, 0.82 / inches))
         ax.set_title(short, loc="left", **style.text(8.5))
         ax.set(xlabel="" if place < len(WATCHED) - 3 else "optimiser step", ylabel="")
-        ax.xaxis.label.set_size(8)
+        ax.xaxis.label.set_fontsize(8)
         ax.tick_params(labelsize=7.5)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         ax.yaxis.set_major_locator(MaxNLocator(4))

@@ -34,7 +34,7 @@ class Panel(ipywidgets.VBox):
         return [part.value for part in parts if isinstance(part, kind)]
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        bundle = super()._repr_mimebundle_(**kwargs)
+        bundle: dict[str, Any] = super()._repr_mimebundle_(**kwargs) or {"text/plain": repr(self)}
         if (png := self.picture()) is None:
             return bundle | {"text/html": "\n".join(filter(None, self._values(ipywidgets.HTML)))}
         alt = f"{type(self).__name__}: the panel's picture, as it stood when this cell was run."

@@ -93,7 +93,7 @@ class RoundsPanel(HasJob, Panel):
         self._show_answers()
 
     def _show_answers(self) -> None:
-        lines = [{"round": i if i <= len(self.rows) else "the end", "answer": texts[self.prompt.value - 1]}
+        lines = [{"round": i if i <= len(self.rows) else "the end", "answer": texts[(self.prompt.value or 1) - 1]}
                  for i, texts in enumerate(self.answers, start=1)]  # fmt: skip
         self.table.value = markup.table("Its answer as each round begins", lines) if lines else ""
 
