@@ -113,7 +113,7 @@ WRONG = [
     (check_recovered_gaps, lambda p, q, beta: gaps((p - q).exp(), 0 * q, beta), "in their logarithms"),
     (check_recovered_gaps, lambda p, q, beta: beta * (p - q), "should have shape (5, 5), and has (5,)"),
     (check_recovered_gaps, lambda p, q, beta: torch.zeros(5, 5), "a number that all responses share"),
-    (check_shift, SHIFT | {"log Z": 3.0}, "divided by β"),
+    (check_shift, SHIFT | {"log Z": 3.0}, "is 3. Rewards enter Z divided by β"),
     (check_shift, SHIFT | {"log Z": 1.5}, "here they were multiplied"),
     (check_shift, SHIFT | {"log Z": math.exp(6.0)}, "the factor by which Z grows"),
     (check_shift, SHIFT | {"log Z": -6.0}, "after minus before"),

@@ -29,7 +29,7 @@ def accuracy_and_margin(chosen, rejected):
 def test_right_answers_pass_and_say_what_they_show(capsys):
     check_share_of_wrong_labels(share)
     check_starting_loss(math.log(2))
-    check_starting_loss(0.693)
+    check_starting_loss(0.6931)
     check_starting_loss(torch.tensor(0.6931))
     check_accuracy_and_margin(accuracy_and_margin)
     assert all(line.startswith("Right: ") for line in capsys.readouterr().out.splitlines())
@@ -62,7 +62,7 @@ def test_wrong_shares(answer, hint):
     [
         (0, "already sure"), (0.5, "a probability"), (-math.log(2), "never negative"), (math.log10(2), "base 10"),
         (1.0, "base 2"), (0.6, "agree at first"), (..., "isn't there"), (None, "isn't there"), (math.inf, "finite"),
-        ("log 2", "numbers"), ([0.69, 0.69], "one number"),
+        ("log 2", "numbers"), (0.693, "all four digits"), ([0.69, 0.69], "one number"),
     ],
 )  # fmt: skip
 def test_wrong_starting_losses(answer, hint):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -201,20 +203,23 @@ def test_a_loop_that_still_has_bugs_gets_a_message(wrong, message):
 
 
 def test_the_warm_up(capsys):
-    check_warmup_share(20 / 189)
-    check_warmup_share(0.106)
+    check_warmup_share(30 / 160)
+    check_warmup_share(0.1875)
     assert capsys.readouterr().out.count("Right: ") == 2
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (20, "a number of steps"),
+        (30, "a number of steps"),
         (0, "no warm-up"),
-        (20 / 63, "share of one epoch"),
-        (20 * 32 / 2000, "share of one epoch"),
-        (20 / 2000, "number of pairs"),
-        (0.1, "warms up for 19 of 189 steps. Count the steps"),
+        (30 / 32, "share of one epoch"),
+        (30 * 32 / 1000, "share of one epoch"),
+        (30 / 1000, "number of pairs"),
+        (30 / (5 * 31), "short last batch"),
+        (30 * 32 / 5000, "short last batch"),
+        (30 / math.ceil(5000 / 32), "short last batch"),
+        (0.1, "warms up for 16 of 160 steps. Count the steps"),
     ],
 )
 def test_a_wrong_warm_up_gets_a_message(wrong, message):

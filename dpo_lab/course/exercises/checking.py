@@ -120,6 +120,6 @@ def _shorten(value: Any) -> str:
     """A value as a message shows it: short, and rounded."""
     if isinstance(value, np.ndarray):
         shown = np.array2string(value, precision=4, threshold=8, edgeitems=3, separator=", ")
-        return " ".join(shown.split())
+        return " ".join(shown.split()).removesuffix(".")  # of a whole number: a full stop may follow
     shown = repr(value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -98,7 +98,7 @@ def check_reference_bytes(answer: Callable[..., Any]) -> None:
 
 
 def check_rows_to_compute(answer: Callable[..., Any]) -> None:
-    """`answer(stored, keys)` → the row numbers to score: each content that is not stored, once, in order.
+    """`answer(stored, keys)` → the row numbers to score: for each key that is not stored its first row, in order.
 
     stored: a set of keys; keys: one per row of the data, in which rows may repeat.
     """

@@ -244,32 +244,32 @@ def _loop(model: nn.Module, batches: Sequence[list[Pair]], slip: str = "") -> li
 
 
 def check_warmup_share(answer: Any) -> None:
-    """The share that gives 2,000 pairs, batches of 32 and 3 epochs exactly 20 steps of warm-up: 20 of 189."""
+    """The share that gives 1,000 pairs, batches of 32 and 5 epochs exactly 30 steps of warm-up: 30 of 160."""
     share = as_number(answer, "the share")
     if share > 1:
         raise NotYet(f"{share:g} is a number of steps, or a percentage. `warmup` is a share and lies between 0 and 1.")
     if share <= 0:
-        raise NotYet(f"{share:g} means no warm-up at all. 20 of how many steps?")
+        raise NotYet(f"{share:g} means no warm-up at all. 30 of how many steps?")
 
     class Epochs:
         def epoch(self, epoch: int) -> list[np.ndarray]:
-            return [np.arange(1)] * math.ceil(2000 / 32)
+            return [np.arange(1)] * math.ceil(1000 / 32)
 
-    config = SFTConfig(epochs=3, warmup=share)
+    config = SFTConfig(epochs=5, warmup=share)
     found = Schedule(Epochs(), config)  # pyright: ignore[reportArgumentType]
-    if found.num_warmup != 20:
+    if found.num_warmup != 30:
         slips = {
-            "20 steps are that share of one epoch, and the run has three.": 20 / 63,
-            "You divided by the number of pairs; a step takes 32 of them.": 20 / 2000,
-            "You divided by the number of pairs of all epochs; a step takes 32 of them.": 20 / 6000,
-            "You multiplied by the number of epochs where you should divide.": 20 * 3 / 63,
+            "That is near. Is the short last batch of each epoch a step of its own in your count?": 30 / 156,
+            "30 steps are that share of one epoch, and the run has five.": 30 / 31.5,
+            "You divided by the number of pairs; a step takes 32 of them.": 30 / 1000,
+            "You divided by the number of pairs of all epochs; a step takes 32 of them.": 30 / 5000,
         }
         hint = hint_for(
             share, slips, "Count the steps of the whole run first: batches per epoch, times epochs.",
             near=lambda one, other: math.isclose(one, other, rel_tol=0.02),
         )  # fmt: skip
         raise NotYet(f"A share of {share:.4g} warms up for {found.num_warmup} of {found.num_steps} steps. {hint}")
-    right("189 steps in all, the last batch of an epoch being a short one, and the rate has its peak at step 21")
+    right("160 steps in all, the last batch of an epoch being a short one, and the rate has its peak at step 31")
 
 
 # What the checks stand on.
