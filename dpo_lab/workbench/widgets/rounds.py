@@ -21,8 +21,8 @@ from dpo_lab.workbench.widgets import markup
 from dpo_lab.workbench.widgets.background import HasJob, Job
 from dpo_lab.workbench.widgets.layout import Panel, button, drawing, picture_box, room, row, show_picture, texts
 
-WATCHED = ("judged_reward", "kl", "answer_length", "mixed")
-"""What is drawn of every round, by the names of `PANELS`."""
+WATCHED = {"judged_reward": "score per answer", "kl": "nats per answer", "answer_length": "tokens", "mixed": "share"}
+"""What is drawn of every round, by the names of `PANELS`, and its unit."""
 
 
 def draw_rounds(rows: Sequence[Mapping[str, Any]]) -> style.Picture:
@@ -30,7 +30,10 @@ def draw_rounds(rows: Sequence[Mapping[str, Any]]) -> style.Picture:
     figure = style.new_figure(9.6, 2.3)
     for name, ax in zip(WATCHED, style.grid_of(figure, len(WATCHED), len(WATCHED)), strict=True):
         plot_panel(rows, name, ax=ax).set_xlabel("round", **style.text(9))
+        ax.set_ylabel(WATCHED[name], **style.text(9))
         ax.set_title(PANELS[name].title, loc="left", **style.text(9))
+        if legend := ax.get_legend():  # one curve each, which the title names
+            legend.remove()
     return figure
 
 
