@@ -4,6 +4,6 @@ from dpo_lab import face
 
 __getattr__, __dir__ = face(__name__, {
     "gguf": "origin_of",
-    "inside": "num_parameters pick_device",
+    "inside": "bfloat16_gain num_parameters pick_device",
     "loading": "load_policy save_policy",
 })  # fmt: skip

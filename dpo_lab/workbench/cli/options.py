@@ -68,6 +68,8 @@ class DataOptions(SplitSettings, InputOptions):
         if self.tokens is not None and self.limit is not None:
             raise ValueError(f"--tokens streams all rows, and --limit {self.limit} draws among them; leave out one of "
                              "the two")  # fmt: skip
+        if self.tokens is not None and (self.job is not None or self.flip):
+            raise ValueError("--tokens streams all rows as they are; leave out --job and --flip, or --tokens")
         is_given = self.validation not in (0, DataOptions.validation)
         if self.tokens is not None and self.held_out is None and self.pairs != "embedded" and is_given:
             raise ValueError(f"--tokens streams all rows, and --validation {self.validation} cannot hold some of them "
@@ -91,8 +93,6 @@ class RunOptions(HeldOutSettings, DataOptions):
         """ValueError for what would fail only after training."""
         self.check_data()
         self.check_held_out()
-        if self.tokens is not None and (self.job is not None or self.flip):
-            raise ValueError("--tokens streams all rows as they are; leave out --job and --flip, or --tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

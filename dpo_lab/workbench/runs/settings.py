@@ -69,13 +69,19 @@ class PassSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSettings:
-    """What is held out."""
+    """What is learnt from and what is held out."""
 
     validation: float = 0.1
     """Share of the rows held out for evaluation, by prompt, where no held-out data is named; 0 evaluates nothing."""
+    job: str | None = None
+    """Of the embedded data only the rows of this job, to train on and held out: safety, system, format or tools."""
+    flip: float = 0.0
+    """Share of the training rows that get the wrong label, drawn with the seed: noise made on purpose."""
 
     def check_split(self) -> None:
         """ValueError for a share that is none."""
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip is a share and must lie in [0, 1], got {self.flip}; 0.2 is much noise, 0 is none")
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation is a share and must lie in [0, 1), got {self.validation}; 0.1 is usual, 0 "
                              "holds none out")  # fmt: skip
@@ -91,16 +97,10 @@ class HeldOutSettings(SplitSettings):
     """Temperature of those answers; 0 is greedy."""
     max_new_tokens: int = 128
     """Longest sampled answer, in tokens."""
-    job: str | None = None
-    """Of the embedded data only the rows of this job, to train on and held out: safety, system, format or tools."""
-    flip: float = 0.0
-    """Share of the training rows that get the wrong label, drawn with the seed: noise made on purpose."""
 
     def check_held_out(self) -> None:
         """ValueError for what would fail only after training."""
         self.check_split()
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip is a share and must lie in [0, 1], got {self.flip}; 0.2 is much noise, 0 is none")
         if self.samples < 0:
             raise ValueError(f"samples must not be negative, got {self.samples}; 0 samples nothing")
         if not 0 <= self.sample_temperature < math.inf:
