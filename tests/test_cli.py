@@ -476,7 +476,10 @@ def test_the_lab_listens_on_the_loopback_address_behind_its_token(tell, monkeypa
     (tmp_path / "notebooks" / "student").mkdir()
     (tmp_path / "notebooks" / "student" / "README.md").write_text("# The course\n")
     assert "--LabApp.default_url=/lab/tree/notebooks/student/README.md" in lab.lab_command(options)
-    assert not any("token" in part or "password" in part or "allow" in part for part in command)
+    assert not any("token" in part or "password" in part or "allow" in part for part in set(command) - {"--allow-root"})
+    for user in (0, 1000):  # in a container people are root, which JupyterLab takes only with this option
+        monkeypatch.setattr("os.geteuid", lambda user=user: user, raising=False)
+        assert ("--allow-root" in lab.lab_command(options)) == (user == 0)
     monkeypatch.setattr(lab.os, "execve", lambda *_: sys.exit(7))  # this process becomes the server
     assert tell("lab").status == 7
 
