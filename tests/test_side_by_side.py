@@ -188,7 +188,8 @@ def test_bfloat16_too(small_halves, seen):
     assert found[0] == found[1]
     torch.set_num_threads(1)
     plain = curve(tiny_llama(), data, config)
-    assert [step["loss"] for step in found[0]] == pytest.approx([step["loss"] for step in plain], rel=1e-2)
+    # Processors without units for bfloat16 round their sums otherwise: 1.3 % apart after four steps on one of them.
+    assert [step["loss"] for step in found[0]] == pytest.approx([step["loss"] for step in plain], rel=3e-2)
     assert next(step["loss"] for step in found[0]) == pytest.approx(np.log(2), rel=1e-3)
 
 
