@@ -44,7 +44,7 @@ def test_a_sweep_tells_its_trials_and_how_to_train_with_the_best(inputs, tmp_pat
     assert len(rows) == 2
     best = max(rows, key=lambda row: row["value"])
     line = next(line for line in told.out.splitlines() if line.startswith("best, on all of these pairs: "))
-    assert f"--beta {best['beta']} " in line
+    assert f"--beta {best['beta']:.4g} " in line
     assert ("--loss ipo" in line) == (best["loss"] == "ipo")
     train = line.removeprefix("best, on all of these pairs: dpo-lab ").split()
     done = dpo_lab(capsys, *train, "--run", tmp_path / "run", "--max-steps", "1", "--samples", "0", "--kl-prompts", "0")
