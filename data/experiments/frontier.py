@@ -14,8 +14,9 @@ own answers show.
     ppo-learnt     PPO on the learnt reward, its critic begun from the reward model
     ppo-true       PPO on the true reward over the labels' temperature, 0.3: what the learnt reward estimates, so that
                    one β is the same price. Its critic begins from the reward model too: only the reward differs
-    rloo-true      RLOO on the same true reward at one β, with 24 rollouts and with 80, which are as many judged answers
-                   as DPO has judged pairs. A run per number of rollouts
+    rloo-true      RLOO on the same true reward at one β, with 24 rollouts, with 80, which are as many judged answers as
+                   DPO has judged pairs, and with ten times the 24. A run per number of rollouts
+    ppo-longer     PPO on the true reward at that β, with 80 rollouts and with 240
     best-of-n      the learnt reward picks among n answers of the base model
     best-of-n-true the same, picked by the true reward
 
@@ -83,10 +84,10 @@ SETTINGS: dict[str, tuple[float, ...]] = {
 """The settings of each method's knob: β, the learning rate of SFT, α of unlikelihood, n."""
 RATES = {"tune-rloo": (3e-4, 1e-3, 3e-3), "tune-ppo": (1e-4, 3e-4, 1e-3)}
 TUNING_BETA = 0.5
-LONGER, LONGER_BETA, LONGER_RATE = (80, 24), 2.0, 1e-3
-"""Rollouts of RLOO on the true reward: 80 × 128 answers are 10,240, and DPO's pairs are 10,240. The learning rate is
-the one that tune-rloo found; at this β the runs stay where DPO was measured. Ten times the 24 take ten minutes a seed
-on a core of its own, and have not been run."""
+LONGER = {"ppo-longer": (240, 80), "rloo-true": (240, 80, 24)}
+LONGER_BETA, LONGER_RATE = 2.0, {"ppo-longer": 3e-4, "rloo-true": 1e-3}
+"""Rollouts of RLOO and PPO on the true reward: 80 × 128 answers are 10,240, and DPO's pairs are 10,240. The learning
+rates are those that tune-rloo and tune-ppo found; at this β the runs stay where DPO was measured."""
 REWARD_MODEL = ("reward model: learning rate", "reward model: epochs")
 CHOICES: dict[str, tuple[str, ...]] = {
     "dpo": ("beta", "learning_rate", "epochs"),
@@ -112,7 +113,8 @@ def cells(seeds: int) -> list[Cell]:
         found += [made("base", 0.0, seed), made("best-of-n", 0.0, seed), made("best-of-n-true", 0.0, seed)]
         found += [made(method, knob, seed) for method, knobs in SETTINGS.items() if not method.startswith("best-of-n")
                   for knob in knobs]  # fmt: skip
-    found += [made("rloo-true", rollouts, seed) for rollouts in LONGER for seed in range(seeds)]
+    found += [made(method, rollouts, seed) for method, numbers in LONGER.items() for rollouts in numbers
+              for seed in range(seeds)]  # fmt: skip
     return found
 
 
@@ -242,9 +244,15 @@ class Lab:
 
     def rloo_true(self, rollouts: int, seed: int) -> Result:
         model, costs = self.trained_by_rloo(
-            true_reward, LONGER_BETA, seed=seed, learning_rate=LONGER_RATE, rollouts=rollouts
+            true_reward, LONGER_BETA, seed=seed, learning_rate=LONGER_RATE["rloo-true"], rollouts=rollouts
         )
-        return costs | {"learning_rate": LONGER_RATE} | self.judged(model, seed, has_learnt=False)
+        return costs | {"learning_rate": LONGER_RATE["rloo-true"]} | self.judged(model, seed, has_learnt=False)
+
+    def ppo_longer(self, rollouts: int, seed: int) -> Result:
+        model, costs = self.trained_by_ppo(
+            true_reward, LONGER_BETA, seed=seed, learning_rate=LONGER_RATE["ppo-longer"], rollouts=rollouts
+        )
+        return costs | {"learning_rate": LONGER_RATE["ppo-longer"]} | self.judged(model, seed)
 
     def row(self, method: str, model: Any, seed: int, learning_rate: float, costs: Result) -> Result:
         knobs = {"knobs": len(CHOICES[method])} if method in CHOICES else {}
@@ -258,9 +266,12 @@ class Lab:
         start = lambda: train_rloo(model, self.tokenizer, self.pairs, reward, config, reference=self.reference)
         return model, spent(start)
 
-    def trained_by_ppo(self, reward: Any, beta: float, *, seed: int, learning_rate: float) -> tuple[Any, Result]:
+    def trained_by_ppo(self, reward: Any, beta: float, *, seed: int, learning_rate: float,
+                       rollouts: int | None = None) -> tuple[Any, Result]:  # fmt: skip
         model, critic = self.policy(), copy.deepcopy(self.learnt(seed).model).requires_grad_(True)
-        config = PPOConfig(beta=beta, learning_rate=learning_rate, **self.sampling(seed, steps_per_rollout=4))
+        sampling = self.sampling(seed, steps_per_rollout=4)
+        sampling |= {"max_steps": 4 * (rollouts or self.arguments.rollouts)}
+        config = PPOConfig(beta=beta, learning_rate=learning_rate, **sampling)
         start = lambda: train_ppo(
             model, self.tokenizer, self.pairs, reward, config, reference=self.reference, critic=critic
         )

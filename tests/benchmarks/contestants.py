@@ -44,6 +44,7 @@ def dpo_lab(
 ) -> dict[str, float]:
     """Twice: with an empty cache (the cache pass and one epoch), then again with the cache filled."""
     from dpo_lab.config import DPOConfig
+    from dpo_lab.course.speed.flops import forward_flops
     from dpo_lab.loop import Step
     from dpo_lab.reference import ReferenceCache
     from dpo_lab.training import train_dpo
@@ -66,12 +67,13 @@ def dpo_lab(
         assert len(steps) == -(-len(pairs) // BATCH)
         return {"seconds": seconds, "last_loss": steps[-1].metrics["loss"], "seconds_of_steps": steps[-1].seconds}
 
-    warm_up(lambda: train("warm-up", data.select(range(16)), "warm-up"))
+    warm_up(lambda: train("warm-up", data.select(range(8)), "warm-up"))
     cold, warm = (train(name, data, "reference") for name in ("cold", "warm"))
     return {
         "seconds_with_reference": cold["seconds"],
         "seconds": warm["seconds"],
         "seconds_of_steps": warm["seconds_of_steps"],
+        "flops_per_pair": float(forward_flops(load.make().config, data).mean()),
     }
 
 
@@ -101,7 +103,7 @@ def trl(
         config = trl_side.settings(work, precompute_ref_log_probs=not is_live, **changes)
         return trl_side.make_trainer(trl_side.GivenTokens, model, reference, rows, tokenizer, config)
 
-    warm_up(lambda: trainer(rows.select(range(16))).train())
+    warm_up(lambda: trainer(rows.select(range(8))).train())
     contestant = trainer(rows)
     began = time.perf_counter()
     contestant.train()
@@ -131,7 +133,7 @@ CONTESTANTS: dict[str, Callable[..., dict[str, float]]] = {
 
 
 def warm_up(work: Callable[[], Any]) -> None:
-    """Two steps that do not count: lazy imports and the memory's first touch."""
+    """A step that does not count: lazy imports and the memory's first touch."""
     work()
 
 
