@@ -8,6 +8,7 @@ labeller       which of two answers is better
 arena          two models answer the same prompts; then the labeller
 cockpit        a panel that trains
 rounds         rounds as they come: sample, judge, pair, learn
+doctor         what the curves of a log say
 controls       controls made from a configuration dataclass
 layout         parts of every panel
 markup         everything that panels show as HTML, escaped
@@ -25,6 +26,7 @@ _load, __dir__ = face(__name__, {
     "arena": "Arena",
     "cockpit.panel": "Cockpit",
     "comparer": "Comparer",
+    "doctor": "DoctorPanel",
     "inspector": "Inspector",
     "labeller": "Labeller",
     "live_figure": "LiveFigure choice log_slider slider",
