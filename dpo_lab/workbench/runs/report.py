@@ -62,9 +62,10 @@ def _lead(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
     named = "".join(f" {word} <code>{text(value)}</code>" for word, value in parts if value)
     last = max((row["step"] for row in rows), default=0)
     seconds = max((row.get("seconds", 0.0) for row in rows), default=0.0)
+    of = f" of {settings['batch_size']} examples" if settings.get("batch_size") else ""
     match [row for row in rows if row["kind"] == "finished"][-1:]:
         case [row] if row["is_complete"]:
-            state = f"Complete: {last:,} steps in {_duration(seconds)}."
+            state = f"Complete: {last:,} steps{of} in {_duration(seconds)}."
         case [row]:
             state = f"Stopped after step {last:,} of {row['num_steps']:,}."
         case _:

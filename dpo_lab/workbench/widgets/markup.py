@@ -44,11 +44,12 @@ def numbered(texts: Sequence[str]) -> list[tuple[str, int]]:
 def text_box(title: str, words: str) -> str:
     """A text in a box under its title. Markup stays text; a long one scrolls, by keyboard too.
 
-    `dir` and `bdi` keep letters that turn the direction of writing inside the box.
+    `dir` and `bdi` keep letters that turn the direction of writing inside the box. A key pressed in it is none of
+    JupyterLab's shortcuts: there the letter `a` would insert a cell.
     """
     name = text(title)
     return (
-        f'<div role="group" aria-label="{name}"><div style="font-weight: bold; margin-bottom: 0.2em">{name}</div>'
+        f'<div role="group" aria-label="{name}" data-lm-suppress-shortcuts="true"><div style="font-weight: bold; margin-bottom: 0.2em">{name}</div>'
         f'<pre {_NO_FORMULAS} tabindex="0" dir="auto" style="{_BOX}"><bdi>{text(_visible(words))}</bdi></pre></div>'
     )
 
