@@ -229,3 +229,16 @@ def test_seeds_are_drawn_as_their_mean_and_a_band():
     (band,) = plot_runs({"two seeds": rows}, "loss").collections
     assert {tuple(point) for point in band.get_paths()[0].vertices.tolist()} >= {(1, 1), (1, 3), (2, 2)}
     assert not plot_runs({"one": one}, "loss").collections
+
+
+def test_the_numbers_beside_small_panels_have_room_at_the_first_steps():
+    values = {"loss": (0.69315, 0.69281), "rewards/margins": (0.0, 0.00075), "grad_norm": (5.71, 4.84)}
+    rows = [{"kind": "step", "step": step, **{name: both[step] for name, both in values.items()}} for step in (0, 1)]
+    figure = watch_figure({"a": rows})
+    figure.canvas.draw()
+    for ax in figure.axes:
+        to_the_left = [other.get_window_extent().x1 for other in figure.axes
+                       if other.get_window_extent().x1 < ax.get_window_extent().x0]  # fmt: skip
+        for label in ax.get_yticklabels():
+            if label.get_text() and ax.get_ylim()[0] <= label.get_position()[1] <= ax.get_ylim()[1]:
+                assert label.get_window_extent().x0 >= max(to_the_left, default=0.0), (ax.get_title(), label.get_text())

@@ -16,7 +16,7 @@ own answers show.
                    one β is the same price. Its critic begins from the reward model too: only the reward differs
     rloo-true      RLOO on the same true reward at one β, with 24 rollouts, with 80, which are as many judged answers as
                    DPO has judged pairs, and with ten times the 24. A run per number of rollouts
-    ppo-longer     PPO on the true reward at that β, with 80 rollouts and with 240
+    ppo-longer     PPO on the true reward at that β, with 240 rollouts
     best-of-n      the learnt reward picks among n answers of the base model
     best-of-n-true the same, picked by the true reward
 
@@ -84,7 +84,7 @@ SETTINGS: dict[str, tuple[float, ...]] = {
 """The settings of each method's knob: β, the learning rate of SFT, α of unlikelihood, n."""
 RATES = {"tune-rloo": (3e-4, 1e-3, 3e-3), "tune-ppo": (1e-4, 3e-4, 1e-3)}
 TUNING_BETA = 0.5
-LONGER = {"ppo-longer": (240, 80), "rloo-true": (240, 80, 24)}
+LONGER = {"ppo-longer": (240,), "rloo-true": (240, 80, 24)}
 LONGER_BETA, LONGER_RATE = 2.0, {"ppo-longer": 3e-4, "rloo-true": 1e-3}
 """Rollouts of RLOO and PPO on the true reward: 80 × 128 answers are 10,240, and DPO's pairs are 10,240. The learning
 rates are those that tune-rloo and tune-ppo found; at this β the runs stay where DPO was measured."""

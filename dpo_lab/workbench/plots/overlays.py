@@ -110,6 +110,10 @@ def watch_figure(runs: Mapping[str, Rows], *, title: str = "") -> style.Picture:
         ax.tick_params(labelsize=7.5)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         ax.yaxis.set_major_locator(MaxNLocator(4))
+        low, high = ax.get_ylim()
+        missing = max(0.02 * abs(low + high) / 2, 0.05) - (high - low)
+        if missing > 0:  # the numbers of a narrower range would be too long for their place
+            ax.set_ylim(low - missing / 2, high + missing / 2)
         for line in ax.lines:
             line.set(linewidth=min(1.4, line.get_linewidth()), markersize=min(4, line.get_markersize()))
         if not ax.lines:
