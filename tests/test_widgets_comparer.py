@@ -241,4 +241,4 @@ def test_the_numbers_beside_small_panels_have_room_at_the_first_steps():
                        if other.get_window_extent().x1 < ax.get_window_extent().x0]  # fmt: skip
         for label in ax.get_yticklabels():
             if label.get_text() and ax.get_ylim()[0] <= label.get_position()[1] <= ax.get_ylim()[1]:
-                assert label.get_window_extent().x0 >= max(to_the_left, default=0.0), (ax.get_title(), label.get_text())
+                assert label.get_window_extent().x0 >= max(to_the_left, default=6) - 6, label.get_text()
