@@ -49,7 +49,8 @@ def text_box(title: str, words: str) -> str:
     """
     name = text(title)
     return (
-        f'<div role="group" aria-label="{name}" data-lm-suppress-shortcuts="true"><div style="font-weight: bold; margin-bottom: 0.2em">{name}</div>'
+        f'<div role="group" aria-label="{name}" data-lm-suppress-shortcuts="true">'
+        f'<div style="font-weight: bold; margin-bottom: 0.2em">{name}</div>'
         f'<pre {_NO_FORMULAS} tabindex="0" dir="auto" style="{_BOX}"><bdi>{text(_visible(words))}</bdi></pre></div>'
     )
 
