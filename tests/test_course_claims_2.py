@@ -244,13 +244,32 @@ def test_ppo_on_the_true_reward_loses_to_dpo_so_its_runs_were_too_short():
     assert "level with PPO" not in words(12)
 
 
+def gaps_at_own_kl(sound, method):
+    """Judged answers → seed → reward less DPO's at the run's own KL, where DPO was measured on both sides of it."""
+    curves, gaps = curves_of(sound, "dpo"), {}
+    for row in (row for row in sound if row["method"] == method):
+        if curves[row["seed"]][0][1] <= row["kl"] <= curves[row["seed"]][0][-1]:
+            gap = row["reward"] - rewards_at_kl(sound, "dpo", row["kl"])[row["seed"]]
+            gaps.setdefault(row["cost/judged_answers"], {})[row["seed"]] = gap
+    return gaps
+
+
+def test_with_ten_times_the_rollouts_ppo_is_above_dpo_in_every_seed_and_three_do_not_decide_it():
+    sound = sound_runs()
+    (gaps,) = gaps_at_own_kl(sound, "ppo-longer").values()
+    found = seed_interval(gaps.values())
+    assert len(gaps) == 3
+    assert min(gaps.values()) > 0
+    assert not found.leaves_out_zero
+    assert f"+{shown(found)}" in summary(12)
+    assert len(gaps_at_own_kl(sound, "rloo-true")[30_720]) == 2  # the third is beyond DPO's runs, and not compared
+    rewards = [np.mean([row["reward"] for row in of_method(sound, "rloo-true", knob)]) for knob in (240, 80)]
+    assert " against ".join(f"{reward:.2f}" for reward in rewards) in words(12)
+
+
 def test_with_as_many_judgements_as_dpo_rl_on_the_true_reward_is_no_longer_below_it():
     sound = sound_runs()
-    curves, gaps = curves_of(sound, "dpo"), {}
-    for row in (row for row in sound if row["method"] == "rloo-true"):
-        assert curves[row["seed"]][0][1] <= row["kl"] <= curves[row["seed"]][0][-1]
-        gap = row["reward"] - rewards_at_kl(sound, "dpo", row["kl"])[row["seed"]]
-        gaps.setdefault(row["cost/judged_answers"], {})[row["seed"]] = gap
+    gaps = gaps_at_own_kl(sound, "rloo-true")
     short, long = (seed_interval(gaps[answers].values()) for answers in (3_072, 10_240))
     gained = seed_interval(gaps[10_240][seed] - gaps[3_072][seed] for seed in range(3))
     assert short.high < 0
