@@ -9,7 +9,7 @@
 #   make site    the course and the reference as a site, in build/site: no network needed to build it or to read it
 #   make colab   notebooks 00 and 06 at the versions that Google Colab has (a big download)
 #   make gpu     speed, memory and training on a GPU, in ten minutes (TINY=1 tries it on a CPU)
-#   make results the kept measurements (experiments: 3 hours; ANEW=--anew from scratch)
+#   make results the kept measurements (experiments: 4 hours; ANEW=--anew from scratch)
 #   make data    rebuild the embedded data and model (80 minutes)
 PYTHON ?= python3
 VENV ?= .venv
@@ -134,6 +134,7 @@ results: $(VENV)/.with-course
 # The study of notebook 16, hours on two cores. HUMAN: files of human preferences, of which only numbers are kept.
 real-results: $(VENV)/.with-real
 	$(EXPERIMENT)/real_model.py $(WORKERS) $(if $(HUMAN),--human $(HUMAN))
+	$(EXPERIMENT)/real_rounds.py $(WORKERS)
 	$(if $(HUMAN),$(EXPERIMENT)/real_preferences.py $(WORKERS) --sets $(HUMAN))
 
 clean:
