@@ -513,6 +513,8 @@ def test_a_copy_of_the_course_is_whole_and_renewed_but_for_what_the_reader_chang
     for path in NOTEBOOKS:
         assert (mine / "notebooks" / path.name).read_bytes() == path.read_bytes()
         assert (mine / "notebooks/student" / path.name).is_file()
+        quiz = Path("notebooks", "quizzes", f"{path.name.split('_')[0]}.json")
+        assert (mine / quiz).read_bytes() == (ROOT / quiz).read_bytes()
     pages = [path for path in mine.rglob("*") if path.suffix in (".md", ".ipynb")]
     broken = {(path.relative_to(mine).as_posix(), link) for path in pages for link in broken_links(path)}
     # Two pages lead on to code that only a checkout has; nothing in a notebook or a map does.

@@ -84,7 +84,7 @@ def course_files() -> dict[str, Path]:
     notebooks = (f"{folder}/{name}" for folder in folders for name in ("README.md", "[0-9]*.ipynb"))
     course = installed if (installed := _installed_course()).is_dir() else _package().parent
     places = (
-        (course, "", ("README.md", "CONTRIBUTING.md", "SECURITY.md", *notebooks)),
+        (course, "", ("README.md", "CONTRIBUTING.md", "SECURITY.md", *notebooks, "notebooks/quizzes/*.json")),
         (embedded_path(), "data/", ("README.md", *(f"results/*.{kind}" for kind in ("md", "txt", "png", "gif")))),
         (_package(), "dpo_lab/", ("README.md", "workbench/README.md", "[a-z]*.py", "storage/logp_store.py")),
     )
