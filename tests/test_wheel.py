@@ -111,6 +111,13 @@ def test_it_trains_from_an_empty_folder(elsewhere, tmp_path):
     assert "→" in answer
 
 
+def test_it_writes_its_notebooks_for_nbgrader(elsewhere, tmp_path):
+    pytest.importorskip("nbformat")
+    run(elsewhere / "bin" / "python", "-m", "dpo_lab.course.exercises.quizzes", "graded", cwd=tmp_path)
+    written = sorted(path.name for path in tmp_path.glob("graded/*/*.ipynb"))
+    assert written == sorted(path.name for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
 def test_it_opens_a_copy_of_the_course_and_writes_nothing_beside_itself(elsewhere, tmp_path):
     pytest.importorskip("jupyterlab")
     (config := tmp_path / "config").mkdir()

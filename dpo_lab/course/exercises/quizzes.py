@@ -26,9 +26,7 @@ class Quiz:
     """`Quiz("05")` as the last line of a cell asks the quiz of notebook 05. ValueError where there is no such quiz."""
 
     def __init__(self, number: str) -> None:
-        package = Path(__file__).resolve().parents[2]  # a wheel carries the course, a checkout has it beside
-        folders = [root / "notebooks" / "quizzes" for root in (package / "_course", package.parent)]
-        files = {path.stem: path for folder in folders for path in folder.glob("*.json")}
+        files = {path.stem: path for path in (_notebooks() / "quizzes").glob("*.json")}
         if number not in files:
             raise ValueError(f"number must be one of {', '.join(sorted(files)) or 'none'}, got {number!r}")
         self.number: str = number
@@ -60,6 +58,11 @@ class Quiz:
                 text, verdict = html.escape(choice["text"]), html.escape(_verdict(choice))
                 parts.append(f"<details><summary>{letter}) {text}</summary><p><i>{verdict}</i></p></details>")
         return "\n".join(parts)
+
+
+def _notebooks() -> Path:
+    package = Path(__file__).resolve().parents[2]  # a wheel carries the course, a checkout has it beside
+    return (own if (own := package / "_course").is_dir() else package.parent) / "notebooks"
 
 
 def _verdict(choice: dict[str, Any]) -> str:
@@ -107,7 +110,9 @@ def graded(notebook: Any, number: str) -> Any:
 if __name__ == "__main__":
     import nbformat
 
-    for page in sorted((Path(__file__).resolve().parents[3] / "notebooks").glob("[0-9][0-9]*_*.ipynb")):
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python -m dpo_lab.course.exercises.quizzes FOLDER")
+    for page in sorted(_notebooks().glob("[0-9][0-9]*_*.ipynb")):
         target = Path(sys.argv[1]) / page.stem / page.name
         target.parent.mkdir(parents=True, exist_ok=True)
         own = page.stem.split("_")[0]
