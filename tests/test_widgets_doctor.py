@@ -51,3 +51,23 @@ def test_a_second_look_replaces_the_first():
     panel.button.click()
     assert panel.diagnosis.findings
     assert panel.image.value != before
+
+
+def test_an_error_stands_alone_and_not_beside_an_earlier_log(tmp_path):
+    panel = DoctorPanel(LOGS / "displacement-ours")
+    assert panel.findings.value
+    panel.path.value = str(tmp_path / "none")
+    panel.button.click()
+    assert "there is no file or folder" in panel.words.value
+    assert (panel.findings.value, panel.in_words.value, panel.image.value) == ("", "", b"")
+    assert panel.diagnosis is panel.picture() is None
+    assert repr(panel) == "DoctorPanel(no log yet)"
+
+
+def test_event_files_without_tensorboard_are_an_error_in_words(monkeypatch):
+    monkeypatch.setattr("dpo_lab.workbench.doctor.reading.find_spec", lambda name: None)
+    panel = DoctorPanel()
+    panel.path.value = str(LOGS / "healthy-events")
+    panel.button.click()
+    assert "tensorboard" in panel.words.value
+    assert panel.diagnosis is None

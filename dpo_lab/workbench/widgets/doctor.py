@@ -53,6 +53,8 @@ class DoctorPanel(Panel):
 
     def look(self) -> None:
         """Read the log that the field names, and show what is found."""
+        self.diagnosis, self.findings.value, self.in_words.value = None, "", ""  # no earlier log beside an error
+        self.image.value, self.image.width, self.image.height = b"", "", ""
         if not self.path.value.strip():
             raise ValueError("no log is named; give a run folder, or a file such as trainer_state.json or events.jsonl")
         self.diagnosis = found = diagnose(self.path.value.strip())

@@ -90,5 +90,5 @@ def attempt(act: Callable[[], Any], message: ipywidgets.HTML) -> None:
     """Do what a button stands for; a mistake of the user stands in `message`, where a method would raise it."""
     try:
         act()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         message.value = markup.line(str(error))
