@@ -192,7 +192,7 @@ def optimum() -> Figure:
                axis("probability", [0, 1], percent=True), rule("x", "@price", "this β"),
                *(line("@prices", f"@probs{y}", f"@answer{y}") for y in range(num))),
          panel("The most reward for every KL", axis("KL(π*‖π_ref) (nats)", "@drift_axis"),
-               axis("expected reward", "@reward_axis"), line("@drifts", "@rewards", "π*, β running"),
+               axis("expected reward", "@reward_axis"), line("@drifts", "@rewards", "π* at every β"),
                point("@drift", "@reward", "this β"))],
         "At β = {beta} π* has moved {drift:3} nats from the reference and earns an expected reward of {reward:3} on "
         "this prompt; over both prompts it earns {mean:3}. {answers}",

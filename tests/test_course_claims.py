@@ -48,7 +48,7 @@ def kept(name: str) -> Any:
 
 
 def test_00_a_real_model_met_40_percent_of_its_demands_after_dpo_and_16_before():
-    says("00", "met 40 % of the demands that it was trained on after DPO, and 16 % before")
+    says("00", "met 40 % of them after DPO, and 16 % before")
     assert round(100 * real("trained, on new topics", method="DPO")) == 40
     assert round(100 * real("trained, on new topics", method="base")) == 16
     assert read_real_model()[0]["dpo_learning_rate"] == 4e-5

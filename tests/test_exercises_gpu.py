@@ -135,6 +135,7 @@ def test_right_choices(capsys):
         (lambda *a: (choice(*a)[0], choice(*a)[1] + 1), "isn't right"),
         (lambda *a: (choice(*a)[0], 0.9 * a[0] - 16 * a[1]), "Those are bytes"),
         (lambda *a: ("all weights", choice(*a)[1]), "does not fit"),
+        (lambda *a: (choice(*a)[0], round((0.9 * a[0] - 16 * a[1]) / a[3])), "rounded down"),
         (lambda *a: ("nothing", 0), "More would fit"),
         (lambda *a: ("LoRA", 0), "say one of"),
         (lambda *a: choice(*a)[0], "a name and a number"),

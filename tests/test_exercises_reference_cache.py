@@ -42,6 +42,7 @@ counter = itertools.count()
         (lambda name, precision, x, w, r: digest(name, precision, x, [*w, *r]), "border between chosen and rejected"),
         (lambda name, precision, x, w, r: digest(name, precision, x, w), "rejected answer changed"),
         (lambda name, precision, x, w, r: digest(name, precision, w, r), "prompt changed"),
+        (lambda name, precision, x, w, r: digest(name, precision, [*x, 0, *w, 0, *r]), "marks no border"),
         (lambda *parts: hash(repr(parts)), "every process"),
         (lambda *_: digest(next(counter)), "two different keys"),
     ],
@@ -65,6 +66,7 @@ def test_right_staleness(capsys):
         (lambda p, r: np.abs((p[:, 0] - p[:, 1]) - (r[:, 0] - r[:, 1])).max() > 1e-3, "both columns"),
         (lambda p, r: np.abs(p - r)[:, 0].max() > 1e-3, "single pair|chosen column"),
         (lambda p, r: False, "shifted by one"),
+        (lambda p, r: np.abs(p - r).max() > 0.1, "wrong precision"),
         (lambda p, r: p - r, "shape"),
     ],
 )

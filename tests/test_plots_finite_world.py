@@ -47,8 +47,8 @@ def test_the_frontier_rises_from_left_to_right_and_shades_what_is_out_of_reach()
         kl, rewards, labels={"β = 1": (1.0, 2.5)}, points={"other": (0.5, 1.2)}, path=([0, 1], [1, 2])
     )
     lines = by_label(ax)
-    np.testing.assert_allclose(lines["π*, β running"].get_xdata(), [0, 1, 2])
-    np.testing.assert_allclose(lines["π*, β running"].get_ydata(), [1, 2.5, 3])
+    np.testing.assert_allclose(lines["π* at every β"].get_xdata(), [0, 1, 2])
+    np.testing.assert_allclose(lines["π* at every β"].get_ydata(), [1, 2.5, 3])
     assert {"other", "DPO in training"} <= set(lines)
     (shade,) = ax.collections
     assert shade.get_paths()[0].get_extents().y1 >= 3.0

@@ -78,7 +78,7 @@ def turn_figure(
     for ax in (top, bottom):
         ax.axvline(steps[at], color=style.INK, linewidth=0.8, linestyle=":", zorder=0.5)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    style.dress(bottom, "The losses, each marked at its lowest", "optimiser step", "mean loss per pair")
+    style.dress(bottom, "Loss, marked at its lowest", "optimiser step", "mean loss per pair")
     style.add_legend(bottom)
     return figure
 

@@ -111,7 +111,7 @@ def plot_frontier(
     kl, rewards = same_length(kl=kl, rewards=rewards)
     ax = ax or style.new_axes(6.4, 4.2)
     order = np.argsort(kl)
-    ax.plot(kl[order], rewards[order], color=style.BLUE, linewidth=2.2, label="π*, β running")
+    ax.plot(kl[order], rewards[order], color=style.BLUE, linewidth=2.2, label="π* at every β")
     if path is not None:
         along, worth = same_length(path_kl=path[0], path_rewards=path[1])
         ax.plot(along, worth, "o-", color=style.GREEN, markersize=3.5, linewidth=1.2, label="DPO in training")
@@ -170,7 +170,7 @@ def plot_shortfall(divergence: Any, objective: Any, *, beta: float, best: float,
     ax.plot(divergence, objective, "o", color=style.ORANGE, markersize=4, alpha=0.7, label=count)
     ax.plot(0, best, "*", color=style.GREEN, markersize=15, clip_on=False, zorder=5, label="π*")
     ax.set_xlim(0, ends[-1])
-    style.dress(ax, "Falling short of the optimum is drifting away from it", "E KL(π‖π*) (nats)", "objective J(π)")
+    style.dress(ax, "The objective falls by β per nat of KL from π*", "E KL(π‖π*) (nats)", "objective J(π)")
     style.add_legend(ax)
     return ax
 
