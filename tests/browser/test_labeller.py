@@ -29,6 +29,9 @@ def test_after_a_click_the_letters_label_and_leave_the_notebook_alone(sheet: She
     sheet.page.wait_for_timeout(400)
     sheet.page.keyboard.press("a")
     expect(message).to_have_text("Question 2: left, saved.", timeout=WAIT)
+    panel.get_by_role("group", name="Left").locator("pre").click()
+    sheet.page.keyboard.press("a")  # in an answer it labels nothing, and inserts no cell
+    sheet.page.wait_for_timeout(400)
     assert cells.count() == num_cells
 
 

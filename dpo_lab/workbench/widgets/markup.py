@@ -45,13 +45,14 @@ def text_box(title: str, words: str) -> str:
     """A text in a box under its title. Markup stays text; a long one scrolls, by keyboard too.
 
     `dir` and `bdi` keep letters that turn the direction of writing inside the box. A key pressed in it is none of
-    JupyterLab's shortcuts: there the letter `a` would insert a cell.
+    JupyterLab's shortcuts, where `a` would insert a cell: it looks for the attribute at the element with the focus.
     """
     name = text(title)
     return (
-        f'<div role="group" aria-label="{name}" data-lm-suppress-shortcuts="true">'
+        f'<div role="group" aria-label="{name}">'
         f'<div style="font-weight: bold; margin-bottom: 0.2em">{name}</div>'
-        f'<pre {_NO_FORMULAS} tabindex="0" dir="auto" style="{_BOX}"><bdi>{text(_visible(words))}</bdi></pre></div>'
+        f'<pre {_NO_FORMULAS} tabindex="0" data-lm-suppress-shortcuts="true" dir="auto" style="{_BOX}">'
+        f"<bdi>{text(_visible(words))}</bdi></pre></div>"
     )
 
 
