@@ -139,7 +139,7 @@ def test_no_pyplot_and_no_output_widget():
         "print([type(c).__name__ for c in w.children])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['FloatSlider', 'FloatLogSlider', 'Image', 'HTML']"
+    assert done.stdout.strip() == "['FloatSlider', 'FloatLogSlider', 'Image', 'HTML', 'HTML']"
 
 
 def test_ipywidgets_loads_with_the_first_name_and_its_absence_is_told():

@@ -63,6 +63,7 @@ def _lead(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
     last = max((row["step"] for row in rows), default=0)
     seconds = max((row.get("seconds", 0.0) for row in rows), default=0.0)
     of = f" of {settings['batch_size']} examples" if settings.get("batch_size") else ""
+    of += f", drawn from {config['num_examples']:,}," if of and config.get("num_examples") else ""
     match [row for row in rows if row["kind"] == "finished"][-1:]:
         case [row] if row["is_complete"]:
             state = f"Complete: {last:,} steps{of} in {_duration(seconds)}."

@@ -144,10 +144,9 @@ class Labeller(Panel):
                             lambda: attempt(self._export, self.message), layout={"width": "8em"})  # fmt: skip
         super().__init__(
             [
-                self.bar, self.progress, self.prompt,
+                # Above the texts, whose length changes: a button stays under the mouse.
+                self.bar, self.progress, row(*self.buttons.values(), self.key), self.message, self.prompt,
                 ipywidgets.HBox([self.left, self.right], layout=ipywidgets.Layout(flex_flow="row wrap")),
-                row(*self.buttons.values(), self.key),
-                self.message,
                 row(self.path, self.ties, self.write, self.reveal),
                 self.results,
             ]

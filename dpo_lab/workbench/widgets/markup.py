@@ -12,12 +12,15 @@ from typing import Any
 
 from dpo_lab.workbench.runs.page import folded, text
 
-_CELL = "padding: 0.25em 0.7em; vertical-align: top; text-align: left; border-bottom: 1px solid #8886"
+_CELL = (
+    "padding: 0.25em 0.7em; line-height: 1.35; vertical-align: top; text-align: left; border-bottom: 1px solid #8886"
+)
 _TEXT = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.35; max-width: 34em"
 _BOX = (
-    "margin: 0; padding: 0.5em 0.7em; border: 1px solid #767676; border-radius: 4px; background: #ffffff; "
-    "color: #222222; white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere; overflow-y: auto; "
-    "max-height: 22em; font-family: inherit; font-size: inherit; line-height: 1.45"
+    "margin: 0; padding: 0.5em 0.7em; border: 1px solid #767676; border-radius: 4px; white-space: pre-wrap; "
+    "background: var(--jp-layout-color1, #ffffff); color: var(--jp-ui-font-color1, #222222); word-break: normal; "
+    "overflow-wrap: anywhere; overflow-y: auto; max-height: 22em; font-family: inherit; font-size: inherit; "
+    "line-height: 1.45"
 )
 _NO_FORMULAS = 'class="tex2jax_ignore mathjax_ignore"'  # a formula stays the text that somebody wrote
 
