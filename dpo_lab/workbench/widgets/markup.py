@@ -44,18 +44,22 @@ def numbered(texts: Sequence[str]) -> list[tuple[str, int]]:
     return [(f"{i}: {shortened(words)}", i) for i, words in enumerate(texts, start=1)]
 
 
+def keyless(html: str, name: str = "") -> str:
+    """HTML in which a key, after a click on plain text too, is no shortcut of JupyterLab: `a` would insert a cell."""
+    role = f'role="group" aria-label="{name}" ' if name else ""
+    return f'<div {role}tabindex="-1" style="outline: none" data-lm-suppress-shortcuts="true">{html}</div>'
+
+
 def text_box(title: str, words: str) -> str:
     """A text in a box under its title. Markup stays text; a long one scrolls, by keyboard too.
 
-    `dir` and `bdi` keep letters that turn the direction of writing inside the box. A key pressed in it is none of
-    JupyterLab's shortcuts: there the letter `a` would insert a cell.
+    `dir` and `bdi` keep letters that turn the direction of writing inside the box.
     """
     name = text(title)
-    return (
-        f'<div role="group" aria-label="{name}" data-lm-suppress-shortcuts="true">'
+    return keyless(
         f'<div style="font-weight: bold; margin-bottom: 0.2em">{name}</div>'
-        f'<pre {_NO_FORMULAS} tabindex="0" dir="auto" style="{_BOX}"><bdi>{text(_visible(words))}</bdi></pre></div>'
-    )
+        f'<pre {_NO_FORMULAS} tabindex="0" dir="auto" style="{_BOX}"><bdi>{text(_visible(words))}</bdi></pre>', name
+    )  # fmt: skip
 
 
 def notes(lines: Sequence[str], title: str = "About the data") -> str:

@@ -29,7 +29,7 @@ from dpo_lab.workbench.widgets.layout import Panel, button, drawing, picture_box
 KNOBS = ("loss", "beta", "learning_rate", "label_smoothing", "epochs", "batch_size")
 """The knobs that have a field in the panel; the others of a sweep come in through `SweepPanel(**settings)`."""
 
-FIELD = room("20em", "8em")  # three beside each other on a small screen
+FIELD = room("21em", "6.8em")  # three beside each other on a small screen
 
 
 def sweep_settings(values: Mapping[str, Any], begin_with: SweepSettings | None = None) -> SweepSettings:
@@ -245,7 +245,8 @@ def _fields(settings: SweepSettings) -> dict[str, Any]:
             ipywidgets.BoundedIntText, name, value=value, min=least, max=most, description=label,
             continuous_update=False,
         )  # fmt: skip
-    controls["prune"] = make(ipywidgets.Checkbox, "prune", value=settings.prune, description="end weak trials early")
+    controls["prune"] = make(ipywidgets.Checkbox, "prune", value=settings.prune, description="end weak trials early",
+                            indent=False)  # fmt: skip
     return controls
 
 
