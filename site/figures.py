@@ -381,7 +381,7 @@ def _failure(name: str, title: str, key: str, label: str, write: Callable[[float
                axis("@measures", "@range"), rule("x", "@place"),
                *(line("@places", f"@mean{i}", method, low=f"@low{i}", high=f"@high{i}", dots=True)
                  for i, method in enumerate(lines)))],
-        f"At {label} {{at}}, {{measure}}: {{noted}}. Each is the mean of three seeds; a bar is one standard deviation.",
+        f"At {label} {{at}}, {{measure}}: {{noted}}. Each is the mean of five seeds; a bar is one standard deviation.",
         {
             "places": table("i", places), "place": table("at", "places"),
             "measures": table("measure", list(MEASURES.values())),

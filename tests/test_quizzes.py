@@ -114,16 +114,9 @@ def test_it_is_put_before_the_summary_once_and_follows_its_questions():
     assert with_quiz(made, "05", is_new=False) == again
 
 
-NOT_YET = {path.stem for path in FILES} - {"00", "01", "12", "16"}
-"""Quizzes that need not stand in their notebook; `python -m dpo_lab.course.exercises.release --quizzes` does that."""
-
-
 @each_quiz
 def test_every_notebook_asks_its_own_quiz(path: Path):
-    shown = [cell for cell in code(notebook_of(path)) if "Quiz(" in cell.source]
-    if path.stem in NOT_YET and not shown:
-        pytest.skip("its quiz is not in it yet")
-    (cell,) = shown
+    (cell,) = [cell for cell in code(notebook_of(path)) if "Quiz(" in cell.source]
     assert cell.source == f'from dpo_lab.course.exercises import Quiz\n\nQuiz("{path.stem}")'
     assert not cell.metadata.get("tags")
 

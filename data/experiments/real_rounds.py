@@ -87,7 +87,7 @@ class Lab:
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, seeds=2)
     options.add_argument("--model", default="smollm2")
     options.add_argument("--prompts", type=int, default=128, help="tasks of a run, a multiple of the steps")
     options.add_argument("--steps", type=int, default=16, help="optimiser steps of a run, a multiple of 4")

@@ -108,11 +108,26 @@ class LogpStore:
                     if not _is_damage(error):
                         raise
                     self.close()
-                    self._set_aside(error)
-                    self._store = _connect(self.path)
-                    return action(self._store)
+                    from dpo_lab.storage.locks import locked
+
+                    # One process at a time: the file that a slower one finds has been begun anew, and must stay.
+                    with locked(self.path.with_name(f"{self.path.name}.lock"), patience=_PATIENCE):
+                        return self._anew(action)
             except (OSError, sqlite3.OperationalError) as error:
                 raise _unwritable(self.path, error) from error
+
+    def _anew(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        """Read or write again; if the file is still damaged, in a new one."""
+        try:
+            self._store = _connect(self.path)
+            return action(self._store)
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            if not _is_damage(error):
+                raise
+            self.close()
+            self._set_aside(error)
+        self._store = _connect(self.path)
+        return action(self._store)
 
     def _set_aside(self, error: Exception) -> None:
         if not _was_store(self.path):  # someone's own file
