@@ -28,7 +28,7 @@ def test_after_a_click_the_letters_label_and_leave_the_notebook_alone(sheet: She
     for plain in (panel.get_by_text("0 of 4 done"), panel.get_by_text("Left", exact=True), panel.locator("pre").nth(1)):
         plain.click()
         sheet.page.keyboard.press("a")
-        assert cells.count() == num_cells
+        assert cells.count() == num_cells, plain
     stood = left.bounding_box()
     left.click()
     expect(message).to_have_text("Question 1: left, saved.", timeout=WAIT)

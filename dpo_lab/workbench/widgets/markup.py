@@ -45,7 +45,10 @@ def numbered(texts: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def keyless(html: str, name: str = "") -> str:
-    """HTML in which a key, after a click on plain text too, is no shortcut of JupyterLab: `a` would insert a cell."""
+    """HTML in which a key, after a click on plain text too, is no shortcut of JupyterLab: `a` would insert a cell.
+
+    JupyterLab looks for the attribute at the element that has the focus, so a part that takes it needs its own.
+    """
     role = f'role="group" aria-label="{name}" ' if name else ""
     return f'<div {role}tabindex="-1" style="outline: none" data-lm-suppress-shortcuts="true">{html}</div>'
 
@@ -58,7 +61,8 @@ def text_box(title: str, words: str) -> str:
     name = text(title)
     return keyless(
         f'<div style="font-weight: bold; margin-bottom: 0.2em">{name}</div>'
-        f'<pre {_NO_FORMULAS} tabindex="0" dir="auto" style="{_BOX}"><bdi>{text(_visible(words))}</bdi></pre>', name
+        f'<pre {_NO_FORMULAS} tabindex="0" data-lm-suppress-shortcuts="true" dir="auto" style="{_BOX}">'
+        f"<bdi>{text(_visible(words))}</bdi></pre>", name
     )  # fmt: skip
 
 
