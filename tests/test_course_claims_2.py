@@ -20,6 +20,7 @@ from dpo_lab.worlds.pocket import JOBS
 from tests.conftest import ROOT
 
 CARRY_OVER = range(9, 16)
+REAL_ROUNDS = ("offline", "semi-online-4", "online")
 
 
 def notebook(number):
@@ -371,6 +372,22 @@ def test_the_arena_hardly_decides():
     share, low, high = map(int, groups(r"with ties as half a win (\d+)% \[(\d+)%, (\d+)%\]", printed(14)))
     assert low <= 50 < high
     assert f"hardly decided it: {share} % [{low}, {high}]" in summary(14)
+
+
+# ── 17 ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_on_smollm2_the_samplers_do_not_differ_and_all_learn():
+    rows = rows_of("real_rounds")
+    met = {name: [row["demands_met"] for row in rows if row["method"] == name] for name in ("base", *REAL_ROUNDS)}
+    learnt = [share for name in REAL_ROUNDS for share in met[name]]
+    assert all(len(shares) == 2 for shares in met.values())
+    assert min(learnt) > max(met["base"]) + 0.02
+    assert max(learnt) - min(learnt) < 0.05  # offline alone spans most of it
+    assert f"met {min(learnt):.0%} to {max(learnt):.0%}".replace("%", " %").replace(" % to", " to") in summary(17)
+    pairs = {name: [row["pairs"] for row in rows if row["method"] == name] for name in REAL_ROUNDS}
+    assert "offline DPO {} and {}".format(*pairs["offline"]) in words(17)
+    assert max(pairs["semi-online-4"] + pairs["online"]) < min(pairs["offline"])
 
 
 # ── what carries over ─────────────────────────────────────────────────────────────────────────────────────────────

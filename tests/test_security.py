@@ -168,8 +168,8 @@ def test_a_file_of_the_user_s_is_never_set_aside_as_a_damaged_cache(tmp_path):
 
 EVIL = ("<script>alert(1)</script><img src=x onerror=alert(2)></pre></code></td></textarea><svg onload=alert(3)>"
         "<a href='javascript:alert(4)'>a</a>\" onmouseover=\"alert(5)' onfocus='alert(6) &lt;script&gt;")  # fmt: skip
-HARMLESS = {"class", "style", "role", "aria-live", "aria-label", "tabindex", "title", "dir", "scope", "download", "data-lm-suppress-shortcuts",
-            "href", "open", "lang", "colspan"}  # fmt: skip
+HARMLESS = {"class", "style", "role", "aria-live", "aria-label", "tabindex", "title", "dir", "scope", "download",
+            "data-lm-suppress-shortcuts", "href", "open", "lang", "colspan"}  # fmt: skip
 
 
 class Tags(HTMLParser):

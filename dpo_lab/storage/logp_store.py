@@ -108,6 +108,8 @@ class LogpStore:
                     if not _is_damage(error):
                         raise
                     self.close()
+                    if not _was_store(self.path):  # someone's own file
+                        raise OSError(f"it is another kind of file, {error}") from None
                     from dpo_lab.storage.locks import locked
 
                     # One process at a time: the file that a slower one finds has been begun anew, and must stay.
@@ -130,8 +132,6 @@ class LogpStore:
         return action(self._store)
 
     def _set_aside(self, error: Exception) -> None:
-        if not _was_store(self.path):  # someone's own file
-            raise OSError(f"it is another kind of file, {error}")
         aside = self.path.with_name(f"{self.path.name}.damaged-{os.getpid()}")
         for suffix in ("-wal", "-shm", ""):  # the file itself last: a log must never meet another's new file
             with suppress(FileNotFoundError):  # another process that shares the store was quicker
