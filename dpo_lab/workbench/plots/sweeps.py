@@ -72,7 +72,7 @@ def plot_importance(importance: Mapping[str, float], *, ax: Axes | None = None) 
     for place, share in enumerate(shares):
         ax.text(share + 0.02, place, f"{share:.0%}", va="center", fontsize=8, color=style.INK)
     if not names:
-        text = "to be told after\n4 complete trials that\ndiffer, of 2 knobs"
+        text = "known after\n4 complete trials that\ndiffer, of 2 knobs"
         ax.text(0.5, 0.5, text, ha="center", va="center", fontsize=9, color=style.GREY, transform=ax.transAxes)
     style.dress(ax, "What mattered", "share of importance", "")
     style.name_rows(ax, names)

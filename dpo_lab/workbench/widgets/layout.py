@@ -25,10 +25,11 @@ DRAWN = "dpo-lab-drawn"
 
 # A click waits in a queue while the kernel runs cells, and only the page itself can say so: a button that was clicked
 # has the focus until the kernel answers and switches it off.
-LOOK = f"""<style>[data-jp-theme-light="false"] .{DRAWN} {{ filter: invert(0.92) hue-rotate(180deg) brightness(1.3); }}
-.dpo-lab-waits:focus:not(:focus-visible):enabled::after {{ content: " …waiting for the kernel";
-animation: dpo-lab-late 0s 1s both; }}
-@keyframes dpo-lab-late {{ from {{ font-size: 0; }} to {{ font-size: inherit; }} }}
+LOOK = """<style>
+[data-jp-theme-light="false"] .dpo-lab-drawn { filter: invert(0.92) hue-rotate(180deg) brightness(1.3); }
+.dpo-lab-waits:focus:not(:focus-visible):enabled::after { content: " …waiting for the kernel";
+animation: dpo-lab-late 0s 1s both; }
+@keyframes dpo-lab-late { from { font-size: 0; } to { font-size: inherit; } }
 </style>"""
 
 
