@@ -56,14 +56,14 @@ with both log-probs falling; and a measured KL of 25 nats, where a policy counts
 @pytest.mark.parametrize("case", [one for one in CASES if one.cause and one.name not in MISSED], ids=lambda c: c.name)
 def test_the_cause_that_was_planted_comes_first(case):
     diagnosis = diagnose(FOLDER / case.name)
-    assert not diagnosis.is_healthy
+    assert diagnosis.findings[0].level != "note"
     assert diagnosis.findings[0].cause == case.cause
 
 
 @pytest.mark.parametrize("case", [one for one in CASES if not one.cause], ids=lambda case: case.name)
 def test_a_healthy_run_gives_no_alarm(case):
     diagnosis = diagnose(FOLDER / case.name)
-    assert diagnosis.is_healthy, [finding.seen for finding in diagnosis.findings]
+    assert all(one.level == "note" for one in diagnosis.findings), [finding.seen for finding in diagnosis.findings]
     assert len(diagnosis.vitals) >= 2
 
 

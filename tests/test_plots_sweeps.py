@@ -132,3 +132,12 @@ def test_the_kept_map_is_read_with_its_seeds_apart(tmp_path):
     assert {cell: len(runs) for cell, runs in repeats.items()} == {(0.5, 2e-4): 3}
     with pytest.raises(ValueError, match=r"python data/hyperparameter_map\.py"):
         read_map(tmp_path / "none.json")
+
+
+def test_with_few_knobs_all_stand_in_one_row():
+    row = {"trial": 0, "state": "complete", "value": 1.0, "beta": 0.1, "epochs": 1, "seed": 2}
+    for knobs, rows in ((("beta",), 1), (("beta", "epochs"), 1), (("beta", "epochs", "seed"), 2)):
+        figure = sweep_figure([row], dict.fromkeys(knobs, False), "reward")
+        figure.draw_without_rendering()
+        assert len(figure.axes) == 2 + len(knobs)
+        assert len({round(ax.get_position().y0, 1) for ax in figure.axes}) == rows

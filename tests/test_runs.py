@@ -438,6 +438,17 @@ def test_the_report_tells_settings_results_and_the_way_on(run: Run):
     assert (run.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_report_says_of_how_many_examples_and_shows_changed_answers_first(tmp_path: Path):
+    run = Run.create(tmp_path / "a", CONFIG | {"settings": {"batch_size": 4}})
+    run.add_facts(num_examples=1234)
+    assert Run.load(run.folder).config == run.config
+    record(run, whole_run())
+    run.add_samples([{"prompt": name, "before": "x", "after": name} for name in ("x", "y")])
+    words = " ".join("".join(Page(run.write_report().read_text()).words).split())
+    assert "Complete: 4 steps of 4 examples, drawn from 1,234, in 2.0 s." in words
+    assert words.index("Prompt 2") < words.index("Prompt 1")  # whose answer is as it was
+
+
 @pytest.mark.parametrize(
     ("events", "expected"),
     [

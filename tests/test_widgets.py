@@ -139,7 +139,7 @@ def test_no_pyplot_and_no_output_widget():
         "print([type(c).__name__ for c in w.children])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['FloatSlider', 'FloatLogSlider', 'Image', 'HTML']"
+    assert done.stdout.strip() == "['FloatSlider', 'FloatLogSlider', 'Image', 'HTML', 'HTML']"
 
 
 def test_ipywidgets_loads_with_the_first_name_and_its_absence_is_told():
@@ -209,3 +209,13 @@ def test_every_end_of_every_slider_can_be_drawn(name):
             control.value = base**end if base else end
             assert is_png(figure.image.value)
             assert "could not" not in figure.words.value
+
+
+def test_pictures_darken_with_the_page_and_the_style_sheet_is_in_no_saved_output():
+    """`LOOK` names the class that pictures have."""
+    from dpo_lab.workbench.widgets.layout import DRAWN, LOOK, Panel, picture_box, texts
+
+    assert f'[data-jp-theme-light="false"] .{DRAWN} ' in LOOK
+    assert DRAWN in picture_box()._dom_classes
+    bundle = Panel(texts(1))._repr_mimebundle_()
+    assert "style" not in bundle["text/html"]

@@ -524,7 +524,7 @@ LESSONS = (
            "perplexity on plain text / the base's, learning rate × 10",
            lambda rows, beta: over_seeds(rows, "DPO, high rate", "perplexity_ratio"), (1.2, NONE), " times"),
     Lesson("10", "Flipped labels cost accuracy on clean pairs",
-           ("40% flipped: plain DPO loses -0.37 [-0.48, -0.26]",),
+           ("40% flipped: plain DPO against clean labels -0.37 [-0.48, -0.26]",),
            "accuracy, DPO less DPO on flipped labels", paired("DPO", "DPO, flipped"), (0.0, NONE), "%"),
     Lesson("10", "In a short run `robust` hardly differs from DPO on flipped labels",
            ("robust +0.03 [-0.01, +0.07]",),

@@ -104,7 +104,7 @@ def test_train_stop_and_train_again(sheet: Sheet):
     summary = run.summary()
     assert not summary["is_complete"]
     assert 0 < max(steps) <= summary["step"] < summary["num_steps"]
-    assert f"stopped, {summary['step']} of {summary['num_steps']} steps" in panel.inner_text()
+    expect(panel).to_contain_text(f"stopped, {summary['step']} of {summary['num_steps']} steps")
     model, tokenizer = load_policy(run.model_folder, device="cpu")
     reference, _ = load_policy("embedded", device="cpu")
     rows = list(load_preferences("embedded", split="test"))[:4]

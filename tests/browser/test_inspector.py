@@ -79,7 +79,7 @@ def check_numbers(panel: Locator, policies, tokenizer, row) -> None:
             np.testing.assert_allclose(shown[:, column], value, atol=2e-4)
         numbers, colors = heat_in_page(panel, k)
         np.testing.assert_allclose(np.array(numbers), np.stack([rewards, mine[k], frozen[k]], 1), atol=0.0052)
-        assert len(set(colors)) > 3  # a heat map, not a text on white
+        assert len(set(colors)) > 2  # a heat map, not a text on white
         strongest = int(np.argmax(np.abs(rewards)))
         red, _, blue = (int(part) for part in re.findall(r"\d+", colors[strongest])[:3])
         assert (blue > red) == (rewards[strongest] > 0)  # blue: more likely than before

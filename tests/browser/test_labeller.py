@@ -21,10 +21,16 @@ def read(panel: Locator, name: str) -> str:
 
 
 def test_after_a_click_the_letters_label_and_leave_the_notebook_alone(sheet: Sheet):
-    panel = sheet.show(CELL.format(count=4).replace("mine.book", "clicked.book"))
+    cell = CELL.format(count=4).replace("mine.book", "clicked.book")
+    panel = sheet.show(cell.replace("Question {i}?", "Question {i}? {'Why? ' * 200 * i}"))  # each is higher
     cells, message = sheet.page.locator(".jp-Notebook .jp-Cell"), panel.get_by_role("status").nth(1)
-    num_cells = cells.count()
-    panel.get_by_role("button", name="Left is better").click()
+    num_cells, left = cells.count(), panel.get_by_role("button", name="Left is better")
+    for plain in (panel.get_by_text("0 of 4 done"), panel.get_by_text("Left", exact=True), panel.locator("pre").nth(1)):
+        plain.click()
+        sheet.page.keyboard.press("a")
+        assert cells.count() == num_cells, plain
+    stood = left.bounding_box()
+    left.click()
     expect(message).to_have_text("Question 1: left, saved.", timeout=WAIT)
     sheet.page.wait_for_timeout(400)
     sheet.page.keyboard.press("a")
@@ -33,6 +39,7 @@ def test_after_a_click_the_letters_label_and_leave_the_notebook_alone(sheet: She
     sheet.page.keyboard.press("a")  # in an answer it labels nothing, and inserts no cell
     sheet.page.wait_for_timeout(400)
     assert cells.count() == num_cells
+    assert left.bounding_box() == stood  # under the mouse still, however long the texts are
 
 
 def test_five_pairs_are_labelled_with_the_keyboard_one_undone_and_the_export_read_back(sheet: Sheet):
@@ -66,7 +73,7 @@ def test_five_pairs_are_labelled_with_the_keyboard_one_undone_and_the_export_rea
     sheet.shoot(panel, "2-five-labelled")
 
     # From the field for letters on to the button that exports, without the mouse.
-    for _ in range(5):
+    for _ in range(8):  # past the prompt and both answers
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.textContent") == "Export":
             break

@@ -101,3 +101,18 @@ def test_the_comparer_s_table_is_saved_as_a_file(sheet: Sheet):
     assert download.value.suggested_filename == "runs.csv"
     assert header.startswith("run,")
     assert len(rows) >= 2
+
+
+def test_a_long_line_of_code_and_a_long_name_of_a_file_are_not_cut(sheet: Sheet):
+    sheet.name = "16_a_name_of_28_letters"
+    sheet.show(f"{BEFORE}loss_widget()  # {'long ' * 40}")
+    sheet.page.set_viewport_size({"width": 1280, "height": 800})
+    editor = sheet.page.locator(".jp-CodeCell .cm-scroller").first
+    assert editor.evaluate("one => one.scrollWidth <= one.clientWidth + 1")
+    name = sheet.page.locator(".jp-DirListing-itemText", has_text=sheet.name)
+    beyond = """one => {
+        const letters = document.createRange();
+        letters.selectNodeContents(one);
+        return letters.getBoundingClientRect().right - one.closest(".jp-DirListing").getBoundingClientRect().right;
+    }"""
+    assert name.evaluate(beyond) <= 0

@@ -45,6 +45,8 @@ def test_moving_beta_redraws_the_loss(sheet: Sheet):
         assert float(readout.inner_text()) == float(f"{beta:.3g}")
         expect(words).to_have_text(describe_loss(5.0, beta), timeout=WAIT)
     sheet.shoot(panel, "after")
+    page.evaluate("document.body.dataset.jpThemeLight = 'false'")  # as in the dark theme: no white sheet in it
+    expect(image).to_have_css("filter", re.compile("invert"))
     moves = page.evaluate("window.moves")
     told = f"β to picture: median {median(moves):.0f} ms of {', '.join(f'{move:.0f}' for move in moves)}"
     print(told)

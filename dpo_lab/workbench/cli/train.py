@@ -95,6 +95,7 @@ def carry_out(command: str, options: TrainOptions | SFTOptions, config: DPOConfi
             if options.resume:
                 rewind(run, checkpoint, processes)
             if processes.is_main:
+                run.add_facts(num_examples=len(data.train))
                 events = tracked(run.follow(dashboard.follow(events)), options.track, run)
 
             def save() -> None:

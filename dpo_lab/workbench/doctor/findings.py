@@ -171,11 +171,6 @@ class Diagnosis:
     vitals: tuple[str, ...]
     unchecked: tuple[str, ...]  # what could not be looked at, and why
 
-    @property
-    def is_healthy(self) -> bool:
-        """Whether nothing more than notes was found."""
-        return all(finding.level == "note" for finding in self.findings)
-
     @cached_property
     def panels(self) -> tuple[str, ...]:
         """The curves that matter: those of the findings, or of any run, as far as they were logged."""

@@ -72,7 +72,7 @@ def plot_importance(importance: Mapping[str, float], *, ax: Axes | None = None) 
     for place, share in enumerate(shares):
         ax.text(share + 0.02, place, f"{share:.0%}", va="center", fontsize=8, color=style.INK)
     if not names:
-        text = "to be told after\n4 complete trials that\ndiffer, of 2 knobs"
+        text = "known after\n4 complete trials that\ndiffer, of 2 knobs"
         ax.text(0.5, 0.5, text, ha="center", va="center", fontsize=9, color=style.GREY, transform=ax.transAxes)
     style.dress(ax, "What mattered", "share of importance", "")
     style.name_rows(ax, names)
@@ -85,15 +85,17 @@ def sweep_figure(
     float] | None = None, title: str = "",
 ) -> style.Picture:  # fmt: skip
     """History, importance, and one slice per knob. `knobs` maps each knob to whether its axis is logarithmic."""
-    columns = max(2, min(4, len(knobs)))
-    num_rows = 1 + math.ceil(len(knobs) / columns)
-    figure = style.new_figure(max(7.2, 2.9 * columns), 0.3 + 2.8 * num_rows)
+    is_row = len(knobs) <= 2  # all side by side, so that a screen has room for the panel's fields too
+    columns = 2 + len(knobs) if is_row else min(4, len(knobs))
+    num_rows = 1 if is_row else 1 + math.ceil(len(knobs) / columns)
+    figure = style.new_figure((2.4 if is_row else 2.9) * columns, 0.3 + 2.8 * num_rows)
     grid = figure.add_gridspec(num_rows, columns)
-    history, mattered = figure.add_subplot(grid[0, : columns - 1]), figure.add_subplot(grid[0, columns - 1])
+    last = 1 if is_row else columns - 1  # column of the first row's second panel
+    history, mattered = figure.add_subplot(grid[0, :last]), figure.add_subplot(grid[0, last])
     plot_history(rows, objective, is_larger_better=is_larger_better, ax=history)
     plot_importance(importance or {}, ax=mattered)
     for place, (knob, is_log) in enumerate(knobs.items()):
-        ax = figure.add_subplot(grid[1 + place // columns, place % columns])
+        ax = figure.add_subplot(grid[0, 2 + place] if is_row else grid[1 + place // columns, place % columns])
         plot_slice(rows, knob, objective, is_log=is_log, ax=ax)
     style.add_title(figure, title)
     return figure

@@ -49,17 +49,18 @@ def token_heatmap(pair: Any, *, limit: float | None = None, max_lines: int = 24,
     return figure
 
 
-def token_html(pair: Any, *, limit: float | None = None) -> str:
+def token_html(pair: Any, *, limit: float | None = None, has_prompt: bool = True) -> str:
     """The same as HTML that needs no script and no style sheet, with all tokens; every text is escaped.
 
     Each token's reward and log-probs are in its `title`, which shows under the pointer; a line under the token is
-    solid where the reward is positive and dashed where it is negative, for those who don't see the colours.
+    solid where the reward is positive and dashed where it is negative, for those who don't see the colours. The prompt
+    is folded away above them, unless `has_prompt` is false.
     """
     limit = color_limit(pair, limit)
     # MathJax leaves `pre` and these classes alone, so that a formula in a text stays the text that it is.
     text = 'class="mathjax_ignore tex2jax_ignore" style="margin:0;padding:6px;font:13px/1.9 monospace;'
     text += 'white-space:pre-wrap;overflow-wrap:anywhere;max-height:30em;overflow:auto;background:#fff;color:#000"'
-    prompt, parts = str(getattr(pair, "prompt_text", "")), []
+    prompt, parts = str(getattr(pair, "prompt_text", "")) if has_prompt else "", []
     for side in _SIDES:
         answer = getattr(pair, side)
         head = f"<strong>{side}</strong>: implicit reward {_signed(float(np.sum(answer.rewards)))}"
@@ -165,7 +166,8 @@ def _legend(limit: float) -> str:
         '<div style="margin-top:6px;font-size:12px">less likely than under the reference '
         f'{_signed(-limit)} <span style="display:inline-block;width:10em;height:0.9em;vertical-align:middle;'
         f'background:linear-gradient(to right,{stops});border:1px solid {style.GREY}"></span> {_signed(limit)} more '
-        "likely; under the pointer, the reward of the token</div>"
+        "likely; a line under a token is solid where it is more likely, dashed where less; under the pointer, its "
+        "reward</div>"
     )
 
 

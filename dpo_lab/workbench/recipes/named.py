@@ -6,13 +6,20 @@ They are starting points, not results of ours. `dpo-lab recipes` prints them as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpo_lab.config import DPOConfig
 from dpo_lab.workbench.recipes.recipe import Recipe
 
 SMOLLM2, QWEN = "HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"
 ULTRAFEEDBACK, HARMLESS = "trl-lib/ultrafeedback_binarized", "Anthropic/hh-rlhf:harmless-base"
+QWEN_WHOLE = Recipe(
+    model=QWEN, pairs=ULTRAFEEDBACK, validation=0.02,
+    config=DPOConfig(
+        beta=0.1, learning_rate=5e-7, batch_size=16, precision="bfloat16", gradient_checkpointing=True,
+        evaluate_every=500, checkpoint_every=500,
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,24 +44,12 @@ RECIPES: dict[str, NamedRecipe] = {
         "alignment-handbook, recipes/smollm2/dpo/config_smol.yaml",
     ),
     "qwen2.5-ultrafeedback": NamedRecipe(
-        Recipe(
-            model=QWEN, pairs=ULTRAFEEDBACK, validation=0.02,
-            config=DPOConfig(
-                beta=0.1, learning_rate=5e-7, batch_size=16, precision="bfloat16", gradient_checkpointing=True,
-                evaluate_every=500, checkpoint_every=500,
-            ),
-        ),
+        QWEN_WHOLE,
         "all 0.5 B weights, on judged answers to general questions",
         "TRL, scripts/dpo.py, full training (there with Qwen2-0.5B-Instruct)",
     ),
     "qwen2.5-ultrafeedback-lora": NamedRecipe(
-        Recipe(
-            model=QWEN, pairs=ULTRAFEEDBACK, validation=0.02, lora=32, lora_alpha=16,
-            config=DPOConfig(
-                beta=0.1, learning_rate=5e-6, batch_size=16, precision="bfloat16", gradient_checkpointing=True,
-                evaluate_every=500, checkpoint_every=500,
-            ),
-        ),
+        replace(QWEN_WHOLE, lora=32, lora_alpha=16, config=replace(QWEN_WHOLE.config, learning_rate=5e-6)),
         "the same with an adapter: ten times the learning rate, a fraction of the memory",
         "TRL, scripts/dpo.py, LoRA (there with Qwen2-0.5B-Instruct)",
     ),

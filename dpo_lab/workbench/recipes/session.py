@@ -137,6 +137,7 @@ class _Session:
                 model, tokenizer, pairs, config, held_out=held_pairs, cache=cache, checkpoints=self.run.checkpoints,
                 stop=self.stop.is_set, on_reference=self.on_reference,
             )  # fmt: skip
+            self.run.add_facts(num_examples=len(pairs))
             yield Prepared(
                 len(pairs), 0 if held_pairs is None else len(held_pairs), self.num_scored,
                 tuple(map(prompt_text, self.rows)), tuple(filter(None, notes)),

@@ -27,11 +27,12 @@ COMMANDS = {"train": "Preference tuning", "sft": "Supervised fine-tuning", "roun
 def render_report(run: Any, panels: Mapping[str, bytes]) -> str:
     """The page of a `Run`; panels: PNG files by the name of their panel."""
     config, rows, samples = run.config, run.metrics, run.samples
+    changed_first = sorted(enumerate(samples, start=1), key=lambda one: one[1].get("before") == one[1].get("after"))
     sections = [
         ("Result", f"<p>{text(verdict(samples))}</p>\n{_results(rows)}"),
         ("Curves", _curves(rows, panels)),
         ("Margins", _margins(run.margins)),
-        ("Samples", "\n".join(_sample(i, row) for i, row in enumerate(samples, start=1))),
+        ("Samples", "\n".join(_sample(i, row) for i, row in changed_first)),
         ("The model, and how to go on", _next(run, rows)),
         ("What was run", _settings(config)),
     ]
@@ -63,6 +64,7 @@ def _lead(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
     last = max((row["step"] for row in rows), default=0)
     seconds = max((row.get("seconds", 0.0) for row in rows), default=0.0)
     of = f" of {settings['batch_size']} examples" if settings.get("batch_size") else ""
+    of += f", drawn from {config['num_examples']:,}," if of and config.get("num_examples") else ""
     match [row for row in rows if row["kind"] == "finished"][-1:]:
         case [row] if row["is_complete"]:
             state = f"Complete: {last:,} steps{of} in {_duration(seconds)}."

@@ -212,6 +212,12 @@ class Run:
         step = max((row["step"] for row in self._repaired(METRICS)), default=0)
         append_line(self.folder / METRICS, {"kind": "result", "step": step} | plain_json(dict(results), "results"))
 
+    def add_facts(self, **facts: Any) -> None:
+        """Record what is known only when the data is read, such as `num_examples`, in config.json."""
+        if not facts.items() <= self.config.items():
+            self.config |= plain_json(facts, "facts")
+            write_whole(self.folder / CONFIG, to_json(self.config, indent=2) + b"\n")
+
     def write_report(self) -> Path:
         """Draw curves.png and write report.html, which needs nothing else to be read. Returns the report's path."""
         from dpo_lab.workbench.plots.curves import curves_pngs, panels_of

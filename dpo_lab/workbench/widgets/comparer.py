@@ -43,6 +43,7 @@ class Comparer(Panel):
         self.again = button("Read again", "Read the runs' folders again, as they may have grown", self.refresh,
                             icon="refresh")  # fmt: skip
         self.numbers, self.answers, self.save = texts(3)
+        self.numbers.layout = ipywidgets.Layout(max_height="22em", overflow="auto")
         self.curves = RunsFigure(self.draw, describe=self.describe, runs=self.runs)
         super().__init__([self.curves, self.numbers, self.save, self.prompt, self.answers, self.again])
         self._show()

@@ -20,7 +20,7 @@ from dpo_lab.workbench.plots.token_rewards import token_heatmap, token_html
 from dpo_lab.workbench.plots.token_text import visible
 from dpo_lab.workbench.widgets import markup
 from dpo_lab.workbench.widgets.background import Job
-from dpo_lab.workbench.widgets.layout import Panel, button, room, row, texts, tip
+from dpo_lab.workbench.widgets.layout import DRAWN, Panel, button, room, row, texts, tip
 from dpo_lab.workbench.widgets.sources import PolicySource, named, policy_of, run_of, with_checkpoints
 
 Table = Mapping[str, np.ndarray]
@@ -243,7 +243,8 @@ class Inspector(Panel):
             self.words.value = markup.line(describe_pair(self.table, place, self.row))
             self.prompt.value = markup.text_box("Prompt", prompt_text(self.row))
             numbers = "".join(token_table(getattr(self.tokens, side), side) for side in ("chosen", "rejected"))
-            self.heat.value = token_html(self.tokens) + numbers
+            heat = token_html(self.tokens, has_prompt=False)
+            self.heat.value = f'<div class="{DRAWN}">{heat}</div>{numbers}'
             self.previous.disabled = self.place.value <= 1
             self.following.disabled = self.place.value >= self.place.max
 

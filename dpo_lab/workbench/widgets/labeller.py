@@ -18,7 +18,7 @@ import ipywidgets
 from dpo_lab.workbench.labels.book import CHOICES, LabelBook
 from dpo_lab.workbench.labels.results import export_labels, left_share, win_rates
 from dpo_lab.workbench.widgets import markup
-from dpo_lab.workbench.widgets.layout import Panel, attempt, button, row, texts, tip
+from dpo_lab.workbench.widgets.layout import Panel, attempt, button, room, row, texts, tip
 
 KEYS = {"a": "left", "b": "right", "t": "tie", "s": "skip", "u": "undo"}
 _BUTTONS = {
@@ -105,7 +105,7 @@ class Labeller(Panel):
             self.bar.value = len(self.book.choices)
             left_out = len(self.book.left_out)
             note = f"; the same answer twice, not asked: {left_out}" if left_out else ""
-            self.progress.value = markup.line(f"{self.book.progress}, by {self.book.who}{note}")
+            self.progress.value = markup.keyless(markup.line(f"{self.book.progress}, by {self.book.who}{note}"))
             self._say(message)
             self.results.value = ""  # revealed by its button, and never a stale count
             self._shown_at = time.monotonic()
@@ -120,13 +120,13 @@ class Labeller(Panel):
         self.prompt = ipywidgets.HTML(layout=wide)
         self.left, self.right = ipywidgets.HTML(layout=half), ipywidgets.HTML(layout=half)
         self.buttons = {
-            name: button(label, what, lambda name=name: self._guarded(lambda: self._do(name)), layout={"width": "11em"})
+            name: button(label, what, lambda name=name: self._guarded(lambda: self._do(name)),
+                         layout={"width": "11em" if "better" in label else "7em"})  # a small screen has room for `key`
             for name, (label, what) in _BUTTONS.items()
-        }
+        }  # fmt: skip
         self.key = ipywidgets.Text(
-            description="key", placeholder="a, b, t, s or u", continuous_update=True,
+            description="key", placeholder="a, b, t, s or u", continuous_update=True, **room("13em", "2.5em"),
             **tip("type one letter: a left, b right, t tie, s skip, u undo; the field empties itself"),
-            layout=ipywidgets.Layout(width="16em"),
         )  # fmt: skip
         self.key.observe(self._on_key, names="value")
         self.reveal = button("Show results", "name the sources and count their wins; labelling can go on",
@@ -144,10 +144,9 @@ class Labeller(Panel):
                             lambda: attempt(self._export, self.message), layout={"width": "8em"})  # fmt: skip
         super().__init__(
             [
-                self.bar, self.progress, self.prompt,
+                # Above the texts, whose length changes: a button stays under the mouse.
+                self.bar, self.progress, row(*self.buttons.values(), self.key), self.message, self.prompt,
                 ipywidgets.HBox([self.left, self.right], layout=ipywidgets.Layout(flex_flow="row wrap")),
-                row(*self.buttons.values(), self.key),
-                self.message,
                 row(self.path, self.ties, self.write, self.reveal),
                 self.results,
             ]
@@ -177,7 +176,7 @@ class Labeller(Panel):
             getattr(self.key, "focus", int)()  # else the letters go to the notebook, where `a` inserts a cell
 
     def _say(self, words: str) -> None:
-        self.message.value = markup.line(words)
+        self.message.value = markup.keyless(markup.line(words))
 
     def _export(self) -> None:
         summary = self.export()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
@@ -20,8 +20,29 @@ FULL_WIDTH = "calc(100% - 4px)"
 """The most room that a control may take: ipywidgets leaves two pixels free on each of its sides."""
 
 
+DRAWN = "dpo-lab-drawn"
+"""The class of what is drawn on white: JupyterLab's dark theme shows it with light and dark exchanged, hues kept."""
+
+# A click waits in a queue while the kernel runs cells, and only the page itself can say so: a button that was clicked
+# has the focus until the kernel answers and switches it off.
+LOOK = """<style>
+[data-jp-theme-light="false"] .dpo-lab-drawn { filter: invert(0.92) hue-rotate(180deg) brightness(1.3); }
+.dpo-lab-waits:focus:not(:focus-visible):enabled::after { content: " …waiting for the kernel";
+animation: dpo-lab-late 0s 1s both; }
+@keyframes dpo-lab-late { from { font-size: 0; } to { font-size: inherit; } }
+</style>"""
+
+
+def look() -> ipywidgets.HTML:
+    """The style sheet of the panels, as a part of a panel that takes no room."""
+    return ipywidgets.HTML(LOOK, layout=ipywidgets.Layout(display="none"))
+
+
 class Panel(ipywidgets.VBox):
     """A panel that leaves a picture of itself in the notebook, or its texts, beside the view that needs a kernel."""
+
+    def __init__(self, children: Sequence[ipywidgets.Widget]) -> None:
+        super().__init__([*children, look()])
 
     def picture(self) -> bytes | None:
         """A PNG file of what the panel shows now; None where it shows texts."""
@@ -31,7 +52,7 @@ class Panel(ipywidgets.VBox):
         parts: list[Any] = [self]
         for part in parts:  # grows while it is read
             parts += getattr(part, "children", ())
-        return [part.value for part in parts if isinstance(part, kind)]
+        return [part.value for part in parts if isinstance(part, kind) and part.value != LOOK]
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         bundle: dict[str, Any] = super()._repr_mimebundle_(**kwargs) or {"text/plain": repr(self)}
@@ -72,9 +93,11 @@ def texts(num: int) -> list[ipywidgets.HTML]:
 
 def picture_box() -> ipywidgets.Image:
     """A place for a picture: where the page is narrower than the picture, it shrinks and keeps its shape."""
-    return ipywidgets.Image(
+    box = ipywidgets.Image(
         format="png", layout=ipywidgets.Layout(max_width=FULL_WIDTH, height="auto", object_fit="contain")
     )
+    box.add_class(DRAWN)
+    return box
 
 
 def show_picture(box: ipywidgets.Image, picture: Picture) -> None:

@@ -16,7 +16,7 @@ import ipywidgets
 
 from dpo_lab.workbench.plots.style import Picture
 from dpo_lab.workbench.widgets import markup
-from dpo_lab.workbench.widgets.layout import drawing, picture_box, room, show_picture
+from dpo_lab.workbench.widgets.layout import drawing, look, picture_box, room, show_picture
 
 _ROOM = ("34em", "12em")  # of a control, and of a label of several words
 
@@ -42,7 +42,7 @@ class LiveFigure(ipywidgets.VBox):
         self.controls = controls
         self._draw, self._describe = draw, describe
         self.image, self.words = picture_box(), ipywidgets.HTML()
-        super().__init__([*controls.values(), self.image, self.words])
+        super().__init__([*controls.values(), self.image, self.words, look()])
         self.redraw()
         for control in controls.values():
             control.observe(self._on_change, names="value")

@@ -12,12 +12,15 @@ from typing import Any
 
 from dpo_lab.workbench.runs.page import folded, text
 
-_CELL = "padding: 0.25em 0.7em; vertical-align: top; text-align: left; border-bottom: 1px solid #8886"
+_CELL = (
+    "padding: 0.25em 0.7em; line-height: 1.35; vertical-align: top; text-align: left; border-bottom: 1px solid #8886"
+)
 _TEXT = "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.35; max-width: 34em"
 _BOX = (
-    "margin: 0; padding: 0.5em 0.7em; border: 1px solid #767676; border-radius: 4px; background: #ffffff; "
-    "color: #222222; white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere; overflow-y: auto; "
-    "max-height: 22em; font-family: inherit; font-size: inherit; line-height: 1.45"
+    "margin: 0; padding: 0.5em 0.7em; border: 1px solid #767676; border-radius: 4px; white-space: pre-wrap; "
+    "background: var(--jp-layout-color1, #ffffff); color: var(--jp-ui-font-color1, #222222); word-break: normal; "
+    "overflow-wrap: anywhere; overflow-y: auto; max-height: 22em; font-family: inherit; font-size: inherit; "
+    "line-height: 1.45"
 )
 _NO_FORMULAS = 'class="tex2jax_ignore mathjax_ignore"'  # a formula stays the text that somebody wrote
 
@@ -41,19 +44,26 @@ def numbered(texts: Sequence[str]) -> list[tuple[str, int]]:
     return [(f"{i}: {shortened(words)}", i) for i, words in enumerate(texts, start=1)]
 
 
+def keyless(html: str, name: str = "") -> str:
+    """HTML in which a key, after a click on plain text too, is no shortcut of JupyterLab: `a` would insert a cell.
+
+    JupyterLab looks for the attribute at the element that has the focus, so a part that takes it needs its own.
+    """
+    role = f'role="group" aria-label="{name}" ' if name else ""
+    return f'<div {role}tabindex="-1" style="outline: none" data-lm-suppress-shortcuts="true">{html}</div>'
+
+
 def text_box(title: str, words: str) -> str:
     """A text in a box under its title. Markup stays text; a long one scrolls, by keyboard too.
 
-    `dir` and `bdi` keep letters that turn the direction of writing inside the box. A key pressed in it is none of
-    JupyterLab's shortcuts, where `a` would insert a cell: it looks for the attribute at the element with the focus.
+    `dir` and `bdi` keep letters that turn the direction of writing inside the box.
     """
     name = text(title)
-    return (
-        f'<div role="group" aria-label="{name}">'
+    return keyless(
         f'<div style="font-weight: bold; margin-bottom: 0.2em">{name}</div>'
         f'<pre {_NO_FORMULAS} tabindex="0" data-lm-suppress-shortcuts="true" dir="auto" style="{_BOX}">'
-        f"<bdi>{text(_visible(words))}</bdi></pre></div>"
-    )
+        f"<bdi>{text(_visible(words))}</bdi></pre>", name
+    )  # fmt: skip
 
 
 def notes(lines: Sequence[str], title: str = "About the data") -> str:

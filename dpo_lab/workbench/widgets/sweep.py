@@ -24,10 +24,12 @@ from dpo_lab.workbench.sweeps.sweep import SweepEnded, SweepEvent, TrialBegan, T
 from dpo_lab.workbench.widgets import markup
 from dpo_lab.workbench.widgets.background import HasJob, Job, Throttle
 from dpo_lab.workbench.widgets.controls import control_of
-from dpo_lab.workbench.widgets.layout import Panel, button, drawing, picture_box, room, show_picture, texts, tip
+from dpo_lab.workbench.widgets.layout import Panel, button, drawing, picture_box, room, row, show_picture, texts, tip
 
 KNOBS = ("loss", "beta", "learning_rate", "label_smoothing", "epochs", "batch_size")
 """The knobs that have a field in the panel; the others of a sweep come in through `SweepPanel(**settings)`."""
+
+FIELD = room("21em", "6.8em")  # three beside each other on a small screen
 
 
 def sweep_settings(values: Mapping[str, Any], begin_with: SweepSettings | None = None) -> SweepSettings:
@@ -104,22 +106,20 @@ class SweepPanel(HasJob, Panel):
         self.controls: dict[str, Any] = _fields(self.settings)
         self.controls["folder"] = ipywidgets.Text(
             value="" if folder is None else str(folder), description="study folder", continuous_update=False,
-            placeholder="empty: a new one in runs/", **tip("A folder that holds a study is joined"),
-            **room("30em", "11em"),
+            placeholder="empty: a new one in runs/", **tip("A folder that holds a study is joined"), **FIELD,
         )  # fmt: skip
         self.start_button = button("Start", "Begin, or go on", self.start, button_style="primary")
         self.stop_button = button("Stop", "End after the step in hand; the trial is given back", self.stop,
                                   disabled=True)  # fmt: skip
-        self.progress = ipywidgets.FloatProgress(min=0, max=1, description="sweep", **room("30em", "11em"))
+        self.progress = ipywidgets.FloatProgress(min=0, max=1, description="sweep", **FIELD)
         self.words, self.command, self.table = texts(3)
         self.image = picture_box()
         self._draws, self._began = Throttle(least=1.0), 0.0
         for control in self.controls.values():
             control.observe(self._on_change, names="value")
-        buttons = ipywidgets.HBox([self.start_button, self.stop_button])
         fields = ipywidgets.Box(list(self.controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
-        super().__init__([fields, buttons, self.progress, self.words, self.image, self.table,
-                          self.command])  # fmt: skip
+        buttons = row(self.start_button, self.stop_button, self.progress)
+        super().__init__([fields, buttons, self.words, self.image, self.table, self.command])
         found = f"{len(self.rows)} trials lie in this folder; Start goes on." if self.rows else "Nothing runs yet."
         self._say(f"{found} Each knob takes a value, a list a,b,c, a range low:high, or low:high:log.")
         self._on_change()
@@ -224,10 +224,10 @@ class SweepPanel(HasJob, Panel):
 
 def _fields(settings: SweepSettings) -> dict[str, Any]:
     """One labelled control for each setting that the panel shows; its tooltip is the line under the field."""
-    make = lambda kind, name, **traits: control_of(kind, SweepSettings, name, **traits)
+    make = lambda kind, name, **traits: control_of(kind, SweepSettings, name, **FIELD | traits)
     controls: dict[str, Any] = {
         name: make(ipywidgets.Text, name, value=getattr(settings, name) or "", continuous_update=False,
-                   placeholder="a value, a,b,c, low:high or low:high:log; empty: the default")
+                   placeholder="the default")
         for name in KNOBS
     }  # fmt: skip
     controls["objective"] = make(
@@ -245,7 +245,8 @@ def _fields(settings: SweepSettings) -> dict[str, Any]:
             ipywidgets.BoundedIntText, name, value=value, min=least, max=most, description=label,
             continuous_update=False,
         )  # fmt: skip
-    controls["prune"] = make(ipywidgets.Checkbox, "prune", value=settings.prune, description="end weak trials early")
+    controls["prune"] = make(ipywidgets.Checkbox, "prune", value=settings.prune, description="end weak trials early",
+                            indent=False)  # fmt: skip
     return controls
 
 

@@ -32,12 +32,6 @@ from dpo_lab.workbench.widgets.live_figure import RunsFigure
 
 SHOWN_AT_FIRST = 4  # runs that are overlaid unless others are chosen
 
-# A click waits in a queue while the kernel runs cells, and only the page itself can say so: a button that was clicked
-# has the focus until the kernel answers and switches it off.
-WAITING = """<style>.dpo-lab-waits:focus:not(:focus-visible):enabled::after { content: " …waiting for the kernel";
-animation: dpo-lab-late 0s 1s both; } @keyframes dpo-lab-late { from { font-size: 0; } to { font-size: inherit; } }
-</style>"""
-
 
 class Cockpit(HasJob, Panel):
     """Choose, train, watch, stop, compare. Shows itself as the last value of a cell, on one screen of 1280 × 800.
@@ -359,7 +353,7 @@ class Cockpit(HasJob, Panel):
         right = ipywidgets.VBox([self.status, self.curves.image, row(self.answers_of, self.prompt), self.answers],
                                 layout=box(flex="3 1 26em", min_width="20em"))  # fmt: skip
         super().__init__([
-            ipywidgets.HTML(WAITING), ipywidgets.HBox([left, right], layout=box(flex_flow="row wrap")),
+            ipywidgets.HBox([left, right], layout=box(flex_flow="row wrap")),
             self.curves.words, self.notes, self.as_code,
         ])  # fmt: skip
         watched = {self._on_change: self.controls.values(), self._show_answers: (self.prompt, self.answers_of),
