@@ -83,9 +83,9 @@ def check_resting_reference(answer: Callable[..., Any]) -> None:
 def check_swapped_source(answer: Callable[..., Any]) -> None:
     """`answer(margins, sources)`, both (N,) → the name of the source whose labels were swapped."""
     generator = np.random.default_rng(0)
-    sizes = {"ada": 120, "ben": 400, "cleo": 60, "dan": 90}
-    # Ben's pairs are hard: his margins are near 0. Dan's are swapped, and larger where they are right by luck.
-    means = {"ada": 1.2, "ben": 0.15, "cleo": 0.9, "dan": -1.0}
+    sizes = {"ada": 120, "ben": 1200, "cleo": 60, "dan": 90}
+    # Ben's pairs are hard: his margins are near 0, and so many that their sum is the lowest. Dan's are swapped.
+    means = {"ada": 1.2, "ben": -0.1, "cleo": 0.9, "dan": -1.0}
     widths = {"ada": 0.8, "ben": 0.6, "cleo": 2.5, "dan": 0.9}
     for names in (list(sizes), ["dan", "cleo", "ada", "ben"]):
         sources = np.concatenate([[name] * sizes[name] for name in names])
@@ -96,16 +96,15 @@ def check_swapped_source(answer: Callable[..., Any]) -> None:
             raise NotYet(f"You return {given!r}; return the name of a source, one of {', '.join(sizes)}.")
         wrong = {name: int((margins[sources == name] < 0).sum()) for name in sizes}
         if given == max(wrong, key=lambda name: wrong[name]) != "dan":
-            raise NotYet(f"{given} has the most wrong pairs, and by far the most pairs. Compare shares or means, not "
-                         "counts.")  # fmt: skip
+            raise NotYet(f"{given} has the most wrong pairs and the lowest sum, and by far the most pairs. Compare "
+                         "shares or means.")  # fmt: skip
         if given == sources[order][margins[order].argmin()]:
             raise NotYet(f"{given} has the single lowest margin. One pair proves little: these margins are wide on "
                          "both sides. Compare means over a source.")  # fmt: skip
         if given == max(means, key=lambda name: means[name]):
             raise NotYet(f"{given} has the highest mean margin: those are the labels that the policy agrees with most.")
         if given != "dan":
-            raise NotYet(f"{given}'s labels are agreed with more often than not. Hard pairs have margins near 0; "
-                         "swapped ones lie on the other side.")  # fmt: skip
+            raise NotYet(f"The policy agrees with {given}'s labels more often than not.")
     right("the policy learns from all, and disagrees with the one who contradicts the rest; a noisy source lies near "
           "one half, a swapped one below")  # fmt: skip
 
