@@ -143,6 +143,7 @@ def test_right_swapped_sources(capsys):
     ("wrong", "message"),
     [
         (picked(lambda own: (own < 0).sum(), np.argmax), "not counts|Compare shares"),
+        (picked(np.sum), "lowest sum"),
         (lambda m, s: s[m.argmin()], "single lowest"),
         (picked(np.mean, np.argmax), "highest mean"),
         (picked(lambda own: np.abs(own).mean()), "most wrong|Hard pairs|not counts"),
