@@ -166,6 +166,21 @@ def test_exercises_are_complete(path: Path):
         printed = "".join(output.get("text", "") for output in cell.outputs)
         assert printed.startswith("Right: "), begins(cell)
     assert prose(path).count("<details>") >= len(solutions), "each exercise has a folded hint"
+    headings = re.findall(r"^#+ Exercise \d.*$", prose(path), re.MULTILINE)
+    assert len(headings) == len(solutions)
+    without = [heading for heading in headings if not re.search(r" \((easy|medium|hard), \d+ minutes\)$", heading)]
+    assert not without, "an exercise says how difficult it is, and how long it takes"
+
+
+def test_every_part_has_an_open_task_with_ten_points():
+    _, *parts = MAP.read_text(encoding="utf-8").split("\n## Twelve beliefs\n")[0].split("\n## Part ")
+    for part in parts:
+        names = set(re.findall(r"\((\d\d\w+\.ipynb)\)", part))
+        tasks = [text for name in names for text in prose(FOLDER / name).split("\n### Open task. ")[1:]]
+        assert tasks, f"part {part[:6]} has none"
+        for text in tasks:
+            rubric = text.split("\n#")[0].split("| points | for |")[1]
+            assert sum(map(int, re.findall(r"^\| (\d+) \|", rubric, re.MULTILINE))) == 10, text[:40]
 
 
 def test_there_are_twenty_exercises_and_planted_bugs():
