@@ -24,7 +24,7 @@ from dpo_lab import LOSSES
 from dpo_lab.course.loss_curves import LossCurve, loss_curve
 from dpo_lab.course.plots.failures import plot_levels
 from dpo_lab.course.plots.family import describe_member, member_figure
-from dpo_lab.course.plots.frontier import plot_roads, settings_of
+from dpo_lab.course.plots.frontier import plot_methods, settings_of
 from dpo_lab.course.plots.jobs import plot_shares
 from dpo_lab.course.plots.loss import describe_loss, loss_at, loss_figure, plot_courses, weight_at
 from dpo_lab.course.plots.preferences import bradley_terry_figure, describe_bradley_terry, win_probability
@@ -43,7 +43,7 @@ REWARD_GAPS, TEMPERATURES = np.arange(-6, 6.1, 0.2), (0.25, 0.5, 1.0, 1.5, 2.0, 
 FLIPS = np.arange(0, 0.51, 0.05)
 NATS = np.arange(0.05, 1.01, 0.05)  # KL at which methods are compared
 
-ROADS = {"dpo": "DPO", "rloo-learnt": "RLOO, learnt reward", "ppo-learnt": "PPO, learnt reward",
+COMPARED = {"dpo": "DPO", "rloo-learnt": "RLOO, learnt reward", "ppo-learnt": "PPO, learnt reward",
          "best-of-n": "best of n, learnt reward", "sft": "SFT on the chosen",
          "unlikelihood": "unlikelihood"}  # fmt: skip
 MEASURES = {"reward": "true reward (points)", "heldout_loss": "loss of held-out pairs (nats)",
@@ -315,35 +315,36 @@ def margins() -> Figure:
     )  # fmt: skip
 
 
-def roads() -> Figure:
+def methods() -> Figure:
     """True reward against KL for DPO and what competes with it, and all of them at the same KL."""
     rows = read_results("rlhf_frontier.json", "python data/experiments/frontier.py")["rows"]
     start = float(np.mean([row["reward"] for row in rows if row["method"] == "base"]))
     tables: dict[str, Any] = {"nats": table("k", NATS)}
     layers = []
-    for i, (method, name) in enumerate(ROADS.items()):
+    for i, (method, name) in enumerate(COMPARED.items()):
         near = [setting for setting in settings_of(rows, method) if setting["kl"][0] <= 3]
         along = {key: np.array([(at, 0.0)] + [setting[key] for setting in near])
                  for key, at in (("kl", 0.0), ("reward", start))}  # fmt: skip
         tables |= {f"{key}{i}": table("i", points[:, 0]) for key, points in along.items()}
         tables |= {f"{end}{i}": table("i", along["reward"] @ [1, sign]) for end, sign in (("low", -1), ("high", 1))}
         layers.append(line(f"@kl{i}", f"@reward{i}", name, low=f"@low{i}", high=f"@high{i}", dots=True))
-    at = np.array([[_same_kl(rows, method, float(k)) for method in ROADS] for k in NATS])  # (K, methods, 3)
+    at = np.array([[_same_kl(rows, method, float(k)) for method in COMPARED] for k in NATS])  # (K, methods, 3)
     tables |= {name: table("k i", at[:, :, part]) for part, name in enumerate(("mean", "low", "high"))}
     noted = ["; ".join(f"{name} {mean:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(mean) else f"{name} stays nearer"
-                      for name, (mean, low, high) in zip(ROADS.values(), row, strict=True)) for row in at]  # fmt: skip
+                       for name, (mean, low, high) in zip(COMPARED.values(), row, strict=True))
+             for row in at]  # fmt: skip
     return Figure(
         "DPO against RLHF, at the same KL",
         [slider("k", "compared at a KL of (nats)", [f"{k:.2f}" for k in NATS], _nearest(NATS, 0.3))],
         [panel("True reward against KL", axis("KL from the reference (nats per answer)", [0, 2], scale="sqrt"),
                axis("true reward (points)", [1.4, 3]), rule("x", "@nats", "compared here"), *layers),
          panel("True reward at that KL", axis("true reward, 95% interval over seeds", [1.4, 3]),
-               {"names": list(ROADS.values())},
+               {"names": list(COMPARED.values())},
                bars("@mean", "mean of three seeds", low="@low", high="@high", dots=True))],
         "At {k} nats from the reference: {noted}. Between two settings the reward is read off a straight line in √KL; "
         "nothing is extrapolated.",
         tables | {"noted": table("k", noted)},
-        lambda: (plot_roads(rows, ROADS, max_kl=2.0, matched=0.3, title="True reward against KL").figure,
+        lambda: (plot_methods(rows, COMPARED, max_kl=2.0, matched=0.3, title="True reward against KL").figure,
                  f"True reward against KL from the reference, a line per method from {start:.2f} at KL 0. "
                  f"At 0.3 nats: {noted[_nearest(NATS, 0.3)]}."),
     )  # fmt: skip
@@ -444,7 +445,7 @@ FIGURES: Mapping[str, tuple[Callable[[], Figure], str]] = {
     "turn": (turn, "10_when_dpo_fails"),
     "noise": (noise, "10_when_dpo_fails"),
     "family": (family, "11_the_dpo_family"),
-    "roads": (roads, "12_dpo_against_rlhf"),
+    "methods": (methods, "12_dpo_against_rlhf"),
     "real-model": (real_model, "16_a_real_model"),
 }
 """Name → what makes the figure, and the notebook it belongs to; in the order of the notebooks."""

@@ -37,7 +37,7 @@ def centred(rewards: torch.Tensor) -> torch.Tensor:
 def test_preference_probabilities_worked_by_hand():
     probs = preference_probs(torch.tensor([[math.log(3), 0.0]]))
     torch.testing.assert_close(probs, torch.tensor([[[0.5, 0.75], [0.25, 0.5]]], dtype=torch.float64))
-    # 3^(1/2) : 1 at temperature 2; ¾ with a quarter of the labels turned round: ¾·¾ + ¼·¼.
+    # 3^(1/2) : 1 at temperature 2; ¾ with a quarter of the labels flipped: ¾·¾ + ¼·¼.
     assert preference_probs(torch.tensor([[math.log(3), 0.0]]), temperature=2.0)[0, 0, 1].item() == pytest.approx(
         math.sqrt(3) / (1 + math.sqrt(3))
     )

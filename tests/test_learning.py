@@ -144,7 +144,7 @@ def test_flipped_labels_pull_dpo_towards_the_reference_and_robust_dpo_not():
 
 
 def test_on_the_same_sample_dpo_equals_a_fitted_reward_with_its_closed_form_optimum():
-    """The two roads meet on finite data too, as long as policies are tables: DPO is the reward fit, reparametrised."""
+    """Both methods meet on finite data too, as long as policies are tables: DPO is the reward fit, reparametrised."""
     world, beta = small_world(1), 0.3
     sample = sample_comparisons(world, 2_000, generator=torch.Generator().manual_seed(0)).merged()
     by_reward = optimal_logps(world.with_rewards(fit_rewards(world, sample)), beta)

@@ -47,7 +47,7 @@ def test_the_turn_is_marked_where_the_reward_is_highest_and_each_loss_lowest():
 
 def test_levels_draw_means_and_deviations():
     curves = {"dpo": {0.0: [1.0, 3.0], 0.2: [0.0, 0.0]}, "robust": {0.2: [1.5]}}
-    ax = plot_levels(curves, "share of labels turned round", "reward", level=("base", 0.5), is_share=True)
+    ax = plot_levels(curves, "share of labels flipped", "reward", level=("base", 0.5), is_share=True)
     lines = {container.get_label(): container.lines[0] for container in ax.containers}
     np.testing.assert_allclose(lines["dpo"].get_ydata(), [2.0, 0.0])
     np.testing.assert_allclose(lines["dpo"].get_xdata(), [0.0, 0.2], atol=0.03)

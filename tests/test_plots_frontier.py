@@ -8,7 +8,7 @@ import pytest
 from dpo_lab.course.plots.frontier import (
     costs_figure,
     plot_matched,
-    plot_roads,
+    plot_methods,
     plot_shortfall,
     settings_of,
     short,
@@ -48,7 +48,7 @@ def test_a_setting_is_the_mean_and_the_deviation_over_seeds():
 
 
 def test_every_road_begins_at_the_reference():
-    ax = plot_roads(ROWS, METHODS, frontier=([1.0, 0.1], [5.0, 2.0]), matched=0.5, max_kl=10)
+    ax = plot_methods(ROWS, METHODS, frontier=([1.0, 0.1], [5.0, 2.0]), matched=0.5, max_kl=10)
     lines = [line.get_xydata() for line in ax.lines]
     assert any(np.allclose(line, [[0, 1.1], [0.25, 2.25], [3.0, 3.5]]) for line in lines if len(line) == 3)
     assert any(np.allclose(line, [[0.1, 2.0], [1.0, 5.0]]) for line in lines if len(line) == 2)  # sorted
@@ -59,7 +59,7 @@ def test_every_road_begins_at_the_reference():
 
 
 def test_without_a_reference_or_a_limit_it_draws_too():
-    ax = plot_roads([r for r in ROWS if r["method"] != "base"], {"dpo": "DPO"})
+    ax = plot_methods([r for r in ROWS if r["method"] != "base"], {"dpo": "DPO"})
     assert "the reference" not in labels(ax)
     to_png(ax.figure)
 
@@ -88,7 +88,7 @@ def test_a_cost_that_is_not_known_is_a_dash():
 
 @pytest.mark.parametrize("limit", [0.3, 2.5, 60.0])
 def test_ticks_do_not_crowd(limit):
-    ax = plot_roads(ROWS, {"dpo": "DPO"}, max_kl=limit)
+    ax = plot_methods(ROWS, {"dpo": "DPO"}, max_kl=limit)
     ticks = np.array(ax.get_xticks())
     assert ticks[0] == 0
     assert len(ticks) >= 3

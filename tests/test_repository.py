@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -227,6 +228,30 @@ def test_every_exported_name_exists():
 
     missing = [name for name in dpo_lab.__all__ if not hasattr(dpo_lab, name)]
     assert not missing
+
+
+REPLACED = {
+    r"turned round": "flipped", r"learnt? by heart": "memorise", r"\broads\b": "methods", r"\bthe bill\b": "cost",
+    r"notices nothing|a mark to pass|states no preference is refused": "say what happens",
+    r"gluing costs|new pairs cost what they are|pays for nothing|for nothing:": "say which cost",
+    r"asked where the policy is|nobody asks for when|ends a token's pay|adds timidity|a grace of its own":
+        "subject, verb, object",
+    r"as we like|accidental value|nobody to defend|climbs it climbs|can be written down and not": "the field's words",
+}  # fmt: skip
+"""Words of our own that critical readers stumbled over, and what to write in their place."""
+
+
+def test_private_words_do_not_come_back():
+    """In prose: text cells, pages, docstrings and comments of the package. The pocket world may have a road."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("data/*.md"), *ROOT.glob("notebooks/*.md"), *PACKAGE.rglob("*.md"),
+             *(ROOT / "site").rglob("*.md"), *PACKAGE.rglob("*.py"), *ROOT.glob("data/**/*.py")]  # fmt: skip
+    texts = {path.name: path.read_text(encoding="utf-8") for path in pages if path.name not in ("english.py",)}
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        texts[path.name] = "\n".join("".join(cell["source"]) for cell in cells)
+    found = [f"{name}: {match[0]!r}; {remedy}" for name, text in texts.items() for words, remedy in REPLACED.items()
+             for match in re.finditer(words, " ".join(text.split()))]  # fmt: skip
+    assert not found, "\n".join(found)
 
 
 def test_no_file_names_a_path_of_one_machine():

@@ -190,11 +190,11 @@ def test_failures_are_means_and_deviations_of_the_saved_rows(figures, site, name
 
 
 def test_rewards_at_the_same_kl_are_those_of_the_statistics(figures, site):
-    figure = figures["roads"]
+    figure = figures["methods"]
     rows = read_results("rlhf_frontier.json", "")["rows"]
     for places in somewhere(figure):
         nats = at(figure, "nats", **places)
-        for i, method in enumerate(site["figures"].ROADS):
+        for i, method in enumerate(site["figures"].COMPARED):
             values = np.array(list(rewards_at_kl(rows, method, nats).values()))
             drawn = at(figure, "mean", **places)[i]
             assert drawn is None if np.isnan(values).any() else drawn == near(values.mean())

@@ -37,13 +37,13 @@ def words(row: dict[str, Any], side: str) -> int:
 
 
 def turned(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with its label turned round."""
+    """The row with its label flipped."""
     other = {"chosen": "rejected", "rejected": "chosen"}
     return row | {f"{kind}{a}": row[f"{kind}{b}"] for kind in ("", "reward_") for a, b in other.items()}
 
 
 def flipped(rows: Rows, share: float, seed: int) -> Rows:
-    """Each label turned round with probability `share`."""
+    """Each label flipped with probability `share`."""
     rng = Random(seed)
     return [turned(row) if rng.random() < share else row for row in rows]
 

@@ -9,7 +9,7 @@ disturbance, the order and the answers.
     length         labels drawn anew from true reward + level per word; dpo, sigmoid_norm, LD-DPO (ld), R-DPO (r,
                    with the true price of a word, and with a quarter of it), and dpo on as many pairs whose answers
                    are of nearly equal length (near); level 0 is the control, labels drawn anew without a bonus
-    noise          each label turned round with chance level; dpo, cdpo and robust with ε = level
+    noise          each label flipped with chance level; dpo, cdpo and robust with ε = level
     turn           few pairs many times over, judged on the way: dpo at two β, and the same number of steps on fresh
                    pairs
     reference      the policy begins at an SFT model; the reference is that model (right), the model before SFT

@@ -4,7 +4,7 @@ All losses start from the embedded model and see the same pairs in the same orde
 labels are made anew from the true rewards that the pairs keep (ties are left out, and counted):
 
     clean    the answer with the larger true reward is the chosen one
-    noisy    the same, and then a share FLIPPED of the labels is turned round, drawn by the seed
+    noisy    the same, and then a share FLIPPED of the labels is flipped, drawn by the seed
     length   the answer with the larger (true reward + BONUS points for every word) is the chosen one
 
 Equal effort. Every loss gets the same number of trials on each kind of labels: two values of its first knob, a factor

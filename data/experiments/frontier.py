@@ -1,4 +1,4 @@
-"""True reward against KL for DPO and the roads beside it: `python data/experiments/frontier.py --seeds 3`.
+"""True reward against KL for DPO and the methods beside it: `python data/experiments/frontier.py --seeds 3`.
 
 Every method starts from the embedded model and learns from the embedded pairs, whose labels were drawn with noise from
 the true reward (σ(difference / 0.3)). It is judged on prompts of the test split by the true reward, at the KL that its
@@ -338,7 +338,7 @@ def main() -> None:
     options.add_argument("--max-steps", type=int, default=None, help="fewer steps for what learns from pairs")
     arguments = options.parse_args()
     about = Experiment(
-        "rlhf_frontier", "True reward against KL", "DPO and the roads beside it in the pocket world; what each is: "
+        "rlhf_frontier", "True reward against KL", "DPO and the methods beside it in the pocket world; what each is: "
         "data/experiments/frontier.py. KL in nats per answer; of best-of-n it is estimated from the rewards of 16 "
         "answers, and kl_bound is log n − (n − 1)/n.", COLUMNS, settings_of(arguments),
     )  # fmt: skip

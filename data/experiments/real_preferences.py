@@ -5,7 +5,7 @@ Every policy starts from SmolLM2-135M-Instruct and learns from pairs that it did
     base                       nothing is trained: which answer does the model find likelier, and what does length say?
     DPO                        on the pairs, all weights
     SFT                        cross-entropy on the chosen answers of the same pairs
-    DPO, flipped               a share of the training labels is turned round
+    DPO, flipped               a share of the training labels is flipped
     robust, flipped            the loss that undoes flips, given their share (only on the last of the sets)
     DPO, high rate             the learning rate × 10 (only on the last of the sets: give the one with short pairs last)
 
@@ -125,14 +125,14 @@ def split(number: int, seed: int, *, held_out: int, pairs: int) -> tuple[np.ndar
 
 
 def flips(number: int, share_of_flips: float, seed: int) -> np.ndarray:
-    """Which labels are turned round, (number,): as many as the share says, drawn by the seed."""
+    """Which labels are flipped, (number,): as many as the share says, drawn by the seed."""
     turned = np.zeros(number, bool)
     turned[np.random.default_rng(1000 + seed).permutation(number)[: round(share_of_flips * number)]] = True
     return turned
 
 
 def with_flips(data: TokenData, turned: np.ndarray) -> TokenData:
-    """The pairs with these labels turned round."""
+    """The pairs with these labels flipped."""
     rows = [data.row(i) for i in range(len(data))]
     return TokenData.from_rows((row.prompt, row.completions[::-1] if is_turned else row.completions)
                                for row, is_turned in zip(rows, turned, strict=True))  # fmt: skip
@@ -640,7 +640,7 @@ def main() -> None:
     options.add_argument("--learning-rate", type=float, default=1e-5)
     options.add_argument("--sft-learning-rate", type=float, default=2e-5)
     options.add_argument("--beta", type=float, default=0.1)
-    options.add_argument("--flips", type=float, default=0.2, help="share of the labels that are turned round")
+    options.add_argument("--flips", type=float, default=0.2, help="share of the labels that are flipped")
     options.add_argument("--text-tokens", type=int, default=4_000, help="of plain text, for perplexity")
     options.add_argument("--token-pairs", type=int, default=48, help="held-out pairs whose tokens are looked at")
     options.add_argument("--drag-pairs", type=int, default=24, help="training pairs whose gradients are compared")

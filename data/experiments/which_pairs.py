@@ -8,7 +8,7 @@ which pairs:
                      worse again by about as much. high-mid and mid-low have the same gap and differ in the chosen;
                      high-mid and high-low have the same chosen and differ in the rejected, and so in the gap
     sft-high, sft-mid   SFT on the good answers alone, and on those in the middle
-    noise-20, noise-40  high-mid with so many of a hundred pairs turned round
+    noise-20, noise-40  high-mid with so many of a hundred pairs flipped
     number-128, number-64, number-32   high-mid with fewer pairs and as many steps: 2, 4 or 8 passes
     own, half-own, written   both answers are the base model's own; half of the pairs are written; all are. The prompts
                      are the same, the chosen are worth 3 and the rejected about as much as the own ones

@@ -19,7 +19,7 @@ _COLORS = (style.BLUE, style.VERMILLION, style.ORANGE, style.GREEN, style.PURPLE
            "#7A4B00")  # by the method's place  # fmt: skip
 
 
-def plot_roads(
+def plot_methods(
     rows: Rows, methods: Mapping[str, str], *, base: str = "base", frontier: tuple[Any, Any] | None = None,
     matched: float | None = None, max_kl: float | None = None, title: str = "True reward against KL",
     ylabel: str = "true reward (points)", ax: Axes | None = None,
