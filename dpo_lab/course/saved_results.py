@@ -246,15 +246,10 @@ def margins_of(rows: Sequence[Result], name: str, method: str, beta: float) -> n
 # A GPU.
 
 
-def read_gpu(path: str | Path | None = None) -> dict[str, Any]:
-    """What was measured on a GPU."""
-    return read_results("gpu.json", "python data/gpu.py on a machine with a GPU", path)
-
-
 def gpu_ways(model: str = "135m", path: str | Path | None = None) -> dict[str, dict[str, float]]:
     """Device → way → pairs per second of one model of `data/gpu.py`; empty where nobody has measured a GPU."""
     try:
-        found = read_gpu(path)
+        found = read_results("gpu.json", "python data/gpu.py on a machine with a GPU", path)
     except ValueError:
         return {}
     ways = found["models"][model]["ways"]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dpo_lab.batching import split_passes
 from dpo_lab.config import TrainingConfig
 from dpo_lab.engine.processes import ALONE, Processes, join, make_accelerator
-from dpo_lab.engine.two_halves import halves, two_threads
+from dpo_lab.engine.two_halves import halves, share_a_heap, two_threads
 from dpo_lab.models.inside import disable_dropout, pick_device
 from dpo_lab.storage.checkpoints import load_checkpoint, save_checkpoint
 
@@ -156,6 +156,7 @@ class Engine:
         if self.shards is not None:
             self.shards.gather()
         self.model.eval()
+        share_a_heap(keep=False)
 
 
 def _compile(module: nn.Module) -> None:

@@ -11,6 +11,8 @@ it would, so there are never more than two.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
@@ -62,12 +64,27 @@ def two_threads(model: nn.Module, device: torch.device) -> TwoThreads | None:
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads < 2 or threads % 2:
         return None
+    share_a_heap()
     models = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
     if not models or not all(type(part).__module__.startswith("transformers.") for part in models):
         return None
     if not has_steady_rotations(model):
         return None
     return None if any(_is_watched(part) for part in model.modules()) else TwoThreads()
+
+
+def share_a_heap(*, keep: bool = True) -> None:
+    """Let all threads share one heap that keeps what was freed, where the C library is glibc; `keep=False` ends that.
+
+    Of itself it gives each thread a heap, of which one lies idle while the other grows, and gives large blocks back to
+    the kernel, which clears every page before it hands it out again (mallopt(3)). At the end all that is free goes.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(-8, 1)  # M_ARENA_MAX
+        libc.mallopt(-4, 0 if keep else 65_536)  # M_MMAP_MAX, of itself 65,536
+        libc.mallopt(-1, -1 if keep else 131_072)  # M_TRIM_THRESHOLD: never, or 128 KiB as of itself
+        if not keep:
+            libc.malloc_trim(0)
 
 
 def halves(indices: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

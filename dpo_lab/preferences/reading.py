@@ -55,16 +55,9 @@ EXAMPLES = RowKind(example_row, EXAMPLE_LAYOUTS | LAYOUTS, ("sft", "train"))
 
 
 def load_preferences(
-    source: object,
-    split: str | None = None,
-    *,
-    layout: str | None = None,
-    on_bad_row: OnBadRow = "raise",
-    limit: int | None = None,
-    seed: int = 0,
-    columns: Mapping[str, str] | None = None,
-    pairing: Pairing = "best_worst",
-) -> datasets.Dataset | list[dict[str, Any]]:
+    source: object, split: str | None = None, *, layout: str | None = None, on_bad_row: OnBadRow = "raise",
+    limit: int | None = None, seed: int = 0, columns: Mapping[str, str] | None = None, pairing: Pairing = "best_worst",
+) -> datasets.Dataset | list[dict[str, Any]]:  # fmt: skip
     """Rows of prompt, chosen, rejected; the report is logged where anything was left out or split early.
 
     `source` is a file (.jsonl, .ndjson, .json, .csv, .tsv, also with .gz; .parquet), a folder of such files, a Hub id
@@ -96,16 +89,9 @@ def load_preferences(
 
 
 def load_examples(
-    source: object,
-    split: str | None = None,
-    *,
-    layout: str | None = None,
-    on_bad_row: OnBadRow = "raise",
-    limit: int | None = None,
-    seed: int = 0,
-    columns: Mapping[str, str] | None = None,
-    pairing: Pairing = "best_worst",
-) -> datasets.Dataset | list[dict[str, Any]]:
+    source: object, split: str | None = None, *, layout: str | None = None, on_bad_row: OnBadRow = "raise",
+    limit: int | None = None, seed: int = 0, columns: Mapping[str, str] | None = None, pairing: Pairing = "best_worst",
+) -> datasets.Dataset | list[dict[str, Any]]:  # fmt: skip
     """Rows of prompt, completion for supervised fine-tuning, read as `load_preferences` reads pairs.
 
     Of a conversation the last assistant turn is the completion, of a preference row the chosen answer. Without
