@@ -97,6 +97,8 @@ class Engine:
         # Both halves would draw from one random state, or recompute through hooks that know of one pass only.
         is_plain = self.processes.count == 1 and not (config.dropout or config.gradient_checkpointing)
         threads = two_threads(model, self.device) if is_plain else None
+        if self.device.type == "cpu":
+            share_a_heap()
         self.is_halved = threads is not None
         self.map: Callable[[Callable[[np.ndarray], Sums], list[np.ndarray]], Iterable[Sums]] = (
             map if threads is None else threads.map

@@ -64,7 +64,6 @@ def two_threads(model: nn.Module, device: torch.device) -> TwoThreads | None:
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads < 2 or threads % 2:
         return None
-    share_a_heap()
     models = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
     if not models or not all(type(part).__module__.startswith("transformers.") for part in models):
         return None
