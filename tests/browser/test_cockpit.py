@@ -82,7 +82,9 @@ def test_train_stop_and_train_again(sheet: Sheet):
     expect(train).to_be_disabled(timeout=WAIT)
     page.wait_for_function("() => window.told.pictures >= 4", timeout=WAIT)
     page.wait_for_function(
-        "() => window.told.words.filter(text => /^step .* left/.test(text)).length >= 3", timeout=WAIT
+        "() => new Set(window.told.words.filter(text => /^step .* left/.test(text)).map(text => text.split(' ')[1]))"
+        ".size >= 3",
+        timeout=WAIT,
     )
     sheet.shoot(panel, "2-training")
 
