@@ -123,6 +123,12 @@ def test_the_shape_of_a_notebook(path: Path):
 
 
 @each_notebook
+def test_no_formula_escapes_a_letter_in_text(path: Path):
+    """MathJax takes the words of a text as they stand, and shows the backslash before an underscore: use mathrm."""
+    assert not re.findall(r"\\text\w*\{[^}]*\\_", prose(path))
+
+
+@each_notebook
 def test_it_can_be_shown_as_slides(path: Path):
     slides = [c for c in read(path).cells if c.metadata.get("slideshow", {}).get("slide_type") == "slide"]
     assert len(slides) >= 4
