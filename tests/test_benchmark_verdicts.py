@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from tests.benchmarks import gpu_speed, growth, speed
+from tests.benchmarks import gpu_speed, growth, real_speed, speed
 from tests.benchmarks.contestants import part_of
 from tests.benchmarks.machine import KEPT
 from tests.conftest import random_pairs
@@ -128,7 +128,20 @@ def test_the_readme_tells_the_speed_that_was_measured():
     assert all(line.startswith("met") for line in told if "100,000 pairs" in line)
 
 
-@pytest.mark.parametrize(("name", "module"), [("cpu_speed", speed), ("growth", growth)])
+def test_the_readme_begins_with_the_speed_on_a_real_model():
+    found = json.loads((KEPT / "real_speed.json").read_text())
+    rows, readme = found["repetitions"], (ROOT / "README.md").read_text(encoding="utf-8")
+    for key, one in real_speed.CONTESTANTS.items():
+        rate = median(real_speed.speed(row, key) for row in rows)
+        memory = median(real_speed.memory(row, key) for row in rows)
+        assert f"| {one.label} | {one.precision} | {rate:.2f} | {memory:.1f} GiB |" in readme
+    reached = {name: median(values) for name, values in real_speed.reached(found).items()}
+    assert f"{reached['bfloat16 / TRL']:.1f} times TRL's speed in bfloat16" in readme
+    assert f"{reached['float32 / TRL']:.1f} times in float32" in readme
+    assert f"{reached['sampling, SmolLM2 / generate']:.1f} times as fast as transformers' `generate`" in readme
+
+
+@pytest.mark.parametrize(("name", "module"), [("cpu_speed", speed), ("growth", growth), ("real_speed", real_speed)])
 def test_kept_tables_are_those_of_the_kept_numbers(name, module):
     found = json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))
     assert module.table(found) == (KEPT / f"{name}.md").read_text(encoding="utf-8")

@@ -126,13 +126,14 @@ def is_met(target: Target, value: float) -> bool:
 def table(found: dict[str, Any]) -> str:
     """The result as markdown."""
     rows = found["repetitions"]
+    of_how_many = f"Medians of {len(rows)} repetitions" if len(rows) > 1 else "One repetition"
     median = lambda of: statistics.median(map(of, rows))
     lines = [
         "# Speed on a real model", "", heading(f"python -m tests.benchmarks.real_speed --repetitions {len(rows)}",
                                               found["machine"]), "",
         f"SmolLM2-135M-Instruct, pairs of HH harmless-base, at most 384 tokens, batches of 8, {found['threads']} "
-        f"threads; reference log-probs are there before, and only steps count. Medians of {len(rows)} repetitions, "
-        "all in turn. This machine multiplies matrices at "
+        f"threads; reference log-probs are there before, and only steps count. {of_how_many}, all in turn. "
+        "This machine multiplies matrices at "
         f"{median(lambda row: row['matrix_rate bfloat16']) / 1e9:.0f} GFLOP/s in bfloat16 and at "
         f"{median(lambda row: row['matrix_rate float32']) / 1e9:.0f} in float32.", "",
         "| | precision | pairs/s | peak memory (GiB) | pairs | once a run (s) |", "|---|---|---|---|---|---|",
@@ -168,7 +169,8 @@ def figure(found: dict[str, Any]) -> Picture:
     ):
         for x, (key, one) in enumerate(CONTESTANTS.items()):
             draw_bar(axis, x, [of(row, key) for row in found["repetitions"]], one.color)
-        names = [f"{one.label.replace(', ', chr(10))}\n{one.precision}" for one in CONTESTANTS.values()]
+        names = [f"{one.label.replace(', grouped by length', chr(10) + 'grouped')}\n{one.precision}"
+                 for one in CONTESTANTS.values()]  # fmt: skip
         axis.set_xticks(range(len(names)), names, fontsize=7)
         dress(axis, title, "", unit)
     add_title(picture, f"SmolLM2-135M, {found['threads']} CPU threads")
